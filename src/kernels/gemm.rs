@@ -1,0 +1,180 @@
+//! Matrix products with packed weights: the driver behind linear layers, 1x1 convolutions and every convolution that is
+//! not done by Winograd's algorithm (as a sum over the kernel's taps, rows gathered tap by tap).
+
+use super::act::{Act, PointFn, with_act};
+use super::buf::{Scratch, Shared};
+use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
+use super::packed::PackedConv;
+use super::simd::{Isa, Simd, isa_fn};
+use rayon::prelude::*;
+
+/// Rows of a task: enough to reuse each panel of weights that comes from far, few enough to stay in the L2 cache.
+const TASK_ROWS: usize = 96;
+/// Input channels staged at a time.
+const CHUNK: usize = 768;
+
+/// What is added and applied to a product on its way out.
+#[derive(Clone, Copy)]
+pub(super) struct Epilogue {
+    /// (rows, cout), or null for none; may be the output itself.
+    pub residual: Shared,
+    pub act: Act,
+}
+
+/// Rows to stage for a task.
+pub(super) struct Rows {
+    pub first: usize,
+    pub count: usize,
+    pub tap: usize,
+    /// Channels.
+    pub c0: usize,
+    pub c1: usize,
+    /// Row i, slab s go to `dst + offset(i) + s * slab_stride`.
+    pub dst: *mut f32,
+    pub per_panel: usize,
+}
+
+impl Rows {
+    fn slabs(&self) -> usize {
+        (self.c1 - self.c0).div_ceil(SLAB)
+    }
+
+    /// Calls `f(first row, row count, destination)` for each panel of A; in it rows are [`SLAB`] apart, slabs
+    /// `per_panel * SLAB`.
+    #[inline(always)]
+    pub fn panels(&self, mut f: impl FnMut(usize, usize, *mut f32)) {
+        for (g, i) in (0..self.count).step_by(self.per_panel).enumerate() {
+            let n = self.per_panel.min(self.count - i);
+            // SAFETY: the task made room for all of its panels.
+            f(self.first + i, n, unsafe { self.dst.add(g * self.slabs() * self.per_panel * SLAB) });
+        }
+    }
+}
+
+/// `out (rows, cout) = act(sum over taps of A_tap (rows, cin) * weight_tap + bias + residual)`, where `stage` writes
+/// the rows of A that it is asked for.
+///
+/// # Safety
+/// `out` has room for (rows, cout); the residual is null or has that length.
+pub(super) unsafe fn product(
+    isa: Isa,
+    rows: usize,
+    weight: &PackedConv,
+    epilogue: Epilogue,
+    out: Shared,
+    stage: impl Fn(&Rows) + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    let panels = weight.panel_count();
+    // How the work is cut has no influence on the result: each value is summed in the same order.
+    let mut row_tasks = rows.div_ceil(TASK_ROWS);
+    if rows >= 32 * threads {
+        row_tasks = row_tasks.next_multiple_of(threads);
+    }
+    let task_rows = rows.div_ceil(row_tasks.max(1)).max(1);
+    let row_tasks = rows.div_ceil(task_rows);
+    let splits = (4 * threads).div_ceil(row_tasks.max(1)).min(if rows > 64 { panels.div_ceil(4) } else { panels }).max(1);
+    let split = panels.div_ceil(splits);
+    let taps = weight.kh * weight.kw;
+    let per_panel = rows_per_panel(isa, task_rows);
+    let chunk = weight.cin.min(CHUNK);
+    let one = taps == 1 && weight.cin <= CHUNK;
+    (0..row_tasks * splits).into_par_iter().with_max_len(1).for_each(|task| {
+        let (first, nb0) = (task / splits * task_rows, task % splits * split);
+        let (count, nb1) = (task_rows.min(rows - first), panels.min(nb0 + split));
+        if nb0 >= nb1 {
+            return;
+        }
+        let mut a = Scratch::take(task_rows.next_multiple_of(per_panel) * chunk.next_multiple_of(SLAB));
+        let mut c = Scratch::take(if one { count * NB } else { (nb1 - nb0) * count * NB });
+        let (a, c) = (a.ptr(), c.ptr());
+        let c_panel = |nb: usize| if one { c } else { c.wrapping_add((nb - nb0) * count * NB) };
+        let finish = |nb: usize| {
+            let at = first * weight.cout + nb * NB;
+            let residual = epilogue.residual.offset_or_null(at);
+            let bias = weight.bias(nb).as_ptr();
+            // SAFETY: this task alone writes these rows and columns of `out`.
+            unsafe {
+                let to = out.get().add(at);
+                write_out(isa, c_panel(nb), count, weight.panel_cols(nb), bias, residual, to, weight.cout, epilogue.act);
+            }
+        };
+        for tap in 0..taps {
+            for c0 in (0..weight.cin).step_by(CHUNK) {
+                let c1 = weight.cin.min(c0 + CHUNK);
+                let rows = Rows { first, count, tap, c0, c1, dst: a, per_panel };
+                stage(&rows);
+                for nb in nb0..nb1 {
+                    let b = weight.panel(nb, tap)[c0 * NB..].as_ptr();
+                    let accumulate = tap > 0 || c0 > 0;
+                    rows.panels(|row, n, a| {
+                        let ptr = c_panel(nb).wrapping_add((row - first) * NB);
+                        let dst = Dst { ptr, row_stride: NB, slab_stride: 16, accumulate };
+                        // SAFETY: the panels were staged above; `dst` is the task's scratch.
+                        unsafe { panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst) };
+                    });
+                    if one {
+                        finish(nb);
+                    }
+                }
+            }
+        }
+        if !one {
+            (nb0..nb1).for_each(finish);
+        }
+    });
+}
+
+isa_fn! {
+    /// `out[i][j] = act(c[i][j] + bias[j] + residual[i][j])` for `cols` columns; `c` has rows of [`NB`], the others of
+    /// `ld`; a null residual is none.
+    fn write_out = write_out_body(
+        c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: *const f32, out: *mut f32, ld: usize, act: Act,
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn write_out_body<S: Simd>(
+    c: *const f32,
+    rows: usize,
+    cols: usize,
+    bias: *const f32,
+    residual: *const f32,
+    out: *mut f32,
+    ld: usize,
+    act: Act,
+) {
+    unsafe {
+        with_act!(act, f => write_out_with::<S, _>(c, rows, cols, bias, residual, out, ld, f))
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn write_out_with<S: Simd, F: PointFn>(
+    c: *const f32,
+    rows: usize,
+    cols: usize,
+    bias: *const f32,
+    residual: *const f32,
+    out: *mut f32,
+    ld: usize,
+    f: F,
+) {
+    unsafe {
+        for i in 0..rows {
+            for j in (0..cols).step_by(S::LANES) {
+                let n = cols - j;
+                let mut x = S::load(c.add(i * NB + j)).add(S::load(bias.add(j)));
+                if !residual.is_null() {
+                    let r = residual.add(i * ld + j);
+                    x = x.add(if n < S::LANES { S::load_first(r, n) } else { S::load(r) });
+                }
+                let x = f.eval(x);
+                let to = out.add(i * ld + j);
+                if n < S::LANES { x.store_first(to, n) } else { x.store(to) }
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! A convolution's input as the kernels read it: one or two maps side by side in the channels, an affine map and an
+//! activation, a nearest-neighbour upsampling, all applied while pixels are copied into scratch.
+
+use super::act::{Act, PointFn, with_act};
+use super::micro::SLAB;
+use super::simd::{Simd, isa_fn};
+
+/// `act(x * scale + shift)`, with scale and shift per batch item and channel: what a GroupNorm (or AdaGroupNorm) and its
+/// activation come to once the statistics are known.
+pub struct Prologue {
+    /// (b, c), and `SLAB` zeros behind so that whole vectors can be read.
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    act: Act,
+}
+
+impl Prologue {
+    /// `scale` and `shift` (b, c).
+    ///
+    /// # Panics
+    /// If their lengths differ.
+    pub fn new(mut scale: Vec<f32>, mut shift: Vec<f32>, act: Act) -> Self {
+        assert_eq!(scale.len(), shift.len(), "scale and shift are both (b, c)");
+        for v in [&mut scale, &mut shift] {
+            v.resize(v.len() + SLAB, 0.0);
+        }
+        Self { scale, shift, act }
+    }
+
+    /// b * c.
+    pub(super) fn len(&self) -> usize {
+        self.scale.len() - SLAB
+    }
+}
+
+/// What a kernel reads: a map `x` (b, h, w, c), or the concatenation of two along the channels, through an optional
+/// [`Prologue`] and then an optional nearest-neighbour upsampling by 2.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    x: [&'a [f32]; 2],
+    c: [usize; 2],
+    b: usize,
+    h: usize,
+    w: usize,
+    prologue: Option<&'a Prologue>,
+    upsample: bool,
+}
+
+impl<'a> Input<'a> {
+    /// `x` (b, h, w, c).
+    ///
+    /// # Panics
+    /// If its length is not b * h * w * c.
+    pub fn new(x: &'a [f32], b: usize, h: usize, w: usize, c: usize) -> Self {
+        assert_eq!(x.len(), b * h * w * c, "the input is (b, h, w, c) = ({b}, {h}, {w}, {c})");
+        Self { x: [x, &[]], c: [c, 0], b, h, w, prologue: None, upsample: false }
+    }
+
+    /// With `skip` (b, h, w, c) behind it in the channels.
+    ///
+    /// # Panics
+    /// If its length is not b * h * w * c.
+    pub fn concat(mut self, skip: &'a [f32], c: usize) -> Self {
+        assert_eq!(skip.len(), self.b * self.h * self.w * c, "the second input is (b, h, w, {c})");
+        self.x[1] = skip;
+        self.c[1] = c;
+        self
+    }
+
+    /// Through `prologue`, whose scale and shift are (b, all channels).
+    ///
+    /// # Panics
+    /// If they are not.
+    pub fn prologue(mut self, prologue: &'a Prologue) -> Self {
+        assert_eq!(prologue.len(), self.b * self.channels(), "the prologue is (b, c)");
+        self.prologue = Some(prologue);
+        self
+    }
+
+    /// As if every pixel were repeated twice in both directions.
+    pub fn upsample2x(mut self) -> Self {
+        self.upsample = true;
+        self
+    }
+
+    /// (b, h, w) after upsampling.
+    pub fn shape(&self) -> (usize, usize, usize) {
+        let f = if self.upsample { 2 } else { 1 };
+        (self.b, self.h * f, self.w * f)
+    }
+
+    /// Channels of all parts.
+    pub fn channels(&self) -> usize {
+        self.c[0] + self.c[1]
+    }
+}
+
+/// Which input pixel each row of an im2col matrix takes for one tap of the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Gather {
+    /// Output (h, w).
+    pub oh: usize,
+    pub ow: usize,
+    pub stride: usize,
+    /// The tap's position in the input for output (0, 0).
+    pub dy: isize,
+    pub dx: isize,
+}
+
+isa_fn! {
+    /// Stages `n` rows of an im2col matrix from row `first` on, channels `c0..c1`, rows 16 apart.
+    ///
+    /// # Safety
+    /// `dst` has room; the rows exist; `c0` is a multiple of 16.
+    pub(super) fn stage_rows = stage_rows_body(
+        input: &Input, gather: Gather, c0: usize, c1: usize, first: usize, n: usize, dst: *mut f32, slab_stride: usize,
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn stage_rows_body<S: Simd>(
+    input: &Input,
+    gather: Gather,
+    c0: usize,
+    c1: usize,
+    first: usize,
+    n: usize,
+    dst: *mut f32,
+    slab_stride: usize,
+) {
+    let (_, h, w) = input.shape();
+    let at = |i: usize| {
+        let (line, x) = ((first + i) / gather.ow, (first + i) % gather.ow);
+        let (b, y) = (line / gather.oh, line % gather.oh);
+        let y = (y * gather.stride).wrapping_add_signed(gather.dy);
+        let x = (x * gather.stride).wrapping_add_signed(gather.dx);
+        (y < h && x < w).then_some((b, y, x))
+    };
+    unsafe { stage::<S>(input, c0, c1, n, at, dst, SLAB, slab_stride) }
+}
+
+/// A rectangle of pixels, possibly reaching over the input's edges.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    pub b: usize,
+    pub y: isize,
+    pub x: isize,
+    pub h: usize,
+    pub w: usize,
+}
+
+isa_fn! {
+    /// Stages a region's channels `c0..c1` as (h, w, c1 - c0 rounded up to 16).
+    ///
+    /// # Safety
+    /// `dst` has room; `region.b` exists; `c0` is a multiple of 16.
+    pub(super) fn stage_region = stage_region_body(input: &Input, region: Region, c0: usize, c1: usize, dst: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn stage_region_body<S: Simd>(input: &Input, region: Region, c0: usize, c1: usize, dst: *mut f32) {
+    let (_, h, w) = input.shape();
+    let at = |i: usize| {
+        let y = (i / region.w).wrapping_add_signed(region.y);
+        let x = (i % region.w).wrapping_add_signed(region.x);
+        (y < h && x < w).then_some((region.b, y, x))
+    };
+    unsafe { stage::<S>(input, c0, c1, region.h * region.w, at, dst, (c1 - c0).next_multiple_of(SLAB), SLAB) }
+}
+
+/// Copies channels `c0..c1` of `n` pixels to `dst`, activated. Pixel i comes from `at(i)` = (batch, y, x), zeros where that
+/// is none; its 16-channel slab s goes to `dst + i * pixel_stride + s * slab_stride`. Lanes beyond c1 are arbitrary.
+///
+/// # Safety
+/// `dst` has room, `at` stays inside [`Input::shape`], `c0` is a multiple of 16.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn stage<S: Simd>(
+    input: &Input,
+    c0: usize,
+    c1: usize,
+    n: usize,
+    at: impl Fn(usize) -> Option<(usize, usize, usize)>,
+    dst: *mut f32,
+    pixel_stride: usize,
+    slab_stride: usize,
+) {
+    unsafe {
+        match input.prologue {
+            None => stage_with::<S, _>(input, c0, c1, n, at, dst, pixel_stride, slab_stride, Plain),
+            Some(p) => {
+                let (scale, shift, channels) = (p.scale.as_ptr(), p.shift.as_ptr(), input.channels());
+                with_act!(p.act, act => {
+                    let map = Affine { scale, shift, channels, act };
+                    stage_with::<S, _>(input, c0, c1, n, at, dst, pixel_stride, slab_stride, map)
+                })
+            }
+        }
+    }
+}
+
+/// What happens to a value of batch item `b`, channel `c` on its way. (A trait, because closures need not be inlined
+/// into the functions compiled for an instruction set.)
+trait Map: Copy {
+    unsafe fn map<S: Simd>(self, x: S, b: usize, c: usize) -> S;
+}
+
+#[derive(Clone, Copy)]
+struct Plain;
+
+#[derive(Clone, Copy)]
+struct Affine<F> {
+    scale: *const f32,
+    shift: *const f32,
+    channels: usize,
+    act: F,
+}
+
+impl Map for Plain {
+    #[inline(always)]
+    unsafe fn map<S: Simd>(self, x: S, _: usize, _: usize) -> S {
+        x
+    }
+}
+
+impl<F: PointFn> Map for Affine<F> {
+    #[inline(always)]
+    unsafe fn map<S: Simd>(self, x: S, b: usize, c: usize) -> S {
+        unsafe {
+            let i = b * self.channels + c;
+            self.act.eval(x.mul_add(S::load(self.scale.add(i)), S::load(self.shift.add(i))))
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn stage_with<S: Simd, M: Map>(
+    input: &Input,
+    c0: usize,
+    c1: usize,
+    n: usize,
+    at: impl Fn(usize) -> Option<(usize, usize, usize)>,
+    dst: *mut f32,
+    pixel_stride: usize,
+    slab_stride: usize,
+    map: M,
+) {
+    unsafe {
+        let [ca, cb] = input.c;
+        let shift = usize::from(input.upsample);
+        for i in 0..n {
+            let mut to = dst.add(i * pixel_stride);
+            let Some((b, y, x)) = at(i) else {
+                for _ in (c0..c1).step_by(SLAB) {
+                    to.write_bytes(0, SLAB);
+                    to = to.add(slab_stride);
+                }
+                continue;
+            };
+            let pixel = (b * input.h + (y >> shift)) * input.w + (x >> shift);
+            let from = [input.x[0].as_ptr().add(pixel * ca), input.x[1].as_ptr().wrapping_add(pixel * cb)];
+            for c in (c0..c1).step_by(SLAB) {
+                let mut tail = [0f32; SLAB];
+                let src = if c + SLAB <= ca {
+                    from[0].add(c)
+                } else if c >= ca && c + SLAB <= ca + cb {
+                    from[1].add(c - ca)
+                } else {
+                    for (k, t) in tail.iter_mut().enumerate().take(ca + cb - c) {
+                        *t = if c + k < ca { *from[0].add(c + k) } else { *from[1].add(c + k - ca) };
+                    }
+                    tail.as_ptr()
+                };
+                for v in (0..SLAB).step_by(S::LANES) {
+                    map.map(S::load(src.add(v)), b, c + v).store(to.add(v));
+                }
+                to = to.add(slab_stride);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The GEMM register tile: up to `ROWS` rows of A by 32 columns of B, the operands packed so that every load is
+//! sequential.
+//!
+//! A panel of A holds `r` rows in slabs of 16 steps of the inner dimension: element (row, k) lies at
+//! `(k / 16 * r + row) * 16 + k % 16`. A panel of B holds [`NB`] columns: element (k, col) lies at `k * NB + col`.
+
+use super::simd::{Isa, Simd, isa_fn};
+
+/// Columns in a panel of B: the unit in which weights are packed.
+pub(super) const NB: usize = 32;
+/// Steps of the inner dimension in a slab of A.
+pub(super) const SLAB: usize = 16;
+
+/// Where the tile's results go: element (row, col) at `ptr + row * row_stride + col / 16 * slab_stride + col % 16`.
+#[derive(Clone, Copy)]
+pub(super) struct Dst {
+    pub ptr: *mut f32,
+    pub row_stride: usize,
+    pub slab_stride: usize,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
+}
+
+/// One step of the inner dimension.
+#[inline(always)]
+unsafe fn step<S: Simd, const M: usize, const V: usize>(acc: &mut [[S; V]; M], a: *const f32, b: *const f32) {
+    unsafe {
+        let mut bv = [S::splat(0.0); V];
+        for v in 0..V {
+            bv[v] = S::load(b.add(v * S::LANES));
+        }
+        for m in 0..M {
+            let x = S::splat(*a.add(m * SLAB));
+            for v in 0..V {
+                acc[m][v] = x.mul_add(bv[v], acc[m][v]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const M: usize, const V: usize>(k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst, col: usize) {
+    unsafe {
+        let at = |m: usize, v: usize| {
+            let col = col + v * S::LANES;
+            dst.ptr.add(m * dst.row_stride + col / 16 * dst.slab_stride + col % 16)
+        };
+        let mut acc = [[S::splat(0.0); V]; M];
+        if dst.accumulate {
+            for m in 0..M {
+                for v in 0..V {
+                    acc[m][v] = S::load(at(m, v));
+                }
+            }
+        }
+        let (mut a, mut b) = (a, b.add(col));
+        for _ in 0..k / SLAB {
+            // Four steps to a turn; left to itself the compiler unrolls all 16 and then keeps `acc` in memory.
+            for _ in 0..SLAB / 4 {
+                step(&mut acc, a, b);
+                step(&mut acc, a.add(1), b.add(NB));
+                step(&mut acc, a.add(2), b.add(2 * NB));
+                step(&mut acc, a.add(3), b.add(3 * NB));
+                a = a.add(4);
+                b = b.add(4 * NB);
+            }
+            a = a.add((r - 1) * SLAB);
+        }
+        for i in 0..k % SLAB {
+            step(&mut acc, a.add(i), b.add(i * NB));
+        }
+        for m in 0..M {
+            for v in 0..V {
+                acc[m][v].store(at(m, v));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile_rows<S: Simd, const V: usize>(rows: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst, col: usize) {
+    macro_rules! pick {
+        ($($n:literal)*) => {
+            match rows {
+                // The compiler drops the arms that this instruction set's registers have no room for.
+                $($n if $n <= S::ROWS => unsafe { tile::<S, $n, V>(k, a, r, b, dst, col) },)*
+                _ => unreachable!("rows is at most S::ROWS"),
+            }
+        };
+    }
+    pick!(1 2 3 4 5 6 7 8 9 10 11 12)
+}
+
+#[inline(always)]
+unsafe fn panel_body<S: Simd>(rows: usize, cols: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst) {
+    unsafe {
+        let mut col = 0;
+        while col < cols {
+            if S::LANES == 16 && cols - col <= 16 {
+                tile_rows::<S, 1>(rows, k, a, r, b, dst, col);
+                col += S::LANES;
+            } else {
+                tile_rows::<S, 2>(rows, k, a, r, b, dst, col);
+                col += 2 * S::LANES;
+            }
+        }
+    }
+}
+
+isa_fn! {
+    /// `dst (rows, cols) [+]= A panel (rows, k) * B panel (k, cols)`: `rows` up to [`max_rows`], `cols` up to [`NB`]
+    /// and rounded up to a multiple of 16, `r` the rows that the panel of A was packed with.
+    pub(super) fn panel = panel_body(rows: usize, cols: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst)
+}
+
+/// The most rows of a panel of A.
+pub(super) fn max_rows(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => super::simd::V16::ROWS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::simd::V8::ROWS,
+        _ => super::simd::V4::ROWS,
+    }
+}
+
+/// Rows per panel for `n` rows: the fewest panels, evenly filled, so that none is left with a row or two.
+pub(super) fn rows_per_panel(isa: Isa, n: usize) -> usize {
+    n.div_ceil(n.div_ceil(max_rows(isa)).max(1)).max(1)
+}
