@@ -4,5 +4,20 @@ pub mod hub;
 pub mod input;
 pub mod kernels;
 pub mod latents;
+pub mod layers;
 pub mod metadata;
+pub mod noise;
 pub mod output;
+pub mod padding;
+mod pipeline;
+pub mod sampler;
+pub mod text;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
+
+pub use pipeline::{
+    Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
+};
+pub use weights::ModelFiles;

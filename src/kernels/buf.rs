@@ -32,7 +32,10 @@ impl Aligned {
         if ptr.is_null() {
             handle_alloc_error(layout);
         }
-        Self { ptr: ptr.cast(), len }
+        Self {
+            ptr: ptr.cast(),
+            len,
+        }
     }
 }
 
@@ -67,14 +70,20 @@ impl Scratch {
     pub fn take(len: usize) -> Self {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         let fits = |b: &Aligned| b.len >= len && b.len <= 4 * len.max(1 << 14);
-        let best = (0..pool.len()).filter(|&i| fits(&pool[i])).min_by_key(|&i| pool[i].len);
+        let best = (0..pool.len())
+            .filter(|&i| fits(&pool[i]))
+            .min_by_key(|&i| pool[i].len);
         let buf = best.map(|i| pool.swap_remove(i));
         drop(pool);
-        Self(Some(buf.unwrap_or_else(|| Aligned::zeroed(len.next_multiple_of(1 << 14)))))
+        Self(Some(buf.unwrap_or_else(|| {
+            Aligned::zeroed(len.next_multiple_of(1 << 14))
+        })))
     }
 
     pub fn ptr(&mut self) -> *mut f32 {
-        self.0.as_mut().map_or(std::ptr::null_mut(), |b| b.as_mut_ptr())
+        self.0
+            .as_mut()
+            .map_or(std::ptr::null_mut(), |b| b.as_mut_ptr())
     }
 }
 
@@ -111,7 +120,11 @@ impl Shared {
 
     /// `n` values on; null stays null.
     pub fn offset_or_null(self, n: usize) -> *const f32 {
-        if self.0.is_null() { self.0 } else { self.0.wrapping_add(n) }
+        if self.0.is_null() {
+            self.0
+        } else {
+            self.0.wrapping_add(n)
+        }
     }
 }
 

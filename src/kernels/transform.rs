@@ -39,11 +39,19 @@ unsafe fn input_1d<S: Simd>(d: [S; IN]) -> [S; IN] {
 #[inline(always)]
 unsafe fn weight_1d<S: Simd>(g: [S; 3]) -> [S; IN] {
     unsafe {
-        let [ea, oa, eb0, ob] = [-2.0 / 3.0, -2.0 / 3.0 * A, 1.0 / 6.0, B / 6.0].map(|x| S::splat(x));
+        let [ea, oa, eb0, ob] =
+            [-2.0 / 3.0, -2.0 / 3.0 * A, 1.0 / 6.0, B / 6.0].map(|x| S::splat(x));
         let third = S::splat(1.0 / 3.0);
         let (even_a, odd_a) = (g[0].mul(ea).sub(g[2].mul(third)), g[1].mul(oa));
         let (even_b, odd_b) = (g[0].mul_add(eb0, g[2].mul(third)), g[1].mul(ob));
-        [g[0], even_a.add(odd_a), even_a.sub(odd_a), even_b.add(odd_b), even_b.sub(odd_b), g[2]]
+        [
+            g[0],
+            even_a.add(odd_a),
+            even_a.sub(odd_a),
+            even_b.add(odd_b),
+            even_b.sub(odd_b),
+            g[2],
+        ]
     }
 }
 
@@ -70,7 +78,14 @@ isa_fn! {
 }
 
 #[inline(always)]
-unsafe fn weights_body<S: Simd>(taps: *const f32, tap_stride: usize, n: usize, cols: usize, u: *mut f32, point_stride: usize) {
+unsafe fn weights_body<S: Simd>(
+    taps: *const f32,
+    tap_stride: usize,
+    n: usize,
+    cols: usize,
+    u: *mut f32,
+    point_stride: usize,
+) {
     unsafe {
         for c in 0..n {
             for v in (0..cols.next_multiple_of(16)).step_by(S::LANES) {
@@ -110,7 +125,11 @@ impl TileLayout {
         let slabs = channels.div_ceil(SLAB);
         let size = tiles.next_multiple_of(per_panel) * slabs * SLAB;
         // An odd number of cache lines, so that a tile's 36 values do not all fall into the same set of the cache.
-        Self { per_panel, slabs, point_stride: (size / SLAB | 1) * SLAB }
+        Self {
+            per_panel,
+            slabs,
+            point_stride: (size / SLAB | 1) * SLAB,
+        }
     }
 
     pub fn panel(&self, panel: usize) -> usize {
@@ -220,10 +239,18 @@ unsafe fn outputs_body<S: Simd>(m: *const f32, point_stride: usize, row: TileRow
                         let mut y = y.add(bias);
                         if !to.residual.is_null() {
                             let r = to.residual.add(at);
-                            y = y.add(if n < S::LANES { S::load_first(r, n) } else { S::load(r) });
+                            y = y.add(if n < S::LANES {
+                                S::load_first(r, n)
+                            } else {
+                                S::load(r)
+                            });
                         }
                         let to = to.out.add(at);
-                        if n < S::LANES { y.store_first(to, n) } else { y.store(to) }
+                        if n < S::LANES {
+                            y.store_first(to, n)
+                        } else {
+                            y.store(to)
+                        }
                     }
                 }
             }

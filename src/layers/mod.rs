@@ -1,0 +1,462 @@
+//! The layers that the networks share. Here, and only here, it is decided what runs them: this program's own
+//! CPU kernels on channels-last maps, or candle's stock operations on channels-first ones (CUDA).
+
+mod cpu;
+mod stock;
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Tensor};
+
+use crate::kernels::PackedConv;
+use crate::weights::{Placement, Weights};
+
+/// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.
+#[derive(Clone)]
+pub struct FeatureMap {
+    /// (b, h, w, c) for our CPU kernels, (b, c, h, w) for candle's stock operations.
+    tensor: Tensor,
+    channels_last: bool,
+}
+
+impl FeatureMap {
+    /// From (b, c, h, w), any dtype; it takes the placement's dtype, device and memory order.
+    pub fn from_nchw(tensor: &Tensor, placement: &Placement) -> Result<Self> {
+        let tensor = tensor
+            .to_device(&placement.device)?
+            .to_dtype(placement.dtype)?;
+        let tensor = match placement.kernels {
+            true => tensor.permute((0, 2, 3, 1))?.contiguous()?,
+            false => tensor.contiguous()?,
+        };
+        Ok(Self {
+            tensor,
+            channels_last: placement.kernels,
+        })
+    }
+
+    /// To (b, c, h, w), contiguous, in the map's dtype.
+    pub fn to_nchw(&self) -> Result<Tensor> {
+        Ok(match self.channels_last {
+            true => self.tensor.permute((0, 3, 1, 2))?.contiguous()?,
+            false => self.tensor.clone(),
+        })
+    }
+
+    /// (b, c, h, w)
+    pub fn dims(&self) -> Result<(usize, usize, usize, usize)> {
+        let (b, x, y, z) = self.tensor.dims4()?;
+        Ok(match self.channels_last {
+            true => (b, z, x, y),
+            false => (b, x, y, z),
+        })
+    }
+
+    /// The positions as a sequence: (b, h * w, c), row after row.
+    pub fn tokens(&self) -> Result<Tensor> {
+        let (b, c, h, w) = self.dims()?;
+        Ok(match self.channels_last {
+            true => self.tensor.reshape((b, h * w, c))?,
+            false => self
+                .tensor
+                .reshape((b, c, h * w))?
+                .transpose(1, 2)?
+                .contiguous()?,
+        })
+    }
+
+    /// The inverse of [`tokens`](Self::tokens), for a map of the height and width of this one.
+    fn with_tokens(&self, tokens: &Tensor) -> Result<Self> {
+        let (_, _, h, w) = self.dims()?;
+        let (b, _, c) = tokens.dims3()?;
+        let tensor = match self.channels_last {
+            true => tokens.reshape((b, h, w, c))?,
+            false => tokens
+                .transpose(1, 2)?
+                .reshape((b, c, h, w))?
+                .contiguous()?,
+        };
+        Ok(Self {
+            tensor,
+            channels_last: self.channels_last,
+        })
+    }
+
+    fn like(&self, tensor: Tensor) -> Self {
+        Self {
+            tensor,
+            channels_last: self.channels_last,
+        }
+    }
+
+    /// Sum of two maps of one shape.
+    pub fn add(&self, other: &Self) -> Result<Self> {
+        Ok(self.like((&self.tensor + &other.tensor)?))
+    }
+
+    /// This map's channels, then the other's.
+    pub fn cat_channels(&self, other: &Self) -> Result<Self> {
+        let dim = if self.channels_last { 3 } else { 1 };
+        Ok(self.like(Tensor::cat(&[&self.tensor, &other.tensor], dim)?))
+    }
+}
+
+/// The activations that the published configurations use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    /// Exact, by the error function.
+    Gelu,
+    Silu,
+    /// `x * sigmoid(1.702 x)`, CLIP's.
+    QuickGelu,
+}
+
+impl Activation {
+    /// From a configuration's name for it.
+    ///
+    /// # Errors
+    /// The name is not one of `gelu`, `silu`, `swish`, `quick_gelu`.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Ok(match name {
+            "gelu" => Self::Gelu,
+            "silu" | "swish" => Self::Silu,
+            "quick_gelu" => Self::QuickGelu,
+            other => bail!("activation `{other}` is not supported (gelu, silu, swish, quick_gelu)"),
+        })
+    }
+
+    /// Elementwise, any shape and dtype.
+    pub fn apply(self, x: &Tensor, placement: &Placement) -> Result<Tensor> {
+        match placement.kernels {
+            true => cpu::activation(x, self),
+            false => stock::activation(x, self),
+        }
+    }
+}
+
+/// `y = x W^T + b` over the last dimension.
+pub struct Linear {
+    weights: LinearWeights,
+    pub outputs: usize,
+}
+
+enum LinearWeights {
+    Packed(PackedConv),
+    Stock {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+impl Linear {
+    /// Reads `weight` (outputs, inputs), or the same as a 1x1 convolution (outputs, inputs, 1, 1), and `bias`
+    /// (outputs) where `bias` is set.
+    pub fn new(inputs: usize, outputs: usize, bias: bool, w: &Weights) -> Result<Self> {
+        let flat = [outputs, inputs];
+        let convolution = [outputs, inputs, 1, 1];
+        let shape: &[usize] = match w.shape("weight") {
+            Some(found) if found == convolution => &convolution,
+            _ => &flat,
+        };
+        let values = w.f32(shape, "weight")?;
+        let bias = bias.then(|| w.f32(&[outputs], "bias")).transpose()?;
+        Self::from_values(inputs, outputs, values, bias, w.placement())
+    }
+
+    /// Several layers over the same input as one: their outputs follow each other.
+    pub fn joined(inputs: usize, outputs: &[usize], bias: bool, parts: &[Weights]) -> Result<Self> {
+        let mut values = Vec::new();
+        let mut biases = Vec::new();
+        for (w, &outputs) in parts.iter().zip(outputs) {
+            values.extend(w.f32(&[outputs, inputs], "weight")?);
+            if bias {
+                biases.extend(w.f32(&[outputs], "bias")?);
+            }
+        }
+        let Some(first) = parts.first() else {
+            bail!("no layers to join");
+        };
+        let total = outputs.iter().sum();
+        Self::from_values(
+            inputs,
+            total,
+            values,
+            bias.then_some(biases),
+            first.placement(),
+        )
+    }
+
+    fn from_values(
+        inputs: usize,
+        outputs: usize,
+        values: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        placement: &Placement,
+    ) -> Result<Self> {
+        let weights = match placement.kernels {
+            true => {
+                LinearWeights::Packed(cpu::pack_linear(&values, bias.as_deref(), inputs, outputs))
+            }
+            false => LinearWeights::Stock {
+                weight: stock::upload(values, &[outputs, inputs], placement)?,
+                bias: bias
+                    .map(|bias| stock::upload(bias, &[outputs], placement))
+                    .transpose()?,
+            },
+        };
+        Ok(Self { weights, outputs })
+    }
+
+    /// (…, inputs) -> (…, outputs)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_add(x, None)
+    }
+
+    /// The same plus `residual`, of the output's shape.
+    pub fn forward_add(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match &self.weights {
+            LinearWeights::Packed(packed) => cpu::linear(x, packed, self.outputs, residual),
+            LinearWeights::Stock { weight, bias } => {
+                stock::linear(x, weight, bias.as_ref(), residual)
+            }
+        }
+    }
+}
+
+/// What a convolution is, apart from its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvShape {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    /// Zeros added above and left of the map, and below and right of it.
+    pub padding: (usize, usize),
+}
+
+impl ConvShape {
+    /// Stride 1, output as large as the input.
+    pub fn same(inputs: usize, outputs: usize, kernel: usize) -> Self {
+        Self {
+            inputs,
+            outputs,
+            kernel,
+            stride: 1,
+            padding: ((kernel - 1) / 2, kernel / 2),
+        }
+    }
+}
+
+/// A 2-D convolution with an optional bias.
+pub struct Conv2d {
+    shape: ConvShape,
+    weights: ConvWeights,
+}
+
+enum ConvWeights {
+    Packed(PackedConv),
+    Stock {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+impl Conv2d {
+    /// Reads `weight` (outputs, inputs, kernel, kernel) and, where `bias` is set, `bias` (outputs).
+    pub fn new(shape: ConvShape, bias: bool, w: &Weights) -> Result<Self> {
+        let weight_shape = [shape.outputs, shape.inputs, shape.kernel, shape.kernel];
+        let values = w.f32(&weight_shape, "weight")?;
+        let bias = bias.then(|| w.f32(&[shape.outputs], "bias")).transpose()?;
+        let weights = match w.placement().kernels {
+            true => ConvWeights::Packed(cpu::pack_conv(&values, bias.as_deref(), &shape)),
+            false => ConvWeights::Stock {
+                weight: stock::upload(values, &weight_shape, w.placement())?,
+                bias: bias
+                    .map(|bias| stock::upload(bias, &[1, shape.outputs, 1, 1], w.placement()))
+                    .transpose()?,
+            },
+        };
+        Ok(Self { shape, weights })
+    }
+
+    pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        self.run(x, None, None, false)
+    }
+
+    /// `conv(norm(x)) + residual`; the normalised map is never written where our kernels run.
+    pub fn forward_normed(
+        &self,
+        x: &FeatureMap,
+        norm: &NormAct,
+        residual: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
+        self.run(x, Some(norm), residual, false)
+    }
+
+    /// `conv(x enlarged 2x by repeating every value)`
+    pub fn forward_upsampled(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        self.run(x, None, None, true)
+    }
+
+    fn run(
+        &self,
+        x: &FeatureMap,
+        norm: Option<&NormAct>,
+        residual: Option<&FeatureMap>,
+        upsample: bool,
+    ) -> Result<FeatureMap> {
+        let (_, channels, _, _) = x.dims()?;
+        ensure!(
+            channels == self.shape.inputs,
+            "a convolution of {} channels was given {channels}",
+            self.shape.inputs
+        );
+        match &self.weights {
+            ConvWeights::Packed(packed) => {
+                cpu::conv2d(x, packed, &self.shape, norm, residual, upsample)
+            }
+            ConvWeights::Stock { weight, bias } => {
+                let normed = norm.map(|norm| norm.forward(x)).transpose()?;
+                let x = normed.as_ref().unwrap_or(x);
+                let enlarged = upsample.then(|| stock::repeat_2x(x)).transpose()?;
+                let x = enlarged.as_ref().unwrap_or(x);
+                let y = stock::conv2d(&x.tensor, weight, bias.as_ref(), &self.shape)?;
+                let y = x.like(y);
+                match residual {
+                    Some(residual) => y.add(residual),
+                    None => Ok(y),
+                }
+            }
+        }
+    }
+}
+
+/// Group normalisation, a scale and a shift per channel, an activation: what comes before nearly every
+/// convolution of these networks. `act(norm(x) * scale + shift)`.
+pub struct NormAct {
+    pub groups: usize,
+    pub eps: f64,
+    /// (1, c) or (b, c), float32.
+    pub scale: Tensor,
+    /// (1, c) or (b, c), float32.
+    pub shift: Tensor,
+    pub activation: Activation,
+}
+
+impl NormAct {
+    /// The normalised map itself.
+    pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        match x.channels_last {
+            true => cpu::norm_act(x, self),
+            false => Ok(x.like(stock::norm_act(&x.tensor, self)?)),
+        }
+    }
+}
+
+/// Group normalisation with learned weights.
+pub struct GroupNorm {
+    groups: usize,
+    eps: f64,
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias`, each (channels).
+    pub fn new(groups: usize, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
+        ensure!(
+            groups > 0 && channels.is_multiple_of(groups),
+            "norm_num_groups {groups} does not divide {channels} channels"
+        );
+        let read = |name: &str| -> Result<Tensor> {
+            Ok(w.tensor_in(&[channels], name, DType::F32)?
+                .reshape((1, channels))?)
+        };
+        Ok(Self {
+            groups,
+            eps,
+            weight: read("weight")?,
+            bias: read("bias")?,
+        })
+    }
+
+    /// The norm followed by `activation`.
+    pub fn then(&self, activation: Activation) -> NormAct {
+        NormAct {
+            groups: self.groups,
+            eps: self.eps,
+            scale: self.weight.clone(),
+            shift: self.bias.clone(),
+            activation,
+        }
+    }
+}
+
+/// Layer normalisation over the last dimension, with learned weights.
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+    kernels: bool,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, each (size).
+    pub fn new(size: usize, eps: f64, w: &Weights) -> Result<Self> {
+        Ok(Self {
+            weight: w.tensor(&[size], "weight")?,
+            bias: w.tensor(&[size], "bias")?,
+            eps,
+            kernels: w.placement().kernels,
+        })
+    }
+
+    /// (…, size) -> the same
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.kernels {
+            true => cpu::layer_norm(x, &self.weight, &self.bias, self.eps),
+            false => stock::layer_norm(x, &self.weight, &self.bias, self.eps),
+        }
+    }
+}
+
+/// Attention of `heads` heads: q (b, n, heads * d), k and v (b, m, heads * d) -> (b, n, heads * d).
+///
+/// The whole matrix of scores is never formed. `causal`: position i sees positions up to i.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    causal: bool,
+    placement: &Placement,
+) -> Result<Tensor> {
+    match placement.kernels {
+        true => cpu::attention(q, k, v, heads, causal),
+        false => stock::attention(q, k, v, heads, causal),
+    }
+}
+
+/// Half the size, by the fixed kernel [1, 3, 3, 1] / 8 in each direction on a map extended by reflection
+/// (diffusers' KDownsample2D). Height and width at least 2; an odd last row or column is left out.
+pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
+    match x.channels_last {
+        true => cpu::downsample(x),
+        false => Ok(x.like(stock::downsample(&x.tensor)?)),
+    }
+}
+
+/// Twice the size, by the transposed convolution with the kernel [1, 3, 3, 1] / 4 in each direction on a map
+/// extended by reflection (diffusers' KUpsample2D). Height and width at least 2.
+pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
+    match x.channels_last {
+        true => cpu::upsample(x),
+        false => Ok(x.like(stock::upsample(&x.tensor)?)),
+    }
+}
+
+/// A map's tokens passed through `f`, (b, h * w, c) -> (b, h * w, c'), as a map again.
+pub fn map_tokens(x: &FeatureMap, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<FeatureMap> {
+    let tokens = f(&x.tokens()?)?;
+    x.with_tokens(&tokens)
+}

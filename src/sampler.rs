@@ -1,0 +1,262 @@
+//! Noise schedules, preconditioning, guidance and the Euler sampler: plain functions over sigmas and a
+//! `denoise` closure. Nothing here knows a network.
+
+use anyhow::{Result, bail};
+use candle_core::Tensor;
+use serde::Deserialize;
+
+/// How the noise levels between the largest and the smallest are spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Karras et al. (2022), eq. 5 with rho 7; ends at zero noise.
+    Karras,
+    /// Evenly spaced in the logarithm, what the published pipeline runs; ends at the smallest sigma.
+    LogLinear,
+}
+
+impl Schedule {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Schedule::Karras => "karras",
+            Schedule::LogLinear => "log-linear",
+        }
+    }
+}
+
+/// `scheduler/scheduler_config.json`; absent keys take the defaults of diffusers' EulerDiscreteScheduler.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct SchedulerConfig {
+    pub num_train_timesteps: usize,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub beta_schedule: String,
+    pub trained_betas: Option<Vec<f32>>,
+    pub prediction_type: String,
+    pub rescale_betas_zero_snr: bool,
+    pub sigma_min: Option<f64>,
+    pub sigma_max: Option<f64>,
+    pub final_sigmas_type: String,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: "linear".into(),
+            trained_betas: None,
+            prediction_type: "epsilon".into(),
+            rescale_betas_zero_snr: false,
+            sigma_min: None,
+            sigma_max: None,
+            final_sigmas_type: "zero".into(),
+        }
+    }
+}
+
+/// The standard deviations of the noise the model was trained on: what a schedule spans.
+#[derive(Clone, Copy, Debug)]
+pub struct SigmaRange {
+    pub min: f32,
+    pub max: f32,
+    /// Bounds that the configuration sets for the Karras schedule alone.
+    karras: (f64, f64),
+    /// What follows the last sigma of the Karras schedule: 0, or the smallest of the training table.
+    last: f32,
+}
+
+impl SchedulerConfig {
+    /// The range of the training table.
+    ///
+    /// # Errors
+    /// A beta schedule or prediction type that the upscaler's pipeline does not have.
+    pub fn sigma_range(&self) -> Result<SigmaRange> {
+        if !matches!(&*self.prediction_type, "original_sample" | "sample") {
+            bail!(
+                "scheduler_config.json: prediction_type `{}` is not supported; the latent upscaler predicts `original_sample`",
+                self.prediction_type
+            );
+        }
+        let alphas_cumprod = self.alphas_cumprod()?;
+        // torch computes ((1 - a) / a) ** 0.5 in float32
+        let sigma = |a: f32| ((1.0 - a) / a).sqrt();
+        let (Some(&first), Some(&last)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
+            bail!("scheduler_config.json: num_train_timesteps is 0");
+        };
+        // The table's ends pass through ln, linspace and exp in float32 (`interpolation_type: log_linear`).
+        let (min, max) = (sigma(first).ln().exp(), sigma(last).ln().exp());
+        Ok(SigmaRange {
+            min,
+            max,
+            karras: (
+                self.sigma_min.unwrap_or(f64::from(min)),
+                self.sigma_max.unwrap_or(f64::from(max)),
+            ),
+            last: match &*self.final_sigmas_type {
+                "zero" => 0.0,
+                "sigma_min" => sigma(first),
+                other => bail!(
+                    "scheduler_config.json: final_sigmas_type `{other}` is not known (zero, sigma_min)"
+                ),
+            },
+        })
+    }
+
+    fn alphas_cumprod(&self) -> Result<Vec<f32>> {
+        let steps = self.num_train_timesteps;
+        let (start, end) = (self.beta_start, self.beta_end);
+        let betas = match (&self.trained_betas, &*self.beta_schedule) {
+            (Some(betas), _) => betas.clone(),
+            (None, "linear") => linspace(start as f32, end as f32, steps),
+            (None, "scaled_linear") => linspace(start.sqrt() as f32, end.sqrt() as f32, steps)
+                .into_iter()
+                .map(|beta| beta * beta)
+                .collect(),
+            (None, "squaredcos_cap_v2") => squared_cosine_betas(steps),
+            (None, other) => bail!(
+                "scheduler_config.json: beta_schedule `{other}` is not known (linear, scaled_linear, squaredcos_cap_v2)"
+            ),
+        };
+        // torch.cumprod of float32 on the CPU accumulates in double precision.
+        let mut product = 1.0f64;
+        let mut cumprod: Vec<f32> = betas
+            .iter()
+            .map(|beta| {
+                product *= f64::from(1.0 - beta);
+                product as f32
+            })
+            .collect();
+        if self.rescale_betas_zero_snr {
+            rescale_to_zero_snr(&mut cumprod);
+        }
+        Ok(cumprod)
+    }
+}
+
+/// The cosine schedule of Nichol and Dhariwal (2021) with betas capped at 0.999.
+fn squared_cosine_betas(steps: usize) -> Vec<f32> {
+    let bar = |t: f64| {
+        ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+            .cos()
+            .powi(2)
+    };
+    let n = steps as f64;
+    (0..steps)
+        .map(|i| (1.0 - bar((i + 1) as f64 / n) / bar(i as f64 / n)).min(0.999) as f32)
+        .collect()
+}
+
+/// Algorithm 1 of Lin et al. (2023): the last step carries no signal. diffusers then sets that step to
+/// 2^-24, so that sigma stays finite.
+fn rescale_to_zero_snr(cumprod: &mut [f32]) {
+    let (Some(&first), Some(&last)) = (cumprod.first(), cumprod.last()) else {
+        return;
+    };
+    let (first, last) = (first.sqrt(), last.sqrt());
+    for value in cumprod.iter_mut() {
+        let root = (value.sqrt() - last) * first / (first - last);
+        *value = root * root;
+    }
+    if let Some(value) = cumprod.last_mut() {
+        *value = 2.0f32.powi(-24);
+    }
+}
+
+/// `torch.linspace` in float32: it counts from both ends towards the middle.
+fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+    if count < 2 {
+        return vec![start; count];
+    }
+    let step = (end - start) / (count - 1) as f32;
+    (0..count)
+        .map(|i| {
+            if i < count / 2 {
+                start + step * i as f32
+            } else {
+                end - step * (count - 1 - i) as f32
+            }
+        })
+        .collect()
+}
+
+/// The noise levels of `steps` denoising steps: `steps + 1` sigmas, from the largest down.
+pub fn sigmas(schedule: Schedule, steps: usize, range: &SigmaRange) -> Vec<f32> {
+    match schedule {
+        Schedule::LogLinear => linspace(range.max.ln(), range.min.ln(), steps + 1)
+            .into_iter()
+            .map(f32::exp)
+            .collect(),
+        Schedule::Karras => {
+            const RHO: f64 = 7.0; // the paper's value, and diffusers'
+            let (min, max) = range.karras;
+            let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
+            let ramp = |i: usize| match steps {
+                1 => 0.0,
+                _ => i as f64 / (steps - 1) as f64,
+            };
+            let mut sigmas: Vec<f32> = (0..steps)
+                .map(|i| (max + ramp(i) * (min - max)).powf(RHO) as f32)
+                .collect();
+            sigmas.push(range.last);
+            sigmas
+        }
+    }
+}
+
+/// What the network is given for a sigma, and how its output is read: Karras et al. (2022), table 1 with
+/// sigma_data 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Preconditioning {
+    /// Scales the noisy latents on their way in.
+    pub c_in: f64,
+    /// Weight of the noisy latents in the denoised ones.
+    pub c_skip: f64,
+    /// Weight of the network's output in the denoised ones.
+    pub c_out: f64,
+    /// The network's time, 0.25 ln(sigma).
+    pub time: f32,
+}
+
+impl Preconditioning {
+    pub fn new(sigma: f32) -> Self {
+        // float32 throughout, as the reference's 0-dimensional sigma tensors are
+        let variance = sigma * sigma + 1.0;
+        Self {
+            c_in: f64::from(1.0 / variance.sqrt()),
+            c_skip: f64::from(1.0 / variance),
+            c_out: f64::from(sigma / variance.sqrt()),
+            time: 0.25 * sigma.ln(),
+        }
+    }
+}
+
+/// Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
+///
+/// `denoised` holds both halves along the batch, unconditional first: (2b, c, h, w) -> (b, c, h, w).
+pub fn guide(denoised: &Tensor, scale: f64) -> Result<Tensor> {
+    let halves = denoised.chunk(2, 0)?;
+    let (unconditional, conditional) = (&halves[0], &halves[1]);
+    Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
+}
+
+/// Euler's method over `sigmas`: from noisy `x` (b, c, h, w) to latents, one call of `denoise(x, step)`
+/// a step. `x` is kept in float32 whatever the network runs in.
+///
+/// # Errors
+/// Whatever `denoise` returns.
+pub fn euler(
+    mut x: Tensor,
+    sigmas: &[f32],
+    mut denoise: impl FnMut(&Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    for (step, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (f64::from(pair[0]), f64::from(pair[1]));
+        let denoised = denoise(&x, step)?;
+        let derivative = ((&x - denoised)? / sigma)?;
+        x = (x + (derivative * (next - sigma))?)?;
+    }
+    Ok(x)
+}

@@ -1,0 +1,207 @@
+//! CLIP's text encoder: a prompt becomes what the UNet attends to, and one vector that steers its norms.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use serde::Deserialize;
+
+use crate::layers::{Activation, LayerNorm, Linear, attention};
+use crate::tokenizer::Tokens;
+use crate::weights::{ModelFiles, Placement, Weights};
+
+/// What prompts look like to the UNet. Batch b: one row a prompt.
+#[derive(Clone)]
+pub struct Conditioning {
+    /// Output of the last layer *before* the final LayerNorm, (b, tokens, width).
+    pub context: Tensor,
+    /// Output *after* the final LayerNorm at the first end token, (b, width).
+    pub pooled: Tensor,
+}
+
+impl Conditioning {
+    /// The rows of `self`, then those of `other`.
+    pub fn cat(&self, other: &Self) -> Result<Self> {
+        Ok(Self {
+            context: Tensor::cat(&[&self.context, &other.context], 0)?,
+            pooled: Tensor::cat(&[&self.pooled, &other.pooled], 0)?,
+        })
+    }
+}
+
+/// `text_encoder/config.json`; absent keys take transformers' CLIPTextConfig defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub max_position_embeddings: usize,
+    pub hidden_act: String,
+    pub layer_norm_eps: f64,
+    pub eos_token_id: Option<u32>,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+            eos_token_id: Some(49407),
+        }
+    }
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    /// Query, key and value side by side.
+    qkv: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// CLIP ViT-L/14's text half, or any of its kin.
+pub struct TextEncoder {
+    config: TextConfig,
+    activation: Activation,
+    /// (vocabulary, width), float32, on the CPU: rows are looked up, nothing is computed with it.
+    token_embedding: Vec<f32>,
+    /// (positions, width)
+    position_embedding: Vec<f32>,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+    placement: Placement,
+}
+
+impl TextEncoder {
+    /// Reads `text_encoder/`.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or a tensor does not have the shape that config.json asks for.
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let config: TextConfig = files.json("text_encoder/config.json")?;
+        Self::new(config, &files.weights("text_encoder", "model", placement)?)
+    }
+
+    fn new(config: TextConfig, w: &Weights) -> Result<Self> {
+        // Both spellings are in use: with and without the prefix.
+        let w = match w.contains("text_model.final_layer_norm.weight") {
+            true => w.pp("text_model"),
+            false => w.clone(),
+        };
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        ensure!(
+            config.num_attention_heads > 0 && width.is_multiple_of(config.num_attention_heads),
+            "text_encoder/config.json: hidden_size {width} is not a multiple of num_attention_heads {}",
+            config.num_attention_heads
+        );
+        let embeddings = w.pp("embeddings");
+        let layer = |index: usize| -> Result<Layer> {
+            let w = w.pp("encoder.layers").pp(index);
+            let attention = w.pp("self_attn");
+            let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| attention.pp(name));
+            Ok(Layer {
+                layer_norm1: LayerNorm::new(width, eps, &w.pp("layer_norm1"))?,
+                qkv: Linear::joined(width, &[width; 3], true, &qkv)?,
+                out_proj: Linear::new(width, width, true, &attention.pp("out_proj"))?,
+                layer_norm2: LayerNorm::new(width, eps, &w.pp("layer_norm2"))?,
+                fc1: Linear::new(width, config.intermediate_size, true, &w.pp("mlp.fc1"))?,
+                fc2: Linear::new(config.intermediate_size, width, true, &w.pp("mlp.fc2"))?,
+            })
+        };
+        Ok(Self {
+            activation: Activation::from_name(&config.hidden_act)?,
+            token_embedding: embeddings
+                .pp("token_embedding")
+                .f32(&[config.vocab_size, width], "weight")?,
+            position_embedding: embeddings
+                .pp("position_embedding")
+                .f32(&[config.max_position_embeddings, width], "weight")?,
+            layers: (0..config.num_hidden_layers)
+                .map(layer)
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::new(width, eps, &w.pp("final_layer_norm"))?,
+            placement: w.placement().clone(),
+            config,
+        })
+    }
+
+    /// The number of positions, at most so many tokens fit.
+    pub fn positions(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    /// One prompt: context (1, tokens, width) and pooled (1, width), in the placement's dtype.
+    ///
+    /// # Errors
+    /// A token id that the vocabulary does not have.
+    pub fn encode(&self, tokens: &Tokens) -> Result<Conditioning> {
+        let width = self.config.hidden_size;
+        let count = tokens.ids.len();
+        let mut embedded = Vec::with_capacity(count * width);
+        for (position, &id) in tokens.ids.iter().enumerate() {
+            let id = id as usize;
+            ensure!(
+                id < self.config.vocab_size,
+                "token {id} is beyond the text encoder's vocabulary of {}; tokenizer/ and text_encoder/ do not belong together",
+                self.config.vocab_size
+            );
+            let token = &self.token_embedding[id * width..][..width];
+            let position = &self.position_embedding[position * width..][..width];
+            embedded.extend(token.iter().zip(position).map(|(t, p)| t + p));
+        }
+        let placement = &self.placement;
+        let mut x = Tensor::from_vec(embedded, (1, count, width), &candle_core::Device::Cpu)?
+            .to_dtype(placement.dtype)?
+            .to_device(&placement.device)?;
+        for layer in &self.layers {
+            let qkv = layer.qkv.forward(&layer.layer_norm1.forward(&x)?)?;
+            let part =
+                |i: usize| -> Result<Tensor> { Ok(qkv.narrow(2, i * width, width)?.contiguous()?) };
+            let attended = attention(
+                &part(0)?,
+                &part(1)?,
+                &part(2)?,
+                self.config.num_attention_heads,
+                true,
+                placement,
+            )?;
+            x = layer.out_proj.forward_add(&attended, Some(&x))?;
+            let hidden = layer.fc1.forward(&layer.layer_norm2.forward(&x)?)?;
+            let hidden = self.activation.apply(&hidden, placement)?;
+            x = layer.fc2.forward_add(&hidden, Some(&x))?;
+        }
+        let end = self.end_position(&tokens.ids);
+        let last = x.narrow(1, end, 1)?.contiguous()?;
+        let pooled = self.final_layer_norm.forward(&last)?.squeeze(1)?;
+        Ok(Conditioning { context: x, pooled })
+    }
+
+    /// The first end token. Configurations that still say `eos_token_id: 2` are older than CLIP's real
+    /// number; there transformers takes the largest id, which is the end token's.
+    fn end_position(&self, ids: &[u32]) -> usize {
+        let end = match self.config.eos_token_id {
+            Some(2) | None => ids.iter().copied().max().unwrap_or(0),
+            Some(id) => id,
+        };
+        ids.iter().position(|&id| id == end).unwrap_or(0)
+    }
+}
+
+/// Prompts in float32 for whoever compares or stores them.
+impl Conditioning {
+    pub fn to_f32(&self) -> Result<Self> {
+        Ok(Self {
+            context: self.context.to_dtype(DType::F32)?,
+            pooled: self.pooled.to_dtype(DType::F32)?,
+        })
+    }
+}

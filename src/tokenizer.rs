@@ -1,0 +1,197 @@
+//! CLIP's tokenizer, built from vocab.json and merges.txt: the repository ships no tokenizer.json.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+
+use crate::weights::ModelFiles;
+
+/// How CLIP cuts text into words (openai/CLIP `simple_tokenizer.py`, in transformers' spelling).
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A prompt as the text encoder takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Start token, text, end token, padding: always of the model's full length.
+    pub ids: Vec<u32>,
+    /// The end of the prompt, where it was too long to be used whole.
+    pub cut: Option<String>,
+}
+
+/// Text to token ids, the same ids as transformers' CLIPTokenizer gives.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+    length: usize,
+}
+
+/// What `special_tokens_map.json` and `tokenizer_config.json` may say; either file may be absent.
+#[derive(Default, Deserialize)]
+struct Special {
+    bos_token: Option<Value>,
+    eos_token: Option<Value>,
+    unk_token: Option<Value>,
+    pad_token: Option<Value>,
+    model_max_length: Option<f64>,
+}
+
+/// A special token is a plain string or an object with `content`.
+fn content(token: &Option<Value>) -> Option<&str> {
+    match token.as_ref()? {
+        Value::String(text) => Some(text),
+        Value::Object(fields) => fields.get("content")?.as_str(),
+        _ => None,
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer/`. `positions` is the number of positions that the text encoder has.
+    ///
+    /// # Errors
+    /// vocab.json or merges.txt is missing or damaged, or the vocabulary lacks a special token.
+    pub fn new(files: &ModelFiles, positions: usize) -> Result<Self> {
+        let vocab: HashMap<String, u32> = files.json("tokenizer/vocab.json")?;
+        let special: Special = match files.try_read("tokenizer/special_tokens_map.json")? {
+            Some(_) => files.json("tokenizer/special_tokens_map.json")?,
+            None => Special::default(),
+        };
+        let config: Special = match files.try_read("tokenizer/tokenizer_config.json")? {
+            Some(_) => files.json("tokenizer/tokenizer_config.json")?,
+            None => Special::default(),
+        };
+        let name = |from_map: &Option<Value>, from_config: &Option<Value>, default: &str| {
+            content(from_map)
+                .or(content(from_config))
+                .unwrap_or(default)
+                .to_string()
+        };
+        let start = name(&special.bos_token, &config.bos_token, "<|startoftext|>");
+        let end = name(&special.eos_token, &config.eos_token, "<|endoftext|>");
+        let unknown = name(&special.unk_token, &config.unk_token, "<|endoftext|>");
+        let pad = name(&special.pad_token, &config.pad_token, "<|endoftext|>");
+        let id = |token: &str| {
+            vocab.get(token).copied().ok_or_else(|| {
+                anyhow!(
+                    "{}: the special token `{token}` is not in the vocabulary",
+                    files.name("tokenizer/vocab.json")
+                )
+            })
+        };
+        let (start_id, end_id, pad_id) = (id(&start)?, id(&end)?, id(&pad)?);
+        let model = BPE::builder()
+            .vocab_and_merges(
+                vocab
+                    .clone()
+                    .into_iter()
+                    .collect::<tokenizers::models::bpe::Vocab>(),
+                merges(files)?,
+            )
+            .continuing_subword_prefix(String::new())
+            .end_of_word_suffix("</w>".into())
+            .unk_token(unknown.clone())
+            .build()
+            .map_err(|error| anyhow!(error))
+            .with_context(|| {
+                format!(
+                    "{} and merges.txt do not belong together",
+                    files.name("tokenizer/vocab.json")
+                )
+            })?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")
+            .map_err(|error| anyhow!(error))?;
+        inner.with_normalizer(Some(Normalizers::new(vec![
+            NormalizerWrapper::NFC(NFC),
+            NormalizerWrapper::Replace(spaces),
+            NormalizerWrapper::Lowercase(Lowercase),
+        ])));
+        let words = Split::new(
+            SplitPattern::Regex(WORDS.into()),
+            SplitDelimiterBehavior::Removed,
+            true,
+        )
+        .map_err(|error| anyhow!(error))?;
+        inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+            PreTokenizerWrapper::Split(words),
+            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
+        ])));
+        let mut names = vec![start, end, unknown, pad];
+        names.dedup();
+        let added: Vec<AddedToken> = names
+            .into_iter()
+            .map(|name| AddedToken::from(name, true))
+            .collect();
+        inner.add_special_tokens(&added);
+        // transformers writes 1e30 where a tokenizer has no limit of its own
+        let limit = config
+            .model_max_length
+            .filter(|limit| (2.0..1e6).contains(limit))
+            .map_or(positions, |limit| limit as usize);
+        Ok(Self {
+            inner,
+            start: start_id,
+            end: end_id,
+            pad: pad_id,
+            length: limit.min(positions),
+        })
+    }
+
+    /// The ids of `text`, cut to the model's length and padded to it.
+    ///
+    /// # Errors
+    /// The tokenizer's own; none is known for valid UTF-8.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|error| anyhow!(error))
+            .context("cannot tokenize the prompt")?;
+        let room = self.length.saturating_sub(2);
+        let words = encoding.get_ids();
+        let cut = (words.len() > room).then(|| self.cut_text(text, &encoding, room));
+        let mut ids = Vec::with_capacity(self.length);
+        ids.push(self.start);
+        ids.extend(words.iter().take(room));
+        ids.push(self.end);
+        ids.resize(self.length, self.pad);
+        Ok(Tokens { ids, cut })
+    }
+
+    /// The part of `text` behind its first `room` tokens, as the user wrote it.
+    fn cut_text(&self, text: &str, encoding: &tokenizers::Encoding, room: usize) -> String {
+        let start = encoding
+            .get_offsets()
+            .get(room)
+            .map_or(0, |(start, _)| *start);
+        text.get(start..).unwrap_or(text).trim().to_string()
+    }
+}
+
+fn merges(files: &ModelFiles) -> Result<Vec<(String, String)>> {
+    let name = "tokenizer/merges.txt";
+    let text = String::from_utf8(files.read(name)?)
+        .with_context(|| format!("{} is not UTF-8", files.name(name)))?;
+    text.lines()
+        .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
+        .map(|line| {
+            let (left, right) = line.split_once(' ').ok_or_else(|| {
+                anyhow!(
+                    "{}: `{line}` is not a merge of two tokens",
+                    files.name(name)
+                )
+            })?;
+            Ok((left.to_string(), right.trim_end().to_string()))
+        })
+        .collect()
+}

@@ -1,0 +1,407 @@
+//! Stable Diffusion's KL autoencoder: images to latents and back.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use serde::Deserialize;
+
+use crate::layers::{
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
+};
+use crate::weights::{ModelFiles, Placement, Weights};
+
+/// The eps of every norm in diffusers' AutoencoderKL.
+const EPS: f64 = 1e-6;
+
+/// `vae/config.json`; absent keys take the defaults of diffusers' AutoencoderKL.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct VaeConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub latent_channels: usize,
+    pub block_out_channels: Vec<usize>,
+    pub layers_per_block: usize,
+    pub norm_num_groups: usize,
+    pub act_fn: String,
+    /// Latents are stored times this, so that their spread is near 1.
+    pub scaling_factor: f64,
+    pub use_quant_conv: bool,
+    pub use_post_quant_conv: bool,
+    pub mid_block_add_attention: bool,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            act_fn: "silu".into(),
+            scaling_factor: 0.18215,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+}
+
+impl VaeConfig {
+    /// Pixels to a latent position, in each direction.
+    pub fn factor(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1)
+    }
+}
+
+/// Where a VAE's files are: a part of a model, or a repository of its own.
+#[derive(Clone, Debug)]
+pub struct VaeFiles {
+    pub files: ModelFiles,
+    /// The sub-folder, or "".
+    pub part: &'static str,
+}
+
+impl VaeFiles {
+    /// # Errors
+    /// config.json is missing or is not an AutoencoderKL's.
+    pub fn config(&self) -> Result<VaeConfig> {
+        let config: VaeConfig = self.files.json(&match self.part {
+            "" => "config.json".to_string(),
+            part => format!("{part}/config.json"),
+        })?;
+        ensure!(
+            !config.block_out_channels.is_empty(),
+            "vae/config.json: block_out_channels is empty"
+        );
+        Ok(config)
+    }
+
+    fn weights(&self, placement: &Placement) -> Result<Weights> {
+        self.files
+            .weights(self.part, "diffusion_pytorch_model", placement)
+    }
+}
+
+struct Resnet {
+    norm1: NormAct,
+    conv1: Conv2d,
+    norm2: NormAct,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    fn new(config: &VaeConfig, inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        let activation = Activation::from_name(&config.act_fn)?;
+        let norm = |channels: usize, name: &str| -> Result<NormAct> {
+            let norm = GroupNorm::new(config.norm_num_groups, channels, EPS, &w.pp(name))?;
+            Ok(norm.then(activation))
+        };
+        let shortcut = || {
+            let shape = ConvShape::same(inputs, outputs, 1);
+            Conv2d::new(shape, true, &w.pp("conv_shortcut"))
+        };
+        Ok(Self {
+            norm1: norm(inputs, "norm1")?,
+            conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp("conv1"))?,
+            norm2: norm(outputs, "norm2")?,
+            conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), true, &w.pp("conv2"))?,
+            conv_shortcut: (inputs != outputs).then(shortcut).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: FeatureMap) -> Result<FeatureMap> {
+        let hidden = self.conv1.forward_normed(&x, &self.norm1, None)?;
+        let x = match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(&x)?,
+            None => x,
+        };
+        self.conv2.forward_normed(&hidden, &self.norm2, Some(&x))
+    }
+}
+
+/// Self-attention with one head over all positions.
+struct Attention {
+    group_norm: NormAct,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    placement: Placement,
+}
+
+impl Attention {
+    /// Both spellings are in use: `to_q …` and the older `query …`.
+    fn new(config: &VaeConfig, channels: usize, w: &Weights) -> Result<Self> {
+        let names = match w.contains("query.weight") {
+            true => ["query", "key", "value", "proj_attn"],
+            false => ["to_q", "to_k", "to_v", "to_out.0"],
+        };
+        let linear = |name: &str| Linear::new(channels, channels, true, &w.pp(name));
+        let norm = GroupNorm::new(config.norm_num_groups, channels, EPS, &w.pp("group_norm"))?;
+        Ok(Self {
+            group_norm: norm.then(Activation::None),
+            q: linear(names[0])?,
+            k: linear(names[1])?,
+            v: linear(names[2])?,
+            out: linear(names[3])?,
+            placement: w.placement().clone(),
+        })
+    }
+
+    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        let normed = self.group_norm.forward(x)?.tokens()?;
+        map_tokens(x, |tokens| {
+            let (q, k, v) = (
+                self.q.forward(&normed)?,
+                self.k.forward(&normed)?,
+                self.v.forward(&normed)?,
+            );
+            let y = attention(&q, &k, &v, 1, false, &self.placement)?;
+            self.out.forward_add(&y, Some(tokens))
+        })
+    }
+}
+
+struct MidBlock {
+    first: Resnet,
+    attention: Option<Attention>,
+    second: Resnet,
+}
+
+impl MidBlock {
+    fn new(config: &VaeConfig, channels: usize, w: &Weights) -> Result<Self> {
+        let attention = config
+            .mid_block_add_attention
+            .then(|| Attention::new(config, channels, &w.pp("attentions.0")));
+        Ok(Self {
+            first: Resnet::new(config, channels, channels, &w.pp("resnets.0"))?,
+            attention: attention.transpose()?,
+            second: Resnet::new(config, channels, channels, &w.pp("resnets.1"))?,
+        })
+    }
+
+    fn forward(&self, x: FeatureMap) -> Result<FeatureMap> {
+        let mut x = self.first.forward(x)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x)?;
+        }
+        self.second.forward(x)
+    }
+}
+
+/// Resnets of one level and the convolution that leaves it.
+struct Level {
+    resnets: Vec<Resnet>,
+    resample: Option<Conv2d>,
+}
+
+/// The distribution that an image is encoded to, before scaling. Each (b, latent channels, h, w), float32.
+pub struct Posterior {
+    pub mean: Tensor,
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// `mean + std * noise`; noise of the mean's shape. The logarithm is clamped to -30..20 as in diffusers'
+    /// DiagonalGaussianDistribution.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        let std = (self.logvar.clamp(-30f32, 20f32)? * 0.5)?.exp()?;
+        Ok((&self.mean + (std * noise)?)?)
+    }
+}
+
+/// Image to latents.
+pub struct Encoder {
+    conv_in: Conv2d,
+    levels: Vec<Level>,
+    mid_block: MidBlock,
+    norm_out: NormAct,
+    conv_out: Conv2d,
+    quant_conv: Option<Conv2d>,
+    placement: Placement,
+    pub config: VaeConfig,
+}
+
+impl Encoder {
+    /// Reads the encoder's half of a VAE.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or a tensor does not fit config.json.
+    pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
+        let config = files.config()?;
+        let all = files.weights(placement)?;
+        let w = all.pp("encoder");
+        let widths = &config.block_out_channels;
+        let (first, last) = (widths[0], widths[widths.len() - 1]);
+        let level = |index: usize| -> Result<Level> {
+            let w = w.pp("down_blocks").pp(index);
+            let outputs = widths[index];
+            let resnet = |i: usize| {
+                let inputs = if i == 0 {
+                    widths[index.saturating_sub(1)]
+                } else {
+                    outputs
+                };
+                Resnet::new(&config, inputs, outputs, &w.pp("resnets").pp(i))
+            };
+            // diffusers pads this convolution below and on the right alone
+            let shape = ConvShape {
+                inputs: outputs,
+                outputs,
+                kernel: 3,
+                stride: 2,
+                padding: (0, 1),
+            };
+            let down = || Conv2d::new(shape, true, &w.pp("downsamplers.0.conv"));
+            Ok(Level {
+                resnets: (0..config.layers_per_block)
+                    .map(resnet)
+                    .collect::<Result<_>>()?,
+                resample: (index + 1 < widths.len()).then(down).transpose()?,
+            })
+        };
+        let moments = 2 * config.latent_channels;
+        let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
+        let quant = || {
+            Conv2d::new(
+                ConvShape::same(moments, moments, 1),
+                true,
+                &all.pp("quant_conv"),
+            )
+        };
+        let conv = |inputs, outputs, name: &str| {
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+        };
+        Ok(Self {
+            conv_in: conv(config.in_channels, first, "conv_in")?,
+            levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
+            mid_block: MidBlock::new(&config, last, &w.pp("mid_block"))?,
+            norm_out: norm.then(Activation::Silu),
+            conv_out: conv(last, moments, "conv_out")?,
+            quant_conv: config.use_quant_conv.then(quant).transpose()?,
+            placement: placement.clone(),
+            config,
+        })
+    }
+
+    /// (b, 3, H, W) in [-1, 1], sides multiples of [`VaeConfig::factor`] -> posterior of (b, 4, H / f, W / f).
+    ///
+    /// # Errors
+    /// The image does not have the channels that config.json says.
+    pub fn encode(&self, image: &Tensor) -> Result<Posterior> {
+        let mut x = self
+            .conv_in
+            .forward(&FeatureMap::from_nchw(image, &self.placement)?)?;
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(x)?;
+            }
+            if let Some(conv) = &level.resample {
+                x = conv.forward(&x)?;
+            }
+        }
+        x = self.mid_block.forward(x)?;
+        x = self.conv_out.forward_normed(&x, &self.norm_out, None)?;
+        if let Some(conv) = &self.quant_conv {
+            x = conv.forward(&x)?;
+        }
+        let moments = x.to_nchw()?.to_dtype(candle_core::DType::F32)?;
+        let halves = moments.chunk(2, 1)?;
+        Ok(Posterior {
+            mean: halves[0].contiguous()?,
+            logvar: halves[1].contiguous()?,
+        })
+    }
+}
+
+/// Latents to image.
+pub struct Decoder {
+    post_quant_conv: Option<Conv2d>,
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    levels: Vec<Level>,
+    norm_out: NormAct,
+    conv_out: Conv2d,
+    placement: Placement,
+    pub config: VaeConfig,
+}
+
+impl Decoder {
+    /// Reads the decoder's half of a VAE.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or a tensor does not fit config.json.
+    pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
+        let config = files.config()?;
+        let all = files.weights(placement).context("the VAE")?;
+        let w = all.pp("decoder");
+        let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let (first, last) = (widths[0], widths[widths.len() - 1]);
+        let level = |index: usize| -> Result<Level> {
+            let w = w.pp("up_blocks").pp(index);
+            let outputs = widths[index];
+            let resnet = |i: usize| {
+                let inputs = if i == 0 {
+                    widths[index.saturating_sub(1)]
+                } else {
+                    outputs
+                };
+                Resnet::new(&config, inputs, outputs, &w.pp("resnets").pp(i))
+            };
+            let up = || {
+                let shape = ConvShape::same(outputs, outputs, 3);
+                Conv2d::new(shape, true, &w.pp("upsamplers.0.conv"))
+            };
+            Ok(Level {
+                resnets: (0..=config.layers_per_block)
+                    .map(resnet)
+                    .collect::<Result<_>>()?,
+                resample: (index + 1 < widths.len()).then(up).transpose()?,
+            })
+        };
+        let channels = config.latent_channels;
+        let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
+        let quant = || {
+            let shape = ConvShape::same(channels, channels, 1);
+            Conv2d::new(shape, true, &all.pp("post_quant_conv"))
+        };
+        let conv = |inputs, outputs, name: &str| {
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+        };
+        Ok(Self {
+            post_quant_conv: config.use_post_quant_conv.then(quant).transpose()?,
+            conv_in: conv(channels, first, "conv_in")?,
+            mid_block: MidBlock::new(&config, first, &w.pp("mid_block"))?,
+            levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
+            norm_out: norm.then(Activation::Silu),
+            conv_out: conv(last, config.out_channels, "conv_out")?,
+            placement: placement.clone(),
+            config,
+        })
+    }
+
+    /// (b, 4, h, w), *not* scaled (divided by the scaling factor) -> (b, 3, h * f, w * f), about [-1, 1], float32.
+    ///
+    /// # Errors
+    /// The latents do not have the channels that config.json says.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut x = FeatureMap::from_nchw(latents, &self.placement)?;
+        if let Some(conv) = &self.post_quant_conv {
+            x = conv.forward(&x)?;
+        }
+        x = self.mid_block.forward(self.conv_in.forward(&x)?)?;
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(x)?;
+            }
+            if let Some(conv) = &level.resample {
+                x = conv.forward_upsampled(&x)?;
+            }
+        }
+        let image = self.conv_out.forward_normed(&x, &self.norm_out, None)?;
+        Ok(image.to_nchw()?.to_dtype(candle_core::DType::F32)?)
+    }
+}

@@ -1,0 +1,392 @@
+//! Tensors by name out of safetensors: memory-mapped files, one or several, or bytes built into the binary.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+/// Where a model runs and in which precision its weights and activations are kept.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub device: Device,
+    pub dtype: DType,
+    /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
+    pub kernels: bool,
+}
+
+impl Placement {
+    /// `device` in `dtype`, with our kernels where they exist: on the CPU.
+    pub fn new(device: &Device, dtype: DType) -> Self {
+        Self {
+            device: device.clone(),
+            dtype,
+            kernels: device.is_cpu(),
+        }
+    }
+}
+
+enum Bytes {
+    Mapped(Mmap),
+    BuiltIn(&'static [u8]),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::BuiltIn(bytes) => bytes,
+        }
+    }
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+struct Store {
+    /// Name for messages, and content.
+    files: Vec<(String, Bytes)>,
+    entries: HashMap<String, Entry>,
+}
+
+/// A view of a checkpoint under a name prefix, in the manner of candle's `VarBuilder`.
+///
+/// Unlike that, its errors name the file, the tensor, the shape expected and the shape found, and each
+/// weight is converted straight from the file into the form it is used in.
+#[derive(Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    prefix: String,
+    placement: Placement,
+}
+
+impl Weights {
+    /// Map `files` (the shards of one checkpoint) into memory.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, or whose safetensors header is cut short or damaged.
+    pub fn open(files: &[PathBuf], placement: &Placement) -> Result<Self> {
+        let mut mapped = Vec::with_capacity(files.len());
+        for path in files {
+            let file = std::fs::File::open(path)
+                .with_context(|| format!("cannot open the weights {}", path.display()))?;
+            // SAFETY: the map is read-only; a file changed by another program while we read it gives wrong
+            // numbers, as with any reader of that file, never invalid references: only plain numbers are read.
+            let map = unsafe { Mmap::map(&file) }
+                .with_context(|| format!("cannot map the weights {}", path.display()))?;
+            mapped.push((path.display().to_string(), Bytes::Mapped(map)));
+        }
+        Self::index(mapped, placement)
+    }
+
+    /// The same over bytes built into the binary; `name` stands for the file in messages.
+    pub fn built_in(name: &str, bytes: &'static [u8], placement: &Placement) -> Result<Self> {
+        Self::index(vec![(name.to_string(), Bytes::BuiltIn(bytes))], placement)
+    }
+
+    fn index(files: Vec<(String, Bytes)>, placement: &Placement) -> Result<Self> {
+        let mut entries = HashMap::new();
+        for (number, (name, bytes)) in files.iter().enumerate() {
+            let bytes = bytes.as_slice();
+            let damaged = || {
+                format!(
+                    "{name}: not a whole safetensors file ({} bytes); it is damaged or was cut short: delete it and fetch it again",
+                    bytes.len()
+                )
+            };
+            let (header, metadata) = SafeTensors::read_metadata(bytes).with_context(damaged)?;
+            let data = header + 8;
+            for (key, info) in metadata.tensors() {
+                let (start, end) = info.data_offsets;
+                if data + end > bytes.len() {
+                    bail!(damaged());
+                }
+                entries.insert(
+                    key,
+                    Entry {
+                        file: number,
+                        dtype: info.dtype,
+                        shape: info.shape.clone(),
+                        start: data + start,
+                        end: data + end,
+                    },
+                );
+            }
+        }
+        Ok(Self {
+            store: Arc::new(Store { files, entries }),
+            prefix: String::new(),
+            placement: placement.clone(),
+        })
+    }
+
+    /// The view one level down: `pp("conv1")` of `down_blocks.0` reads `down_blocks.0.conv1.…`.
+    pub fn pp(&self, name: impl Display) -> Self {
+        Self {
+            store: self.store.clone(),
+            prefix: self.key(name),
+            placement: self.placement.clone(),
+        }
+    }
+
+    fn key(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// The shape of a tensor, or `None` where the checkpoint lacks it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.store
+            .entries
+            .get(&self.key(name))
+            .map(|entry| entry.shape.as_slice())
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.store.files.iter().map(|(name, _)| &**name).collect();
+        names.join(", ")
+    }
+
+    fn entry(&self, shape: &[usize], name: &str) -> Result<(&Entry, &[u8])> {
+        let key = self.key(name);
+        let entry = self.store.entries.get(&key).ok_or_else(|| {
+            anyhow!(
+                "{}: tensor `{key}` of shape {shape:?} is missing; the file does not fit its config.json",
+                self.names()
+            )
+        })?;
+        let (file, bytes) = &self.store.files[entry.file];
+        if entry.shape != shape {
+            bail!(
+                "{file}: tensor `{key}` has shape {:?}, expected {shape:?} from config.json; the two do not belong together",
+                entry.shape
+            );
+        }
+        Ok((entry, &bytes.as_slice()[entry.start..entry.end]))
+    }
+
+    /// The values of a tensor in float32, whatever type the file keeps.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another shape than `shape`, or is not of a float type.
+    pub fn f32(&self, shape: &[usize], name: &str) -> Result<Vec<f32>> {
+        let (entry, bytes) = self.entry(shape, name)?;
+        to_f32(entry.dtype, bytes).ok_or_else(|| {
+            anyhow!(
+                "{}: tensor `{}` is of type {:?}; expected F32, F16, BF16 or F64",
+                self.names(),
+                self.key(name),
+                entry.dtype
+            )
+        })
+    }
+
+    /// The same as a tensor in the placement's dtype, on its device.
+    pub fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor> {
+        self.tensor_in(shape, name, self.placement.dtype)
+    }
+
+    /// The same in a dtype of the caller's choice.
+    pub fn tensor_in(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
+        let values = self.f32(shape, name)?;
+        let host = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+        Ok(host.to_device(&self.placement.device)?)
+    }
+}
+
+/// Little-endian floats of `dtype` as float32; `None` for integer and 8-bit types.
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    fn each<const W: usize>(bytes: &[u8], convert: impl Fn([u8; W]) -> f32) -> Vec<f32> {
+        let (values, _) = bytes.as_chunks::<W>();
+        values.iter().map(|value| convert(*value)).collect()
+    }
+    Some(match dtype {
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        _ => return None,
+    })
+}
+
+/// Where the files of a model in the diffusers layout come from.
+#[derive(Clone, Debug)]
+pub enum ModelFiles {
+    /// A folder: the user's own, or a snapshot in the Hub cache.
+    Folder(PathBuf),
+    /// Built into the binary: (relative path, content).
+    BuiltIn(&'static [(&'static str, &'static [u8])]),
+}
+
+impl ModelFiles {
+    /// The content of a small file, e.g. `unet/config.json`.
+    ///
+    /// # Errors
+    /// The file is missing or unreadable.
+    pub fn read(&self, relative: &str) -> Result<Vec<u8>> {
+        self.try_read(relative)?.ok_or_else(|| {
+            anyhow!(
+                "{} is missing; a model folder in the diffusers layout holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/",
+                self.name(relative)
+            )
+        })
+    }
+
+    /// The same, with `None` where there is no such file.
+    pub fn try_read(&self, relative: &str) -> Result<Option<Vec<u8>>> {
+        match self {
+            ModelFiles::Folder(folder) => {
+                let path = folder.join(relative);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => {
+                        Err(error).with_context(|| format!("cannot read {}", path.display()))
+                    }
+                }
+            }
+            ModelFiles::BuiltIn(files) => Ok(files
+                .iter()
+                .find(|(name, _)| *name == relative)
+                .map(|(_, bytes)| bytes.to_vec())),
+        }
+    }
+
+    /// A JSON file, read into a type.
+    ///
+    /// # Errors
+    /// The file is missing, is not JSON, or lacks what `T` needs; the message names file and field.
+    pub fn json<T: serde::de::DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        serde_json::from_slice(&self.read(relative)?).with_context(|| {
+            format!(
+                "{}: not the configuration expected here",
+                self.name(relative)
+            )
+        })
+    }
+
+    /// A relative path as it is shown in messages.
+    pub fn name(&self, relative: &str) -> String {
+        match self {
+            ModelFiles::Folder(folder) => folder.join(relative).display().to_string(),
+            ModelFiles::BuiltIn(_) => format!("built-in model: {relative}"),
+        }
+    }
+
+    /// The weights of a part: `part/stem.safetensors`, its shards, or its fp16 variant.
+    ///
+    /// `part` is a sub-folder, or "" for weights at the top (a bare VAE repository).
+    ///
+    /// # Errors
+    /// None of these files exists (the message lists what was looked for), or one cannot be read.
+    pub fn weights(&self, part: &str, stem: &str, placement: &Placement) -> Result<Weights> {
+        let relative = |name: String| match part {
+            "" => name,
+            part => format!("{part}/{name}"),
+        };
+        match self {
+            ModelFiles::BuiltIn(files) => {
+                let name = relative(format!("{stem}.safetensors"));
+                let (_, bytes) = files
+                    .iter()
+                    .find(|(file, _)| *file == name)
+                    .ok_or_else(|| anyhow!("{} is missing", self.name(&name)))?;
+                Weights::built_in(&self.name(&name), bytes, placement)
+            }
+            ModelFiles::Folder(folder) => {
+                let folder = match part {
+                    "" => folder.clone(),
+                    part => folder.join(part),
+                };
+                Weights::open(&weight_files(&folder, stem)?, placement)
+            }
+        }
+    }
+}
+
+/// The file or files that hold the weights `stem` in `folder`.
+fn weight_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+    for variant in ["", ".fp16"] {
+        let single = folder.join(format!("{stem}{variant}.safetensors"));
+        if single.is_file() {
+            return Ok(vec![single]);
+        }
+        let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
+        if index.is_file() {
+            return shards(folder, &index);
+        }
+    }
+    let pickled = ["bin", "pt", "ckpt", "pth"]
+        .iter()
+        .map(|extension| folder.join(format!("{stem}.{extension}")))
+        .find(|path| path.is_file());
+    let cure = match pickled {
+        Some(path) => format!(
+            "; {} is a pickled checkpoint, which is not read: save it as safetensors (diffusers: save_pretrained)",
+            path.display()
+        ),
+        None => String::new(),
+    };
+    bail!(
+        "{} is missing (looked for {stem}.safetensors, {stem}.safetensors.index.json and {stem}.fp16.safetensors){cure}",
+        folder.join(format!("{stem}.safetensors")).display()
+    )
+}
+
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let text = std::fs::read(index).with_context(|| format!("cannot read {}", index.display()))?;
+    let parsed: Index = serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not a safetensors index", index.display()))?;
+    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    names
+        .into_iter()
+        .map(|name| {
+            // A shard beside its index: a path that leaves the folder is an attack or a mistake.
+            let plain = Path::new(&name)
+                .file_name()
+                .is_some_and(|file| file == &*name);
+            let path = folder.join(&name);
+            if !plain {
+                bail!(
+                    "{}: shard `{name}` is not a plain file name",
+                    index.display()
+                );
+            }
+            if !path.is_file() {
+                bail!(
+                    "{} is missing; {} names it",
+                    path.display(),
+                    index.display()
+                );
+            }
+            Ok(path)
+        })
+        .collect()
+}

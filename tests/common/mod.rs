@@ -1,0 +1,89 @@
+//! What the tests share: the small model, the reference numbers, distances.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use sd_upscale::ModelFiles;
+use sd_upscale::weights::Placement;
+
+pub fn data(relative: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(relative)
+}
+
+pub fn model() -> ModelFiles {
+    ModelFiles::Folder(data("model"))
+}
+
+/// The two ways to run a model here: this program's CPU kernels, and candle's stock operations, which are what
+/// CUDA runs.
+pub fn placements(dtype: DType) -> [(&'static str, Placement); 2] {
+    let kernels = Placement::new(&Device::Cpu, dtype);
+    let stock = Placement {
+        kernels: false,
+        ..kernels.clone()
+    };
+    [("kernels", kernels), ("stock", stock)]
+}
+
+/// Numbers that tests/data/make_reference.py wrote.
+pub struct Reference {
+    name: &'static str,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Reference {
+    pub fn read(name: &'static str) -> Self {
+        let path = data(&format!("reference/{name}.safetensors"));
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        Self { name, tensors }
+    }
+
+    pub fn get(&self, key: &str) -> Tensor {
+        let found = self.tensors.get(key);
+        let name = self.name;
+        found
+            .unwrap_or_else(|| {
+                panic!("{name}.safetensors lacks `{key}`: run tests/data/make_reference.py")
+            })
+            .clone()
+    }
+
+    pub fn keys(&self) -> Vec<&str> {
+        let mut keys: Vec<&str> = self.tensors.keys().map(|key| &**key).collect();
+        keys.sort();
+        keys
+    }
+}
+
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .to_dtype(DType::F32)
+        .and_then(|t| t.flatten_all()?.to_vec1())
+        .unwrap()
+}
+
+/// |a - b| / |b| in the Euclidean norm; infinite where a number is missing or none.
+pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(actual.dims(), expected.dims(), "shapes differ");
+    let (mut difference, mut norm) = (0f64, 0f64);
+    for (a, e) in values(actual).into_iter().zip(values(expected)) {
+        difference += f64::from(a - e).powi(2);
+        norm += f64::from(e).powi(2);
+    }
+    let error = (difference / norm).sqrt();
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// Fails, with what was seen, where `actual` is further from `expected` than `tolerance`.
+#[track_caller]
+pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {
+    let error = relative_error(actual, expected);
+    println!("{what}: relative error {error:.2e}");
+    assert!(
+        error <= tolerance,
+        "{what}: relative error {error:.2e} against tests/data/make_reference.py's numbers, at most {tolerance:.0e} is allowed"
+    );
+}
