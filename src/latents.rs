@@ -1,1 +1,348 @@
-//! (module latents)
+//! Stable Diffusion latents from safetensors files (diffusers' and ComfyUI's), their scale, and writing them back.
+//! `.npz` is read in `npz.rs`. *Scaled* means VAE output x the VAE's scaling factor (0.18215); *raw* is without it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result, bail, ensure};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::input::ReadLimits;
+
+/// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
+const PIXELS_PER_LATENT: u64 = 8;
+/// Stable Diffusion 1, 2 and XL latents have 4 channels.
+const CHANNELS: usize = 4;
+/// ComfyUI's mark for raw values (`nodes.py`, `SaveLatent`): an empty tensor of this name.
+const COMFY_MARK: &str = "latent_format_version_0";
+const COMFY_KEY: &str = "latent_tensor";
+/// Our own files state their scale under this metadata key.
+const SCALE_KEY: &str = "latent_scale";
+/// Between the spread of scaled latents (near 1) and of raw ones (near 1 / 0.18215 = 5.5), nearer to the middle of
+/// the two on a logarithmic scale (2.34) and a little above, as scaled is the convention where nothing is stated.
+const SPREAD_BETWEEN: f32 = 2.5;
+
+/// Which convention a file follows, and so what scale its values have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LatentKind {
+    /// A tensor saved by hand, as from diffusers' `output_type="latent"`: the file does not state its scale.
+    Unstated,
+    /// A safetensors file of ours: scaled, and says so.
+    Ours,
+    /// ComfyUI with `latent_format_version_0`: raw.
+    ComfyRaw,
+    /// ComfyUI without that key: scaled.
+    ComfyScaled,
+    /// A cache of kohya's sd-scripts: raw.
+    SdScripts,
+}
+
+/// `--latent-scale`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LatentScale {
+    /// By the file's kind, else by the spread of the values.
+    #[default]
+    Auto,
+    Scaled,
+    Raw,
+}
+
+/// A batch of latents as a file holds them.
+#[derive(Clone, Debug)]
+pub struct Latents {
+    /// (batch, 4, height, width), finite.
+    pub data: Vec<f32>,
+    pub batch: usize,
+    pub height: usize,
+    pub width: usize,
+    pub kind: LatentKind,
+    /// The file's string metadata, e.g. ComfyUI's `prompt` and `workflow`.
+    pub metadata: BTreeMap<String, String>,
+    pub warnings: Vec<String>,
+}
+
+impl Latents {
+    /// Scaled latents from memory; `data` is (batch, 4, height, width).
+    pub fn from_scaled(data: Vec<f32>, batch: usize, height: usize, width: usize) -> Self {
+        assert_eq!(
+            data.len(),
+            batch * CHANNELS * height * width,
+            "data is (batch, 4, height, width)"
+        );
+        Self {
+            data,
+            batch,
+            height,
+            width,
+            kind: LatentKind::Ours,
+            metadata: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Reads a safetensors blob. The tensor is `latents`, `latent`, `latent_tensor` (ComfyUI) or `samples`, else the
+    /// only one; of rank 3 or 4 with 4 channels, F16, BF16, F32 or F64.
+    pub fn from_safetensors(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
+        check_header(bytes)?;
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
+        let (_, header) = SafeTensors::read_metadata(bytes)
+            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
+        let metadata: BTreeMap<String, String> = header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+
+        let mut names: Vec<&str> = file.names();
+        names.sort_unstable();
+        let name = ["latents", "latent", COMFY_KEY, "samples"]
+            .into_iter()
+            .find(|n| names.contains(n));
+        let name = match (name, names.as_slice()) {
+            (Some(name), _) => name,
+            (None, [only]) => only,
+            (None, []) => bail!("it holds no tensor"),
+            (None, several) => {
+                let weights = several.len() > 8 || several.iter().any(|n| n.ends_with(".weight"));
+                let what = if weights {
+                    ": it looks like a model's weights, not latents"
+                } else {
+                    ""
+                };
+                bail!(
+                    "it holds {} tensors ({}{}){what}; expected one named `latents`, `latent` or `{COMFY_KEY}`, \
+                     or a single tensor",
+                    several.len(),
+                    several[..several.len().min(3)].join(", "),
+                    if several.len() > 3 { ", ..." } else { "" }
+                )
+            }
+        };
+        let kind = match name {
+            COMFY_KEY if names.contains(&COMFY_MARK) => LatentKind::ComfyRaw,
+            COMFY_KEY => LatentKind::ComfyScaled,
+            _ if metadata.get(SCALE_KEY).is_some_and(|s| s == "scaled") => LatentKind::Ours,
+            _ => LatentKind::Unstated,
+        };
+        let tensor = file.tensor(name)?;
+        let mut latents =
+            Self::from_array(name, tensor.shape(), kind, limits, || floats(name, &tensor))?;
+        latents.metadata = metadata;
+        Ok(latents)
+    }
+
+    /// Checks an array's shape, then its values, which `values` gives in C order.
+    pub(crate) fn from_array(
+        name: &str,
+        shape: &[usize],
+        kind: LatentKind,
+        limits: &ReadLimits,
+        values: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let (batch, height, width) = check_shape(name, shape)?;
+        let side = |n: usize| (n as u64).saturating_mul(PIXELS_PER_LATENT);
+        limits.check_pixels(side(width), side(height))?;
+        let data = values()?;
+        let bad = data.iter().filter(|v| !v.is_finite()).count();
+        if let Some(first) = data.iter().position(|v| !v.is_finite()) {
+            bail!(
+                "tensor `{name}` holds NaN or infinity: {bad} of {} values, the first at index {first}; \
+                 it was written by a run that failed (often f16 overflow), make it again in f32 or bf16",
+                data.len()
+            );
+        }
+        Ok(Self {
+            data,
+            batch,
+            height,
+            width,
+            kind,
+            metadata: BTreeMap::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// The standard deviation of all values.
+    pub fn spread(&self) -> f32 {
+        let n = self.data.len() as f64;
+        let mean = self.data.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let square = |&v: &f32| (f64::from(v) - mean).powi(2);
+        (self.data.iter().map(square).sum::<f64>() / n).sqrt() as f32
+    }
+
+    /// Whether the values are raw under `choice`, and a sentence where that was judged or looks wrong.
+    pub fn is_raw(&self, choice: LatentScale) -> (bool, Option<String>) {
+        let looks_raw = self.spread() >= SPREAD_BETWEEN;
+        let word = |raw: bool| if raw { "raw" } else { "scaled" };
+        let spread = format!(
+            "their spread is {:.2} (scaled ones are near 1, raw ones near 5.5)",
+            self.spread()
+        );
+        let by_kind = match (choice, self.kind) {
+            (LatentScale::Scaled, _) => return (false, None),
+            (LatentScale::Raw, _) => return (true, None),
+            (_, LatentKind::Ours) => return (false, None),
+            (_, LatentKind::Unstated) => {
+                let message = format!(
+                    "the file does not state the scale of its latents; {spread}, so they are taken as {} \
+                     (--latent-scale decides otherwise)",
+                    word(looks_raw)
+                );
+                return (looks_raw, Some(message));
+            }
+            (_, LatentKind::ComfyRaw) => (true, "a ComfyUI latent with its version mark"),
+            (_, LatentKind::ComfyScaled) => (false, "a ComfyUI latent without a version mark"),
+            (_, LatentKind::SdScripts) => (true, "an sd-scripts cache"),
+        };
+        let (raw, what) = by_kind;
+        let message = (raw != looks_raw).then(|| {
+            format!(
+                "the latents are taken as {}, as in {what}, but {spread}; \
+                 if the result looks wrong, give --latent-scale {}",
+                word(raw),
+                word(!raw)
+            )
+        });
+        (raw, message)
+    }
+
+    /// The values in the upscaler's scale: raw ones times `scaling_factor`, the VAE's. Also [`Self::is_raw`]'s sentence.
+    pub fn into_scaled(
+        mut self,
+        choice: LatentScale,
+        scaling_factor: f32,
+    ) -> (Self, Option<String>) {
+        let (raw, message) = self.is_raw(choice);
+        if raw {
+            self.data.iter_mut().for_each(|v| *v *= scaling_factor);
+        }
+        self.kind = LatentKind::Ours;
+        (self, message)
+    }
+
+    /// A safetensors file: one F32 tensor `latents` (batch, 4, h, w), scaled, and `metadata` as the file's.
+    /// `self` must be scaled (see [`Self::into_scaled`]).
+    pub fn to_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+        let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+        metadata.insert(SCALE_KEY.into(), "scaled".into());
+        let bytes = le_bytes(&self.data);
+        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
+        Ok(safetensors::serialize(
+            [("latents", tensor)],
+            Some(metadata),
+        )?)
+    }
+
+    /// A ComfyUI `.latent`: F32 `latent_tensor`, raw, marked as such. `self` must be scaled; `scaling_factor` is the
+    /// VAE's. ComfyUI itself reads `prompt` and `workflow` of `metadata`.
+    pub fn to_comfy(
+        &self,
+        scaling_factor: f32,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Vec<u8>> {
+        let raw: Vec<f32> = self.data.iter().map(|v| v / scaling_factor).collect();
+        let bytes = le_bytes(&raw);
+        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
+        let mark = TensorView::new(Dtype::F32, vec![0], &[])?;
+        let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
+        Ok(safetensors::serialize(
+            [(COMFY_KEY, tensor), (COMFY_MARK, mark)],
+            metadata,
+        )?)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.batch, CHANNELS, self.height, self.width]
+    }
+}
+
+/// Errors that the safetensors crate words for programmers, worded for people.
+fn check_header(bytes: &[u8]) -> Result<()> {
+    let length = bytes
+        .first_chunk::<8>()
+        .map(|b| u64::from_le_bytes(*b))
+        .with_context(|| {
+            format!(
+                "its {} bytes are too few for a safetensors header: it was cut short",
+                bytes.len()
+            )
+        })?;
+    let held = bytes.len() as u64 - 8;
+    ensure!(
+        length <= held,
+        "its safetensors header should have {length} bytes, but only {held} follow: it was cut short"
+    );
+    Ok(())
+}
+
+/// (batch, height, width) of an array of 4-channel latents; other models' latents are refused by name.
+fn check_shape(name: &str, shape: &[usize]) -> Result<(usize, usize, usize)> {
+    let found = format!("tensor `{name}` has shape {shape:?}");
+    const WANT: &str =
+        "expected (4, h, w) or (batch, 4, h, w), the latents of Stable Diffusion 1 or 2";
+    let (batch, channels, height, width) = match *shape {
+        [c, h, w] => (1, c, h, w),
+        [b, c, h, w] => (b, c, h, w),
+        [_, c, _, _, _] => {
+            bail!("{found}: these are latents of a video model with {c} channels; {WANT}")
+        }
+        _ => bail!("{found}; {WANT}"),
+    };
+    ensure!(!shape.contains(&0), "{found}: it is empty; {WANT}");
+    if channels == CHANNELS {
+        return Ok((batch, height, width));
+    }
+    let owner = match channels {
+        16 => {
+            ": 16 channels are those of Stable Diffusion 3, Flux and others, which this upscaler does not know"
+        }
+        32 | 128 => {
+            ": these are latents of another model (Flux 2, Sana or LTX), which this upscaler does not know"
+        }
+        _ if width == 64 => {
+            ": this looks like the packed latents of Flux, which this upscaler does not know"
+        }
+        _ if width == CHANNELS => ": the channels are last; move them to the front",
+        3 => ": 3 channels are an image, not latents; save it as PNG",
+        _ => "",
+    };
+    bail!("{found}{owner}; {WANT}")
+}
+
+/// A tensor's values, whatever its float type.
+fn floats(name: &str, tensor: &TensorView) -> Result<Vec<f32>> {
+    let data = tensor.data();
+    Ok(match tensor.dtype() {
+        Dtype::F32 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f32::from_le_bytes(b))
+            .collect(),
+        Dtype::F16 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f16::from_le_bytes(b).to_f32())
+            .collect(),
+        Dtype::BF16 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| bf16::from_le_bytes(b).to_f32())
+            .collect(),
+        Dtype::F64 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f64::from_le_bytes(b) as f32)
+            .collect(),
+        other => bail!("tensor `{name}` holds {other:?} values; expected F16, BF16, F32 or F64"),
+    })
+}
+
+fn le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}

@@ -1,5 +1,8 @@
 //! sd-upscale: images and latents 2x with the Stable Diffusion x2 latent upscaler.
 
+mod containers;
+mod decode;
+mod encode;
 pub mod hub;
 pub mod input;
 pub mod kernels;
@@ -7,8 +10,10 @@ pub mod latents;
 pub mod layers;
 pub mod metadata;
 pub mod noise;
+pub mod npz;
 pub mod output;
 pub mod padding;
+pub mod picture;
 mod pipeline;
 pub mod sampler;
 pub mod text;

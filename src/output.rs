@@ -1,1 +1,83 @@
-//! (module output)
+//! Finished bytes -> a file that is there whole or not at all, and the check that an earlier one is whole.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::containers;
+use crate::input::{self, Kind};
+use crate::picture::Format;
+
+/// Writes beside `path` under a temporary name (`.NAME.sd-upscale-XXXXXX.tmp`), flushes to the disk, then renames:
+/// after a crash at any moment `path` is as it was or complete. On an error nothing is left behind.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> Result<()> {
+        let name = path
+            .file_name()
+            .context("it names no file")?
+            .to_string_lossy();
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let prefix = format!(".{}.sd-upscale-", short(&name));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        // As any new file: what the umask allows, and not the 0600 of a secret; an existing file keeps its mode.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder
+            .tempfile_in(folder)
+            .with_context(|| format!("cannot create a file in {}", folder.display()))?;
+        if let Ok(existing) = fs::metadata(path) {
+            file.as_file().set_permissions(existing.permissions()).ok();
+        }
+        file.write_all(bytes)
+            .context("cannot write (is the disk full?)")?;
+        file.as_file()
+            .sync_all()
+            .context("cannot flush to the disk")?;
+        file.persist(path).map_err(|e| e.error)?;
+        // The rename itself is lasting once the folder is flushed; where folders cannot be opened it is best effort.
+        if let Ok(folder) = File::open(folder) {
+            folder.sync_all().ok();
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// File names end at 255 bytes on most systems, and ours adds 23 to the target's.
+fn short(name: &str) -> &str {
+    &name[..name.floor_char_boundary(200)]
+}
+
+/// Whether a file at `path` is a whole image or safetensors file, by its structure (no pixel is decoded). Used to skip
+/// what an earlier run finished, whatever killed it.
+pub fn is_complete(path: &Path) -> bool {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.is_ok() && is_whole(&bytes)
+}
+
+fn is_whole(bytes: &[u8]) -> bool {
+    match input::sniff(bytes) {
+        Ok(Kind::Image(Format::Png)) => containers::png_is_whole(bytes),
+        Ok(Kind::Image(Format::Jpeg)) => {
+            containers::map_jpeg(bytes).is_some_and(|map| map.end.is_some())
+        }
+        Ok(Kind::Image(Format::WebP)) => {
+            containers::webp_chunks(bytes).is_some_and(|c| !c.is_empty())
+        }
+        Ok(Kind::Image(Format::Tiff)) => containers::tiff_is_whole(bytes),
+        Ok(Kind::Image(Format::Bmp)) => containers::bmp_is_whole(bytes),
+        Ok(Kind::Image(Format::Gif)) => containers::gif_frames(bytes).1,
+        Ok(Kind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
+        Ok(Kind::Npz) | Err(_) => false,
+    }
+}
