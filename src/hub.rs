@@ -107,7 +107,10 @@ impl Hub {
             return Ok(dir.clone());
         }
         if settings.offline {
-            let looked_in = cache.snapshot(commit.as_deref().unwrap_or(revision));
+            let looked_in = match &commit {
+                Some(commit) => cache.snapshot(commit),
+                None => cache.folder(),
+            };
             let path = first_missing(&looked_in, parts).unwrap_or_default();
             return Err(Failure::new(&path, Fault::Offline { looked_in }));
         }

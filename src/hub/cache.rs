@@ -34,7 +34,8 @@ impl RepoCache {
         }
     }
 
-    fn folder(&self) -> PathBuf {
+    /// Everything of the repository.
+    pub fn folder(&self) -> PathBuf {
         self.root.join(self.repo.folder_name())
     }
 

@@ -82,12 +82,10 @@ impl Fault {
             Fault::NotAHub(why) => format!("the answer is not a Hub's: {why}"),
             Fault::BadIndex(why) => format!("the index of the shards is unusable: {why}"),
             Fault::Disk { path, error } => format!("cannot use {}: {error}", path.display()),
-            Fault::Offline { looked_in } => {
-                format!(
-                    "HF_HUB_OFFLINE is set and it is not in {}",
-                    looked_in.display()
-                )
-            }
+            Fault::Offline { looked_in } => format!(
+                "HF_HUB_OFFLINE is set, and the model is not whole in {}",
+                looked_in.display()
+            ),
             Fault::Certificates(why) => why.clone(),
             Fault::Busy { lock, patience } => format!(
                 "another process has held {} for {} seconds without progress",
@@ -129,6 +127,9 @@ pub(super) fn explain(
     let endpoint = &settings.endpoint;
     let cause = fault.cause();
     let cure = cure(fault, *kept, repo, parts, settings);
+    if let Fault::Offline { .. } = fault {
+        return anyhow::anyhow!("{cause}: no {path} of {repo} (revision {revision}) there\n{cure}");
+    }
     anyhow::anyhow!(
         "cannot download {path} of {repo} (revision {revision}) from {endpoint}: {cause}\n{cure}"
     )
@@ -180,7 +181,11 @@ fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Setting
                 0 => "Run the same command again.".to_string(),
                 _ => format!("{kept} bytes of it are kept: the same command goes on from there."),
             };
-            format!("{resume}\n{}", ways_round(parts, settings))
+            let again = match fault {
+                Fault::Short { .. } => " If it ends early again, the server's file is at fault.",
+                _ => "",
+            };
+            format!("{resume}{again}\n{}", ways_round(parts, settings))
         }
         Fault::Corrupt(_) => format!(
             "Run the same command again. If it happens again, {endpoint} or a proxy on the way changes files: try \

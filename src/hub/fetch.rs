@@ -187,9 +187,13 @@ impl Transfer<'_> {
         let resumed = response.status() == 206 && range.is_some_and(|(start, _)| start == *have);
         if *have > 0 && !resumed {
             file.set_len(0).map_err(|e| Fault::disk(part, e))?;
-            (*have, *hash) = (0, Sha256::new());
-            if response.status() != 200 {
-                return Err(Fault::Lost("the server does not resume there".into()));
+            let got = std::mem::take(have);
+            *hash = Sha256::new();
+            match (response.status().as_u16(), self.meta.size) {
+                (200, _) => {}
+                // There is no byte after those that have come: the server's file is too short.
+                (416, Some(expected)) => return Err(Fault::Short { got, expected }),
+                _ => return Err(Fault::Lost("the server does not resume there".into())),
             }
         } else if response.status() == 416 {
             return Err(Fault::Lost("the server offers no bytes".into()));

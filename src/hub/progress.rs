@@ -40,11 +40,10 @@ impl Report {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr());
+        // Name first: within 80 columns there is room for all but the bar.
         let template = match size {
-            Some(_) => {
-                "{wide_msg} [{bar:24}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}"
-            }
-            None => "{wide_msg} {bytes:>10} {bytes_per_sec:>12}",
+            Some(_) => "{msg} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_bar}",
+            None => "{msg} {bytes} {bytes_per_sec}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));

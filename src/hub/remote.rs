@@ -173,31 +173,42 @@ impl Remote {
     }
 
     fn connection_fault(&self, error: ureq::Error) -> Fault {
+        use std::io::ErrorKind;
         use ureq::{Error, Timeout};
         let host = host(&self.endpoint);
+        let no_address = || {
+            Fault::Unreachable(format!(
+                "{host} has no address: there is no network, or HF_ENDPOINT is wrong"
+            ))
+        };
+        let insecure = |why: String| {
+            Fault::Unreachable(format!(
+                "no secure connection to {host}: {why} (if a proxy has its own certificate, name it in SSL_CERT_FILE)"
+            ))
+        };
         match error {
-            Error::HostNotFound => Fault::Unreachable(format!(
-                "the name {host} has no address: there is no network, or HF_ENDPOINT is wrong"
-            )),
+            Error::HostNotFound => no_address(),
             Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
                 Fault::Unreachable(format!("{host} cannot be reached: no connection in time"))
             }
             Error::Timeout(_) => Fault::Lost(format!("{host} does not answer")),
             Error::Io(error) => match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => {
+                ErrorKind::ConnectionRefused => {
                     Fault::Unreachable(format!("{host} refuses the connection"))
                 }
-                std::io::ErrorKind::ConnectionReset
-                | std::io::ErrorKind::BrokenPipe
-                | std::io::ErrorKind::UnexpectedEof => {
+                ErrorKind::ConnectionReset
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::ConnectionAborted => {
                     Fault::Lost(format!("the connection to {host} broke: {error}"))
                 }
+                // How rustls reports a failed handshake.
+                ErrorKind::InvalidData => insecure(error.to_string()),
+                // The standard library has no kind for it, but these words for every platform.
+                _ if error.to_string().contains("failed to lookup address") => no_address(),
                 _ => Fault::Unreachable(format!("no connection to {host}: {error}")),
             },
-            Error::Rustls(error) => Fault::NotAHub(format!(
-                "no secure connection to {host}: {error} (where a proxy has its own certificate, name it in \
-                 SSL_CERT_FILE)"
-            )),
+            Error::Rustls(error) => insecure(error.to_string()),
             Error::BadUri(what) => Fault::NotAHub(format!("HF_ENDPOINT is no address: {what}")),
             error => Fault::NotAHub(error.to_string()),
         }
