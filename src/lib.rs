@@ -2,7 +2,7 @@
 
 mod containers;
 mod decode;
-mod encode;
+pub mod encode;
 pub mod hub;
 pub mod input;
 pub mod kernels;
