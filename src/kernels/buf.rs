@@ -8,6 +8,9 @@ use std::sync::Mutex;
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
 
+/// Values of scratch kept between calls: 192 MB.
+const KEPT: usize = 48 << 20;
+
 /// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
 pub(super) struct Aligned {
     ptr: *mut f32,
@@ -32,7 +35,10 @@ impl Aligned {
         if ptr.is_null() {
             handle_alloc_error(layout);
         }
-        Self { ptr: ptr.cast(), len }
+        Self {
+            ptr: ptr.cast(),
+            len,
+        }
     }
 }
 
@@ -67,14 +73,20 @@ impl Scratch {
     pub fn take(len: usize) -> Self {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         let fits = |b: &Aligned| b.len >= len && b.len <= 4 * len.max(1 << 14);
-        let best = (0..pool.len()).filter(|&i| fits(&pool[i])).min_by_key(|&i| pool[i].len);
+        let best = (0..pool.len())
+            .filter(|&i| fits(&pool[i]))
+            .min_by_key(|&i| pool[i].len);
         let buf = best.map(|i| pool.swap_remove(i));
         drop(pool);
-        Self(Some(buf.unwrap_or_else(|| Aligned::zeroed(len.next_multiple_of(1 << 14)))))
+        Self(Some(buf.unwrap_or_else(|| {
+            Aligned::zeroed(len.next_multiple_of(1 << 14))
+        })))
     }
 
     pub fn ptr(&mut self) -> *mut f32 {
-        self.0.as_mut().map_or(std::ptr::null_mut(), |b| b.as_mut_ptr())
+        self.0
+            .as_mut()
+            .map_or(std::ptr::null_mut(), |b| b.as_mut_ptr())
     }
 }
 
@@ -83,8 +95,8 @@ impl Drop for Scratch {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         pool.extend(self.0.take());
         // The oldest go first, so that sizes no longer in use do not pile up.
-        let limit = 6 * rayon::current_num_threads() + 4;
-        while pool.len() > limit {
+        let count = 6 * rayon::current_num_threads() + 4;
+        while pool.len() > count || pool.iter().map(|b| b.len).sum::<usize>() > KEPT {
             pool.remove(0);
         }
     }
@@ -111,7 +123,11 @@ impl Shared {
 
     /// `n` values on; null stays null.
     pub fn offset_or_null(self, n: usize) -> *const f32 {
-        if self.0.is_null() { self.0 } else { self.0.wrapping_add(n) }
+        if self.0.is_null() {
+            self.0
+        } else {
+            self.0.wrapping_add(n)
+        }
     }
 }
 

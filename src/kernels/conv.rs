@@ -23,7 +23,11 @@ pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec
         r.as_ptr()
     });
     // SAFETY: `run` writes all `len` values; the residual is only read.
-    unsafe { filled(len, |out| run(input, conv, out, Shared(residual.cast_mut()), Act::None)) }
+    unsafe {
+        filled(len, |out| {
+            run(input, conv, out, Shared(residual.cast_mut()), Act::None)
+        })
+    }
 }
 
 /// `acc += conv(input) + bias`, for an `acc` of the output's shape.
@@ -31,7 +35,11 @@ pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec
 /// # Panics
 /// If a shape does not fit.
 pub fn conv2d_add(input: &Input, conv: &PackedConv, acc: &mut [f32]) {
-    assert_eq!(acc.len(), output_len(input, conv), "the accumulator has the shape of the output");
+    assert_eq!(
+        acc.len(),
+        output_len(input, conv),
+        "the accumulator has the shape of the output"
+    );
     let acc = Shared(acc.as_mut_ptr());
     // SAFETY: each value of `acc` is read and then written by one task.
     unsafe { run(input, conv, acc, acc, Act::None) }
@@ -43,19 +51,31 @@ pub fn conv2d_add(input: &Input, conv: &PackedConv, acc: &mut [f32]) {
 /// # Panics
 /// If a shape does not fit or `weight` was not packed by [`PackedConv::linear`].
 pub fn linear(input: &Input, weight: &PackedConv, residual: Option<&[f32]>, act: Act) -> Vec<f32> {
-    assert_eq!((weight.kh, weight.kw, weight.stride, weight.pad), (1, 1, 1, [0; 4]), "a linear layer");
+    assert_eq!(
+        (weight.kh, weight.kw, weight.stride, weight.pad),
+        (1, 1, 1, [0; 4]),
+        "a linear layer"
+    );
     let len = output_len(input, weight);
     let residual = residual.map_or(std::ptr::null(), |r| {
         assert_eq!(r.len(), len, "the residual has the shape of the output");
         r.as_ptr()
     });
     // SAFETY: as in `conv2d`.
-    unsafe { filled(len, |out| run(input, weight, out, Shared(residual.cast_mut()), act)) }
+    unsafe {
+        filled(len, |out| {
+            run(input, weight, out, Shared(residual.cast_mut()), act)
+        })
+    }
 }
 
 fn output_len(input: &Input, conv: &PackedConv) -> usize {
     let (b, h, w) = input.shape();
-    assert_eq!(input.channels(), conv.cin, "the input has the convolution's channels");
+    assert_eq!(
+        input.channels(),
+        conv.cin,
+        "the input has the convolution's channels"
+    );
     let (h, w) = conv.output_size(h, w);
     b * h * w * conv.cout
 }
@@ -83,8 +103,29 @@ unsafe fn run(input: &Input, conv: &PackedConv, out: Shared, residual: Shared, a
         };
         rows.panels(|first, n, dst| {
             // SAFETY: the rows exist and `dst` has room for them.
-            unsafe { stage_rows(isa, input, gather, rows.c0, rows.c1, first, n, dst, rows.per_panel * SLAB) }
+            unsafe {
+                stage_rows(
+                    isa,
+                    input,
+                    gather,
+                    rows.c0,
+                    rows.c1,
+                    first,
+                    n,
+                    dst,
+                    rows.per_panel * SLAB,
+                )
+            }
         });
     };
-    unsafe { product(isa, b * oh * ow, conv, Epilogue { residual, act }, out, stage) }
+    unsafe {
+        product(
+            isa,
+            b * oh * ow,
+            conv,
+            Epilogue { residual, act },
+            out,
+            stage,
+        )
+    }
 }

@@ -46,7 +46,9 @@ impl Rows {
         for (g, i) in (0..self.count).step_by(self.per_panel).enumerate() {
             let n = self.per_panel.min(self.count - i);
             // SAFETY: the task made room for all of its panels.
-            f(self.first + i, n, unsafe { self.dst.add(g * self.slabs() * self.per_panel * SLAB) });
+            f(self.first + i, n, unsafe {
+                self.dst.add(g * self.slabs() * self.per_panel * SLAB)
+            });
         }
     }
 }
@@ -73,56 +75,102 @@ pub(super) unsafe fn product(
     }
     let task_rows = rows.div_ceil(row_tasks.max(1)).max(1);
     let row_tasks = rows.div_ceil(task_rows);
-    let splits = (4 * threads).div_ceil(row_tasks.max(1)).min(if rows > 64 { panels.div_ceil(4) } else { panels }).max(1);
+    let splits = (4 * threads)
+        .div_ceil(row_tasks.max(1))
+        .min(if rows > 64 {
+            panels.div_ceil(4)
+        } else {
+            panels
+        })
+        .max(1);
     let split = panels.div_ceil(splits);
     let taps = weight.kh * weight.kw;
     let per_panel = rows_per_panel(isa, task_rows);
     let chunk = weight.cin.min(CHUNK);
     let one = taps == 1 && weight.cin <= CHUNK;
-    (0..row_tasks * splits).into_par_iter().with_max_len(1).for_each(|task| {
-        let (first, nb0) = (task / splits * task_rows, task % splits * split);
-        let (count, nb1) = (task_rows.min(rows - first), panels.min(nb0 + split));
-        if nb0 >= nb1 {
-            return;
-        }
-        let mut a = Scratch::take(task_rows.next_multiple_of(per_panel) * chunk.next_multiple_of(SLAB));
-        let mut c = Scratch::take(if one { count * NB } else { (nb1 - nb0) * count * NB });
-        let (a, c) = (a.ptr(), c.ptr());
-        let c_panel = |nb: usize| if one { c } else { c.wrapping_add((nb - nb0) * count * NB) };
-        let finish = |nb: usize| {
-            let at = first * weight.cout + nb * NB;
-            let residual = epilogue.residual.offset_or_null(at);
-            let bias = weight.bias(nb).as_ptr();
-            // SAFETY: this task alone writes these rows and columns of `out`.
-            unsafe {
-                let to = out.get().add(at);
-                write_out(isa, c_panel(nb), count, weight.panel_cols(nb), bias, residual, to, weight.cout, epilogue.act);
+    (0..row_tasks * splits)
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|task| {
+            let (first, nb0) = (task / splits * task_rows, task % splits * split);
+            let (count, nb1) = (task_rows.min(rows - first), panels.min(nb0 + split));
+            if nb0 >= nb1 {
+                return;
             }
-        };
-        for tap in 0..taps {
-            for c0 in (0..weight.cin).step_by(CHUNK) {
-                let c1 = weight.cin.min(c0 + CHUNK);
-                let rows = Rows { first, count, tap, c0, c1, dst: a, per_panel };
-                stage(&rows);
-                for nb in nb0..nb1 {
-                    let b = weight.panel(nb, tap)[c0 * NB..].as_ptr();
-                    let accumulate = tap > 0 || c0 > 0;
-                    rows.panels(|row, n, a| {
-                        let ptr = c_panel(nb).wrapping_add((row - first) * NB);
-                        let dst = Dst { ptr, row_stride: NB, slab_stride: 16, accumulate };
-                        // SAFETY: the panels were staged above; `dst` is the task's scratch.
-                        unsafe { panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst) };
-                    });
-                    if one {
-                        finish(nb);
+            let mut a =
+                Scratch::take(task_rows.next_multiple_of(per_panel) * chunk.next_multiple_of(SLAB));
+            let mut c = Scratch::take(if one {
+                count * NB
+            } else {
+                (nb1 - nb0) * count * NB
+            });
+            let (a, c) = (a.ptr(), c.ptr());
+            let c_panel = |nb: usize| {
+                if one {
+                    c
+                } else {
+                    c.wrapping_add((nb - nb0) * count * NB)
+                }
+            };
+            let finish = |nb: usize| {
+                let at = first * weight.cout + nb * NB;
+                let residual = epilogue.residual.offset_or_null(at);
+                let bias = weight.bias(nb).as_ptr();
+                // SAFETY: this task alone writes these rows and columns of `out`.
+                unsafe {
+                    let to = out.get().add(at);
+                    write_out(
+                        isa,
+                        c_panel(nb),
+                        count,
+                        weight.panel_cols(nb),
+                        bias,
+                        residual,
+                        to,
+                        weight.cout,
+                        epilogue.act,
+                    );
+                }
+            };
+            for tap in 0..taps {
+                for c0 in (0..weight.cin).step_by(CHUNK) {
+                    let c1 = weight.cin.min(c0 + CHUNK);
+                    let rows = Rows {
+                        first,
+                        count,
+                        tap,
+                        c0,
+                        c1,
+                        dst: a,
+                        per_panel,
+                    };
+                    stage(&rows);
+                    for nb in nb0..nb1 {
+                        let b = weight.panel(nb, tap)[c0 * NB..].as_ptr();
+                        let accumulate = tap > 0 || c0 > 0;
+                        rows.panels(|row, n, a| {
+                            let ptr = c_panel(nb).wrapping_add((row - first) * NB);
+                            let dst = Dst {
+                                ptr,
+                                row_stride: NB,
+                                slab_stride: 16,
+                                accumulate,
+                            };
+                            // SAFETY: the panels were staged above; `dst` is the task's scratch.
+                            unsafe {
+                                panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst)
+                            };
+                        });
+                        if one {
+                            finish(nb);
+                        }
                     }
                 }
             }
-        }
-        if !one {
-            (nb0..nb1).for_each(finish);
-        }
-    });
+            if !one {
+                (nb0..nb1).for_each(finish);
+            }
+        });
 }
 
 isa_fn! {
@@ -133,7 +181,6 @@ isa_fn! {
     )
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn write_out_body<S: Simd>(
     c: *const f32,
@@ -150,7 +197,6 @@ unsafe fn write_out_body<S: Simd>(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn write_out_with<S: Simd, F: PointFn>(
     c: *const f32,
@@ -169,11 +215,19 @@ unsafe fn write_out_with<S: Simd, F: PointFn>(
                 let mut x = S::load(c.add(i * NB + j)).add(S::load(bias.add(j)));
                 if !residual.is_null() {
                     let r = residual.add(i * ld + j);
-                    x = x.add(if n < S::LANES { S::load_first(r, n) } else { S::load(r) });
+                    x = x.add(if n < S::LANES {
+                        S::load_first(r, n)
+                    } else {
+                        S::load(r)
+                    });
                 }
                 let x = f.eval(x);
                 let to = out.add(i * ld + j);
-                if n < S::LANES { x.store_first(to, n) } else { x.store(to) }
+                if n < S::LANES {
+                    x.store_first(to, n)
+                } else {
+                    x.store(to)
+                }
             }
         }
     }

@@ -52,8 +52,20 @@ impl<'a> Input<'a> {
     /// # Panics
     /// If its length is not b * h * w * c.
     pub fn new(x: &'a [f32], b: usize, h: usize, w: usize, c: usize) -> Self {
-        assert_eq!(x.len(), b * h * w * c, "the input is (b, h, w, c) = ({b}, {h}, {w}, {c})");
-        Self { x: [x, &[]], c: [c, 0], b, h, w, prologue: None, upsample: false }
+        assert_eq!(
+            x.len(),
+            b * h * w * c,
+            "the input is (b, h, w, c) = ({b}, {h}, {w}, {c})"
+        );
+        Self {
+            x: [x, &[]],
+            c: [c, 0],
+            b,
+            h,
+            w,
+            prologue: None,
+            upsample: false,
+        }
     }
 
     /// With `skip` (b, h, w, c) behind it in the channels.
@@ -61,7 +73,11 @@ impl<'a> Input<'a> {
     /// # Panics
     /// If its length is not b * h * w * c.
     pub fn concat(mut self, skip: &'a [f32], c: usize) -> Self {
-        assert_eq!(skip.len(), self.b * self.h * self.w * c, "the second input is (b, h, w, {c})");
+        assert_eq!(
+            skip.len(),
+            self.b * self.h * self.w * c,
+            "the second input is (b, h, w, {c})"
+        );
         self.x[1] = skip;
         self.c[1] = c;
         self
@@ -72,7 +88,11 @@ impl<'a> Input<'a> {
     /// # Panics
     /// If they are not.
     pub fn prologue(mut self, prologue: &'a Prologue) -> Self {
-        assert_eq!(prologue.len(), self.b * self.channels(), "the prologue is (b, c)");
+        assert_eq!(
+            prologue.len(),
+            self.b * self.channels(),
+            "the prologue is (b, c)"
+        );
         self.prologue = Some(prologue);
         self
     }
@@ -117,7 +137,6 @@ isa_fn! {
     )
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage_rows_body<S: Simd>(
     input: &Input,
@@ -159,14 +178,31 @@ isa_fn! {
 }
 
 #[inline(always)]
-unsafe fn stage_region_body<S: Simd>(input: &Input, region: Region, c0: usize, c1: usize, dst: *mut f32) {
+unsafe fn stage_region_body<S: Simd>(
+    input: &Input,
+    region: Region,
+    c0: usize,
+    c1: usize,
+    dst: *mut f32,
+) {
     let (_, h, w) = input.shape();
     let at = |i: usize| {
         let y = (i / region.w).wrapping_add_signed(region.y);
         let x = (i % region.w).wrapping_add_signed(region.x);
         (y < h && x < w).then_some((region.b, y, x))
     };
-    unsafe { stage::<S>(input, c0, c1, region.h * region.w, at, dst, (c1 - c0).next_multiple_of(SLAB), SLAB) }
+    unsafe {
+        stage::<S>(
+            input,
+            c0,
+            c1,
+            region.h * region.w,
+            at,
+            dst,
+            (c1 - c0).next_multiple_of(SLAB),
+            SLAB,
+        )
+    }
 }
 
 /// Copies channels `c0..c1` of `n` pixels to `dst`, activated. Pixel i comes from `at(i)` = (batch, y, x), zeros where that
@@ -174,7 +210,6 @@ unsafe fn stage_region_body<S: Simd>(input: &Input, region: Region, c0: usize, c
 ///
 /// # Safety
 /// `dst` has room, `at` stays inside [`Input::shape`], `c0` is a multiple of 16.
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage<S: Simd>(
     input: &Input,
@@ -190,7 +225,8 @@ unsafe fn stage<S: Simd>(
         match input.prologue {
             None => stage_with::<S, _>(input, c0, c1, n, at, dst, pixel_stride, slab_stride, Plain),
             Some(p) => {
-                let (scale, shift, channels) = (p.scale.as_ptr(), p.shift.as_ptr(), input.channels());
+                let (scale, shift, channels) =
+                    (p.scale.as_ptr(), p.shift.as_ptr(), input.channels());
                 with_act!(p.act, act => {
                     let map = Affine { scale, shift, channels, act };
                     stage_with::<S, _>(input, c0, c1, n, at, dst, pixel_stride, slab_stride, map)
@@ -229,12 +265,12 @@ impl<F: PointFn> Map for Affine<F> {
     unsafe fn map<S: Simd>(self, x: S, b: usize, c: usize) -> S {
         unsafe {
             let i = b * self.channels + c;
-            self.act.eval(x.mul_add(S::load(self.scale.add(i)), S::load(self.shift.add(i))))
+            self.act
+                .eval(x.mul_add(S::load(self.scale.add(i)), S::load(self.shift.add(i))))
         }
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage_with<S: Simd, M: Map>(
     input: &Input,
@@ -260,7 +296,10 @@ unsafe fn stage_with<S: Simd, M: Map>(
                 continue;
             };
             let pixel = (b * input.h + (y >> shift)) * input.w + (x >> shift);
-            let from = [input.x[0].as_ptr().add(pixel * ca), input.x[1].as_ptr().wrapping_add(pixel * cb)];
+            let from = [
+                input.x[0].as_ptr().add(pixel * ca),
+                input.x[1].as_ptr().wrapping_add(pixel * cb),
+            ];
             for c in (c0..c1).step_by(SLAB) {
                 let mut tail = [0f32; SLAB];
                 let src = if c + SLAB <= ca {
@@ -269,7 +308,11 @@ unsafe fn stage_with<S: Simd, M: Map>(
                     from[1].add(c - ca)
                 } else {
                     for (k, t) in tail.iter_mut().enumerate().take(ca + cb - c) {
-                        *t = if c + k < ca { *from[0].add(c + k) } else { *from[1].add(c + k - ca) };
+                        *t = if c + k < ca {
+                            *from[0].add(c + k)
+                        } else {
+                            *from[1].add(c + k - ca)
+                        };
                     }
                     tail.as_ptr()
                 };

@@ -23,7 +23,11 @@ pub(super) struct Dst {
 
 /// One step of the inner dimension.
 #[inline(always)]
-unsafe fn step<S: Simd, const M: usize, const V: usize>(acc: &mut [[S; V]; M], a: *const f32, b: *const f32) {
+unsafe fn step<S: Simd, const M: usize, const V: usize>(
+    acc: &mut [[S; V]; M],
+    a: *const f32,
+    b: *const f32,
+) {
     unsafe {
         let mut bv = [S::splat(0.0); V];
         for v in 0..V {
@@ -39,11 +43,19 @@ unsafe fn step<S: Simd, const M: usize, const V: usize>(acc: &mut [[S; V]; M], a
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const V: usize>(k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst, col: usize) {
+unsafe fn tile<S: Simd, const M: usize, const V: usize>(
+    k: usize,
+    a: *const f32,
+    r: usize,
+    b: *const f32,
+    dst: Dst,
+    col: usize,
+) {
     unsafe {
         let at = |m: usize, v: usize| {
             let col = col + v * S::LANES;
-            dst.ptr.add(m * dst.row_stride + col / 16 * dst.slab_stride + col % 16)
+            dst.ptr
+                .add(m * dst.row_stride + col / 16 * dst.slab_stride + col % 16)
         };
         let mut acc = [[S::splat(0.0); V]; M];
         if dst.accumulate {
@@ -78,7 +90,15 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(k: usize, a: *const f32,
 }
 
 #[inline(always)]
-unsafe fn tile_rows<S: Simd, const V: usize>(rows: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst, col: usize) {
+unsafe fn tile_rows<S: Simd, const V: usize>(
+    rows: usize,
+    k: usize,
+    a: *const f32,
+    r: usize,
+    b: *const f32,
+    dst: Dst,
+    col: usize,
+) {
     macro_rules! pick {
         ($($n:literal)*) => {
             match rows {
@@ -92,7 +112,15 @@ unsafe fn tile_rows<S: Simd, const V: usize>(rows: usize, k: usize, a: *const f3
 }
 
 #[inline(always)]
-unsafe fn panel_body<S: Simd>(rows: usize, cols: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst) {
+unsafe fn panel_body<S: Simd>(
+    rows: usize,
+    cols: usize,
+    k: usize,
+    a: *const f32,
+    r: usize,
+    b: *const f32,
+    dst: Dst,
+) {
     unsafe {
         let mut col = 0;
         while col < cols {

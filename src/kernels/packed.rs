@@ -34,7 +34,11 @@ impl PackedConv {
         pad: [usize; 4],
     ) -> Self {
         assert!(cout * cin * kh * kw * stride > 0, "no size is 0");
-        assert_eq!(weight.len(), cout * cin * kh * kw, "the weight is (cout, cin, kh, kw) = ({cout}, {cin}, {kh}, {kw})");
+        assert_eq!(
+            weight.len(),
+            cout * cin * kh * kw,
+            "the weight is (cout, cin, kh, kw) = ({cout}, {cin}, {kh}, {kw})"
+        );
         let (n, taps) = (cout.div_ceil(NB), kh * kw);
         let mut padded_bias = vec![0.0; n * NB];
         if let Some(bias) = bias {
@@ -44,7 +48,9 @@ impl PackedConv {
         let to = Shared(panels.as_mut_ptr());
         (0..n).into_par_iter().for_each(|nb| {
             // SAFETY: each task fills its own panels.
-            let panel = unsafe { std::slice::from_raw_parts_mut(to.get().add(nb * taps * cin * NB), taps * cin * NB) };
+            let panel = unsafe {
+                std::slice::from_raw_parts_mut(to.get().add(nb * taps * cin * NB), taps * cin * NB)
+            };
             // In blocks of channels, so that what is written stays in the cache.
             for c0 in (0..cin).step_by(16) {
                 for j in 0..NB.min(cout - nb * NB) {
@@ -57,7 +63,16 @@ impl PackedConv {
                 }
             }
         });
-        Self { panels, bias: padded_bias, cin, cout, kh, kw, stride, pad }
+        Self {
+            panels,
+            bias: padded_bias,
+            cin,
+            cout,
+            kh,
+            kw,
+            stride,
+            pad,
+        }
     }
 
     /// A linear layer: `weight` (cout, cin), `bias` (cout).
@@ -78,11 +93,19 @@ impl PackedConv {
         self.cin
     }
 
+    /// Values held, the zeros that fill up the last panel included (the bias apart).
+    pub fn packed_len(&self) -> usize {
+        self.panels.len()
+    }
+
     /// (h, w) of the output for an input of (h, w); zeros where the kernel does not fit.
     pub fn output_size(&self, h: usize, w: usize) -> (usize, usize) {
         let [top, bottom, left, right] = self.pad;
         let out = |n: usize, k: usize| if n < k { 0 } else { (n - k) / self.stride + 1 };
-        (out(h + top + bottom, self.kh), out(w + left + right, self.kw))
+        (
+            out(h + top + bottom, self.kh),
+            out(w + left + right, self.kw),
+        )
     }
 
     pub(super) fn panel_count(&self) -> usize {

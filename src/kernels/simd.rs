@@ -41,7 +41,9 @@ impl Isa {
     /// The one that kernels called from this thread use: the fastest, unless inside [`Isa::force`].
     pub fn current() -> Isa {
         static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        FORCED.get().unwrap_or_else(|| *BEST.get_or_init(|| Isa::available()[0]))
+        FORCED
+            .get()
+            .unwrap_or_else(|| *BEST.get_or_init(|| Isa::available()[0]))
     }
 
     /// Runs `f` with the kernels that it calls held to this instruction set (for tests and benchmarks).
@@ -49,7 +51,10 @@ impl Isa {
     /// # Panics
     /// If the machine does not have it.
     pub fn force<T>(self, f: impl FnOnce() -> T) -> T {
-        assert!(Isa::available().contains(&self), "this machine does not have {self:?}");
+        assert!(
+            Isa::available().contains(&self),
+            "this machine does not have {self:?}"
+        );
         struct Restore(Option<Isa>);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -170,7 +175,10 @@ mod x86 {
         unsafe fn exp2_of_biased(self) -> Self {
             unsafe {
                 let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
-                V16(_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f80_0000))))
+                V16(_mm512_castsi512_ps(_mm512_add_epi32(
+                    n,
+                    _mm512_set1_epi32(0x3f80_0000),
+                )))
             }
         }
         #[inline(always)]
@@ -233,7 +241,10 @@ mod x86 {
         unsafe fn exp2_of_biased(self) -> Self {
             unsafe {
                 let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.0));
-                V8(_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f80_0000))))
+                V8(_mm256_castsi256_ps(_mm256_add_epi32(
+                    n,
+                    _mm256_set1_epi32(0x3f80_0000),
+                )))
             }
         }
     }
@@ -249,7 +260,11 @@ pub(super) struct V4([f32; 4]);
 /// Without FMA in the target's baseline `f32::mul_add` would be a library call.
 #[inline(always)]
 fn mul_add_scalar(x: f32, m: f32, a: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { x.mul_add(m, a) } else { x * m + a }
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+        x.mul_add(m, a)
+    } else {
+        x * m + a
+    }
 }
 
 macro_rules! lanes {
@@ -312,17 +327,14 @@ impl Simd for V4 {
 macro_rules! isa_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
         $vis unsafe fn $name(isa: $crate::kernels::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
-            #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 unsafe { $body::<$crate::kernels::simd::V16>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            #[allow(clippy::too_many_arguments)]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                 unsafe { $body::<$crate::kernels::simd::V8>($($arg),*) }
             }

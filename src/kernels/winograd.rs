@@ -49,32 +49,89 @@ pub(super) fn applies(conv: &PackedConv) -> bool {
 ///
 /// # Safety
 /// `out` and the residual hold the output, (b, h, w, cout).
-pub(super) unsafe fn winograd(isa: Isa, input: &Input, weight: &PackedConv, out: Shared, residual: Shared) {
+pub(super) unsafe fn winograd(
+    isa: Isa,
+    input: &Input,
+    weight: &PackedConv,
+    out: Shared,
+    residual: Shared,
+) {
     let (b, h, w) = input.shape();
     let (h, w) = weight.output_size(h, w);
     let (th, tw) = (h.div_ceil(OUT), w.div_ceil(OUT));
-    let conv = Conv { isa, input, weight, out, residual, h, w, th, tw };
-    if th * tw >= SMALL { conv.by_blocks(b) } else { conv.by_panels(b) }
+    let conv = Conv {
+        isa,
+        input,
+        weight,
+        out,
+        residual,
+        h,
+        w,
+        th,
+        tw,
+    };
+    if th * tw >= SMALL {
+        conv.by_blocks(b)
+    } else {
+        conv.by_panels(b)
+    }
 }
 
 impl Conv<'_> {
     /// Stages and transforms `count` tiles of line `ty` of batch item `b` from tile `tx` on, channels `c0..c1`, as tiles
     /// `first` and on of `v`. `region` has room for a line of them.
-    #[allow(clippy::too_many_arguments)]
-    fn input_row(&self, (b, ty, tx): (usize, usize, usize), row: TileRow, c0: usize, c1: usize, region: *mut f32, v: *mut f32, layout: TileLayout) {
+    fn input_row(
+        &self,
+        (b, ty, tx): (usize, usize, usize),
+        row: TileRow,
+        c0: usize,
+        c1: usize,
+        region: *mut f32,
+        v: *mut f32,
+        layout: TileLayout,
+    ) {
         let [top, _, left, _] = self.weight.pad;
         let width = row.count * OUT + 2;
         let y = (ty * OUT) as isize - top as isize;
         let x = (tx * OUT) as isize - left as isize;
         // SAFETY: the region covers these tiles; `v` has room for them.
         unsafe {
-            stage_region(self.isa, self.input, Region { b, y, x, h: OUT + 2, w: width }, c0, c1, region);
-            inputs(self.isa, region, width, (c1 - c0).div_ceil(SLAB), row, v, layout, c0 / SLAB);
+            stage_region(
+                self.isa,
+                self.input,
+                Region {
+                    b,
+                    y,
+                    x,
+                    h: OUT + 2,
+                    w: width,
+                },
+                c0,
+                c1,
+                region,
+            );
+            inputs(
+                self.isa,
+                region,
+                width,
+                (c1 - c0).div_ceil(SLAB),
+                row,
+                v,
+                layout,
+                c0 / SLAB,
+            );
         }
     }
 
     /// Transforms tiles back and writes them: those from `tx` on of line `ty` of item `b`, for panel `nb`.
-    fn output_row(&self, (b, ty, tx): (usize, usize, usize), row: TileRow, nb: usize, m: *const f32, point_stride: usize) {
+    fn output_row(
+        &self,
+        (b, ty, tx): (usize, usize, usize),
+        row: TileRow,
+        nb: usize,
+        m: *const f32,
+        point_stride: usize,
+    ) {
         let at = ((b * self.h + ty * OUT) * self.w + tx * OUT) * self.weight.cout + nb * NB;
         let to = OutputRow {
             // SAFETY: inside the output.
@@ -109,54 +166,81 @@ impl Conv<'_> {
             // SAFETY: each task writes its own panel's channels.
             unsafe {
                 let u = u.get().add(nb * POINTS * u_point + c0 * NB);
-                weights(isa, taps, cin * NB, n, self.weight.panel_cols(nb), u, u_point);
+                weights(
+                    isa,
+                    taps,
+                    cin * NB,
+                    n,
+                    self.weight.panel_cols(nb),
+                    u,
+                    u_point,
+                );
             }
         });
 
         let bw = self.tw.div_ceil(self.tw.div_ceil(ROW));
         let bh = self.th.div_ceil(self.th.div_ceil((BLOCK / bw).max(1)));
         let (nx, ny) = (self.tw.div_ceil(bw), self.th.div_ceil(bh));
-        (0..b * ny * nx).into_par_iter().with_max_len(1).for_each(|i| {
-            let (b, ty0, tx0) = (i / nx / ny, i / nx % ny * bh, i % nx * bw);
-            let (bh, bw) = (bh.min(self.th - ty0), bw.min(self.tw - tx0));
-            let tiles = bh * bw;
-            let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
-            let m_point = tiles * NB + SLAB;
-            let mut v = Scratch::take(POINTS * layout.point_stride);
-            let mut m = Scratch::take(PANELS * POINTS * m_point);
-            let mut region = Scratch::take(Self::region_len());
-            let (v, m, region) = (v.ptr(), m.ptr(), region.ptr());
-            for c0 in (0..cin).step_by(STAGE) {
-                for ty in 0..bh {
-                    let row = TileRow { first: ty * bw, count: bw };
-                    self.input_row((b, ty0 + ty, tx0), row, c0, cin.min(c0 + STAGE), region, v, layout);
-                }
-            }
-            for nb0 in (0..panels).step_by(PANELS) {
-                let nb1 = panels.min(nb0 + PANELS);
-                for point in 0..POINTS {
-                    for nb in nb0..nb1 {
-                        // SAFETY: within `u` and `m`.
-                        let (u, m) = unsafe {
-                            (u.get().add((nb * POINTS + point) * u_point), m.add(((nb - nb0) * POINTS + point) * m_point))
-                        };
-                        self.products((0, tiles), v, layout, point, 0, cin, u, m, nb);
-                    }
-                }
-                for nb in nb0..nb1 {
-                    let m = m.wrapping_add((nb - nb0) * POINTS * m_point);
+        (0..b * ny * nx)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|i| {
+                let (b, ty0, tx0) = (i / nx / ny, i / nx % ny * bh, i % nx * bw);
+                let (bh, bw) = (bh.min(self.th - ty0), bw.min(self.tw - tx0));
+                let tiles = bh * bw;
+                let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
+                let m_point = tiles * NB + SLAB;
+                let mut v = Scratch::take(POINTS * layout.point_stride);
+                let mut m = Scratch::take(PANELS * POINTS * m_point);
+                let mut region = Scratch::take(Self::region_len());
+                let (v, m, region) = (v.ptr(), m.ptr(), region.ptr());
+                for c0 in (0..cin).step_by(STAGE) {
                     for ty in 0..bh {
-                        let row = TileRow { first: ty * bw, count: bw };
-                        self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
+                        let row = TileRow {
+                            first: ty * bw,
+                            count: bw,
+                        };
+                        self.input_row(
+                            (b, ty0 + ty, tx0),
+                            row,
+                            c0,
+                            cin.min(c0 + STAGE),
+                            region,
+                            v,
+                            layout,
+                        );
                     }
                 }
-            }
-        });
+                for nb0 in (0..panels).step_by(PANELS) {
+                    let nb1 = panels.min(nb0 + PANELS);
+                    for point in 0..POINTS {
+                        for nb in nb0..nb1 {
+                            // SAFETY: within `u` and `m`.
+                            let (u, m) = unsafe {
+                                (
+                                    u.get().add((nb * POINTS + point) * u_point),
+                                    m.add(((nb - nb0) * POINTS + point) * m_point),
+                                )
+                            };
+                            self.products((0, tiles), v, layout, point, 0, cin, u, m, nb);
+                        }
+                    }
+                    for nb in nb0..nb1 {
+                        let m = m.wrapping_add((nb - nb0) * POINTS * m_point);
+                        for ty in 0..bh {
+                            let row = TileRow {
+                                first: ty * bw,
+                                count: bw,
+                            };
+                            self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
+                        }
+                    }
+                }
+            });
     }
 
     /// `m (tiles, NB) [+]= v (tiles, c0..c1) * u (c0..c1, NB)` at one point, for the tiles of panels of `v` from tile `t0`
     /// (a panel's first) to `t1`; `m` is the place of tile `t0`. Adds from the second chunk of channels on.
-    #[allow(clippy::too_many_arguments)]
     fn products(
         &self,
         (t0, t1): (usize, usize),
@@ -172,10 +256,26 @@ impl Conv<'_> {
         let r = layout.per_panel;
         for t in (t0..t1).step_by(r) {
             let ptr = m.wrapping_add((t - t0) * NB);
-            let dst = Dst { ptr, row_stride: NB, slab_stride: 16, accumulate: c0 > 0 };
+            let dst = Dst {
+                ptr,
+                row_stride: NB,
+                slab_stride: 16,
+                accumulate: c0 > 0,
+            };
             let a = v.wrapping_add(point * layout.point_stride + layout.panel(t / r) + c0 * r);
             // SAFETY: the tiles' inputs and the weights were transformed before; `m` has room.
-            unsafe { panel(self.isa, r.min(t1 - t), self.weight.panel_cols(nb), c1 - c0, a, r, u, dst) };
+            unsafe {
+                panel(
+                    self.isa,
+                    r.min(t1 - t),
+                    self.weight.panel_cols(nb),
+                    c1 - c0,
+                    a,
+                    r,
+                    u,
+                    dst,
+                )
+            };
         }
     }
 
@@ -189,53 +289,98 @@ impl Conv<'_> {
     }
 
     fn lines_by_panels(&self, line0: usize, line1: usize) {
-        let (isa, cin, panels, tw) = (self.isa, self.weight.cin, self.weight.panel_count(), self.tw);
+        let (isa, cin, panels, tw) = (
+            self.isa,
+            self.weight.cin,
+            self.weight.panel_count(),
+            self.tw,
+        );
         let tiles = (line1 - line0) * tw;
         let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
         let mut v = Scratch::take(POINTS * layout.point_stride);
         let v = Shared(v.ptr());
         let (segments, chunks) = (tw.div_ceil(ROW), cin.div_ceil(STAGE));
-        (0..(line1 - line0) * segments * chunks).into_par_iter().for_each(|i| {
-            let (line, tx, c0) = (line0 + i / chunks / segments, i / chunks % segments * ROW, i % chunks * STAGE);
-            let mut region = Scratch::take(Self::region_len());
-            let row = TileRow { first: (line - line0) * tw + tx, count: ROW.min(tw - tx) };
-            let at = (line / self.th, line % self.th, tx);
-            self.input_row(at, row, c0, cin.min(c0 + STAGE), region.ptr(), v.get(), layout);
-        });
+        (0..(line1 - line0) * segments * chunks)
+            .into_par_iter()
+            .for_each(|i| {
+                let (line, tx, c0) = (
+                    line0 + i / chunks / segments,
+                    i / chunks % segments * ROW,
+                    i % chunks * STAGE,
+                );
+                let mut region = Scratch::take(Self::region_len());
+                let row = TileRow {
+                    first: (line - line0) * tw + tx,
+                    count: ROW.min(tw - tx),
+                };
+                let at = (line / self.th, line % self.th, tx);
+                self.input_row(
+                    at,
+                    row,
+                    c0,
+                    cin.min(c0 + STAGE),
+                    region.ptr(),
+                    v.get(),
+                    layout,
+                );
+            });
 
         // More tasks than threads also where there are few panels: by lines, each with its own weights.
         let threads = rayon::current_num_threads();
-        let parts = if panels >= 2 * threads { 1 } else { (2 * threads).div_ceil(panels).min(tiles.div_ceil(48)) };
+        let parts = if panels >= 2 * threads {
+            1
+        } else {
+            (2 * threads).div_ceil(panels).min(tiles.div_ceil(48))
+        };
         let panels_of_v = tiles.div_ceil(layout.per_panel);
         let part = panels_of_v.div_ceil(parts) * layout.per_panel;
-        (0..panels * parts).into_par_iter().with_max_len(1).for_each(|i| {
-            let (nb, t0) = (i / parts, i % parts * part);
-            let t1 = tiles.min(t0 + part);
-            if t0 >= t1 {
-                return;
-            }
-            let (u_point, m_point) = (CHUNK * NB + SLAB, (t1 - t0) * NB + SLAB);
-            let mut u = Scratch::take(POINTS * u_point);
-            let mut m = Scratch::take(POINTS * m_point);
-            let (u, m) = (u.ptr(), m.ptr());
-            for c0 in (0..cin).step_by(CHUNK) {
-                let c1 = cin.min(c0 + CHUNK);
-                let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
-                // SAFETY: `u` has room for a chunk.
-                unsafe { weights(isa, taps, cin * NB, c1 - c0, self.weight.panel_cols(nb), u, u_point) };
-                for point in 0..POINTS {
-                    let (u, m) = (u.wrapping_add(point * u_point), m.wrapping_add(point * m_point));
-                    self.products((t0, t1), v.get(), layout, point, c0, c1, u, m, nb);
+        (0..panels * parts)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|i| {
+                let (nb, t0) = (i / parts, i % parts * part);
+                let t1 = tiles.min(t0 + part);
+                if t0 >= t1 {
+                    return;
                 }
-            }
-            // A part may begin and end inside a line.
-            let mut t = t0;
-            while t < t1 {
-                let (line, tx) = (line0 + t / tw, t % tw);
-                let row = TileRow { first: t - t0, count: (tw - tx).min(t1 - t) };
-                self.output_row((line / self.th, line % self.th, tx), row, nb, m, m_point);
-                t += row.count;
-            }
-        });
+                let (u_point, m_point) = (CHUNK * NB + SLAB, (t1 - t0) * NB + SLAB);
+                let mut u = Scratch::take(POINTS * u_point);
+                let mut m = Scratch::take(POINTS * m_point);
+                let (u, m) = (u.ptr(), m.ptr());
+                for c0 in (0..cin).step_by(CHUNK) {
+                    let c1 = cin.min(c0 + CHUNK);
+                    let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
+                    // SAFETY: `u` has room for a chunk.
+                    unsafe {
+                        weights(
+                            isa,
+                            taps,
+                            cin * NB,
+                            c1 - c0,
+                            self.weight.panel_cols(nb),
+                            u,
+                            u_point,
+                        )
+                    };
+                    for point in 0..POINTS {
+                        let (u, m) = (
+                            u.wrapping_add(point * u_point),
+                            m.wrapping_add(point * m_point),
+                        );
+                        self.products((t0, t1), v.get(), layout, point, c0, c1, u, m, nb);
+                    }
+                }
+                // A part may begin and end inside a line.
+                let mut t = t0;
+                while t < t1 {
+                    let (line, tx) = (line0 + t / tw, t % tw);
+                    let row = TileRow {
+                        first: t - t0,
+                        count: (tw - tx).min(t1 - t),
+                    };
+                    self.output_row((line / self.th, line % self.th, tx), row, nb, m, m_point);
+                    t += row.count;
+                }
+            });
     }
 }
