@@ -8,6 +8,9 @@ use std::sync::Mutex;
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
 
+/// Values of scratch kept between calls: 192 MB.
+const KEPT: usize = 48 << 20;
+
 /// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
 pub(super) struct Aligned {
     ptr: *mut f32,
@@ -92,8 +95,8 @@ impl Drop for Scratch {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         pool.extend(self.0.take());
         // The oldest go first, so that sizes no longer in use do not pile up.
-        let limit = 6 * rayon::current_num_threads() + 4;
-        while pool.len() > limit {
+        let count = 6 * rayon::current_num_threads() + 4;
+        while pool.len() > count || pool.iter().map(|b| b.len).sum::<usize>() > KEPT {
             pool.remove(0);
         }
     }

@@ -181,7 +181,6 @@ isa_fn! {
     )
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn write_out_body<S: Simd>(
     c: *const f32,
@@ -198,7 +197,6 @@ unsafe fn write_out_body<S: Simd>(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn write_out_with<S: Simd, F: PointFn>(
     c: *const f32,

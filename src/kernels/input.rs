@@ -137,7 +137,6 @@ isa_fn! {
     )
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage_rows_body<S: Simd>(
     input: &Input,
@@ -211,7 +210,6 @@ unsafe fn stage_region_body<S: Simd>(
 ///
 /// # Safety
 /// `dst` has room, `at` stays inside [`Input::shape`], `c0` is a multiple of 16.
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage<S: Simd>(
     input: &Input,
@@ -273,7 +271,6 @@ impl<F: PointFn> Map for Affine<F> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn stage_with<S: Simd, M: Map>(
     input: &Input,

@@ -93,6 +93,11 @@ impl PackedConv {
         self.cin
     }
 
+    /// Values held, the zeros that fill up the last panel included (the bias apart).
+    pub fn packed_len(&self) -> usize {
+        self.panels.len()
+    }
+
     /// (h, w) of the output for an input of (h, w); zeros where the kernel does not fit.
     pub fn output_size(&self, h: usize, w: usize) -> (usize, usize) {
         let [top, bottom, left, right] = self.pad;

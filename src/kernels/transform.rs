@@ -21,7 +21,13 @@ const B: f32 = std::f32::consts::SQRT_2;
 #[inline(always)]
 unsafe fn input_1d<S: Simd>(d: [S; IN]) -> [S; IN] {
     unsafe {
-        let [m25, m2, mh, a, b] = [-2.5, -2.0, -0.5, A, B].map(|x| S::splat(x));
+        let (m25, m2, mh, a, b) = (
+            S::splat(-2.5),
+            S::splat(-2.0),
+            S::splat(-0.5),
+            S::splat(A),
+            S::splat(B),
+        );
         let (even_a, odd_a) = (d[2].mul_add(m2, d[4]), d[1].mul_add(m2, d[3]).mul(a));
         let (even_b, odd_b) = (d[2].mul_add(mh, d[4]), d[1].mul_add(mh, d[3]).mul(b));
         [
@@ -39,8 +45,8 @@ unsafe fn input_1d<S: Simd>(d: [S; IN]) -> [S; IN] {
 #[inline(always)]
 unsafe fn weight_1d<S: Simd>(g: [S; 3]) -> [S; IN] {
     unsafe {
-        let [ea, oa, eb0, ob] =
-            [-2.0 / 3.0, -2.0 / 3.0 * A, 1.0 / 6.0, B / 6.0].map(|x| S::splat(x));
+        let (ea, oa) = (S::splat(-2.0 / 3.0), S::splat(-2.0 / 3.0 * A));
+        let (eb0, ob) = (S::splat(1.0 / 6.0), S::splat(B / 6.0));
         let third = S::splat(1.0 / 3.0);
         let (even_a, odd_a) = (g[0].mul(ea).sub(g[2].mul(third)), g[1].mul(oa));
         let (even_b, odd_b) = (g[0].mul_add(eb0, g[2].mul(third)), g[1].mul(ob));
@@ -61,7 +67,8 @@ unsafe fn output_1d<S: Simd>(m: [S; IN]) -> [S; OUT] {
     unsafe {
         let (sum_a, dif_a) = (m[1].add(m[2]), m[1].sub(m[2]));
         let (sum_b, dif_b) = (m[3].add(m[4]), m[3].sub(m[4]));
-        let [a, b, half, two, a3, b3] = [A, B, 0.5, 2.0, A * 0.5, B * 2.0].map(|x| S::splat(x));
+        let (a, half, a3) = (S::splat(A), S::splat(0.5), S::splat(A * 0.5));
+        let (b, two, b3) = (S::splat(B), S::splat(2.0), S::splat(B * 2.0));
         [
             m[0].add(sum_a).add(sum_b),
             dif_a.mul_add(a, dif_b.mul(b)),
@@ -128,7 +135,7 @@ impl TileLayout {
         Self {
             per_panel,
             slabs,
-            point_stride: (size / SLAB | 1) * SLAB,
+            point_stride: ((size / SLAB) | 1) * SLAB,
         }
     }
 

@@ -80,7 +80,6 @@ pub(super) unsafe fn winograd(
 impl Conv<'_> {
     /// Stages and transforms `count` tiles of line `ty` of batch item `b` from tile `tx` on, channels `c0..c1`, as tiles
     /// `first` and on of `v`. `region` has room for a line of them.
-    #[allow(clippy::too_many_arguments)]
     fn input_row(
         &self,
         (b, ty, tx): (usize, usize, usize),
@@ -242,7 +241,6 @@ impl Conv<'_> {
 
     /// `m (tiles, NB) [+]= v (tiles, c0..c1) * u (c0..c1, NB)` at one point, for the tiles of panels of `v` from tile `t0`
     /// (a panel's first) to `t1`; `m` is the place of tile `t0`. Adds from the second chunk of channels on.
-    #[allow(clippy::too_many_arguments)]
     fn products(
         &self,
         (t0, t1): (usize, usize),

@@ -1,6 +1,6 @@
 //! Convolutions and linear layers.
 
-use super::{on_each_isa, random, relative_error};
+use super::{erf, on_each_isa, random, relative_error, to_f64, with_threads};
 use crate::kernels::*;
 
 /// A convolution by definition.
@@ -47,43 +47,29 @@ fn naive(
     out
 }
 
-fn to_f64(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| x as f64).collect()
-}
-
 #[test]
 fn convolutions_of_odd_sizes_match_the_definition() {
     // b, h, w, cin, cout, kh, kw, stride, pad
-    let cases: [(
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-        [usize; 4],
-    ); 16] = [
-        (1, 1, 1, 1, 1, 3, 3, 1, [1; 4]),
-        (2, 5, 7, 4, 5, 3, 3, 1, [1; 4]),
-        (1, 8, 8, 32, 32, 3, 3, 1, [1; 4]),
-        (2, 9, 13, 40, 33, 3, 3, 1, [1; 4]),
-        (1, 4, 66, 5, 8, 3, 3, 1, [1; 4]),
-        (3, 6, 3, 17, 70, 3, 3, 1, [1, 0, 0, 1]),
-        (1, 67, 70, 20, 36, 3, 3, 1, [1; 4]),
-        (1, 65, 64, 66, 130, 3, 3, 1, [1; 4]),
-        (1, 12, 10, 150, 48, 3, 3, 1, [1; 4]),
-        (2, 9, 8, 19, 34, 3, 3, 2, [0, 1, 0, 1]),
-        (1, 20, 17, 70, 40, 3, 3, 2, [1; 4]),
-        (2, 5, 6, 33, 65, 1, 1, 1, [0; 4]),
-        (1, 11, 12, 800, 20, 1, 1, 1, [0; 4]),
-        (1, 9, 9, 3, 16, 5, 3, 1, [2, 2, 1, 1]),
-        (1, 16, 16, 3, 24, 4, 4, 4, [0; 4]),
-        (2, 40, 40, 8, 3, 2, 2, 1, [0, 0, 0, 0]),
+    let cases: [([usize; 8], [usize; 4]); 16] = [
+        ([1, 1, 1, 1, 1, 3, 3, 1], [1; 4]),
+        ([2, 5, 7, 4, 5, 3, 3, 1], [1; 4]),
+        ([1, 8, 8, 32, 32, 3, 3, 1], [1; 4]),
+        ([2, 9, 13, 40, 33, 3, 3, 1], [1; 4]),
+        ([1, 4, 66, 5, 8, 3, 3, 1], [1; 4]),
+        ([3, 6, 3, 17, 70, 3, 3, 1], [1, 0, 0, 1]),
+        ([1, 67, 70, 20, 36, 3, 3, 1], [1; 4]),
+        ([1, 65, 64, 66, 130, 3, 3, 1], [1; 4]),
+        ([1, 12, 10, 150, 48, 3, 3, 1], [1; 4]),
+        ([2, 9, 8, 19, 34, 3, 3, 2], [0, 1, 0, 1]),
+        ([1, 20, 17, 70, 40, 3, 3, 2], [1; 4]),
+        ([2, 5, 6, 33, 65, 1, 1, 1], [0; 4]),
+        ([1, 11, 12, 800, 20, 1, 1, 1], [0; 4]),
+        ([1, 9, 9, 3, 16, 5, 3, 1], [2, 2, 1, 1]),
+        ([1, 16, 16, 3, 24, 4, 4, 4], [0; 4]),
+        ([2, 40, 40, 8, 3, 2, 2, 1], [0, 0, 0, 0]),
     ];
     on_each_isa(|isa| {
-        for (i, (b, h, w, cin, cout, kh, kw, stride, pad)) in cases.into_iter().enumerate() {
+        for (i, ([b, h, w, cin, cout, kh, kw, stride], pad)) in cases.into_iter().enumerate() {
             let x = random(b * h * w * cin, 1);
             let weight = random(cout * cin * kh * kw, 2);
             let bias = random(cout, 3);
@@ -120,4 +106,153 @@ fn convolutions_of_odd_sizes_match_the_definition() {
             );
         }
     });
+}
+
+#[test]
+fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
+    let (b, h, w, c1, c2, cout) = (2, 7, 9, 20, 12, 18);
+    let c = c1 + c2;
+    let (x1, x2) = (random(b * h * w * c1, 1), random(b * h * w * c2, 2));
+    let (scale, shift) = (random(b * c, 3), random(b * c, 4));
+    on_each_isa(|isa| {
+        for (act, k, stride) in [
+            (Act::None, 3, 1),
+            (Act::Gelu, 3, 1),
+            (Act::Silu, 1, 1),
+            (Act::QuickGelu, 3, 2),
+        ] {
+            for up in [1, 2] {
+                let weight = random(cout * c * k * k, 5);
+                let pad = [k / 2; 4];
+                let value = |i: usize| {
+                    let (ch, x, y, item) = (
+                        i % c,
+                        i / c % (w * up),
+                        i / c / (w * up) % (h * up),
+                        i / c / (w * up) / (h * up),
+                    );
+                    let pixel = (item * h + y / up) * w + x / up;
+                    let v = if ch < c1 {
+                        x1[pixel * c1 + ch]
+                    } else {
+                        x2[pixel * c2 + ch - c1]
+                    };
+                    let v = v as f64 * scale[item * c + ch] as f64 + shift[item * c + ch] as f64;
+                    match act {
+                        Act::None => v,
+                        Act::Gelu => v / 2.0 * (1.0 + erf(v * 0.5f64.sqrt())),
+                        Act::Silu => v / (1.0 + (-v).exp()),
+                        Act::QuickGelu => v / (1.0 + (-1.702 * v).exp()),
+                    }
+                };
+                let map: Vec<f64> = (0..b * h * w * up * up * c).map(value).collect();
+                let want = naive(
+                    &map,
+                    (b, h * up, w * up, c),
+                    &weight,
+                    None,
+                    cout,
+                    (k, k),
+                    stride,
+                    pad,
+                );
+                let conv = PackedConv::new(&weight, None, (cout, c), (k, k), stride, pad);
+                let prologue = Prologue::new(scale.clone(), shift.clone(), act);
+                let mut input = Input::new(&x1, b, h, w, c1)
+                    .concat(&x2, c2)
+                    .prologue(&prologue);
+                if up == 2 {
+                    input = input.upsample2x();
+                }
+                let error = relative_error(&conv2d(&input, &conv, None), &want);
+                assert!(
+                    error < 1e-5,
+                    "{act:?}, kernel {k}, upsampling {up} on {isa:?}: relative error {error:e}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn linear_layers_match_the_definition() {
+    on_each_isa(|isa| {
+        for (n, cin, cout) in [
+            (1, 1, 1),
+            (1, 900, 40),
+            (77, 48, 100),
+            (200, 1601, 33),
+            (300, 16, 5),
+        ] {
+            let (x, weight, bias, residual) = (
+                random(n * cin, 1),
+                random(cout * cin, 2),
+                random(cout, 3),
+                random(n * cout, 4),
+            );
+            let layer = PackedConv::linear(&weight, Some(&bias), (cout, cin));
+            let mut want = naive(
+                &to_f64(&x),
+                (1, 1, n, cin),
+                &weight,
+                Some(&bias),
+                cout,
+                (1, 1),
+                1,
+                [0; 4],
+            );
+            want.iter_mut()
+                .zip(&residual)
+                .for_each(|(w, &r)| *w += r as f64);
+            let input = Input::new(&x, 1, 1, n, cin);
+            let error = relative_error(&linear(&input, &layer, Some(&residual), Act::None), &want);
+            // Sums of up to 1601 products in f32, one after the other.
+            assert!(
+                error < 5e-6,
+                "({n}, {cin}) to {cout} on {isa:?}: relative error {error:e}"
+            );
+            want.iter_mut().for_each(|w| *w /= 1.0 + (-*w).exp());
+            let error = relative_error(&linear(&input, &layer, Some(&residual), Act::Silu), &want);
+            assert!(
+                error < 5e-6,
+                "silu ({n}, {cin}) to {cout} on {isa:?}: relative error {error:e}"
+            );
+        }
+    });
+}
+
+#[test]
+fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
+    // Winograd by blocks, by panels (in several rounds as a batch, in one alone), and the sum over taps.
+    for (h, w, cin, cout, k, stride) in [
+        (66, 65, 20, 40, 3, 1),
+        (30, 44, 150, 70, 3, 1),
+        (8, 8, 40, 64, 3, 1),
+        (33, 20, 40, 70, 3, 2),
+        (21, 20, 800, 64, 1, 1),
+    ] {
+        let b = 3;
+        let x = random(b * h * w * cin, 1);
+        let weight = random(cout * cin * k * k, 2);
+        let conv = PackedConv::new(&weight, None, (cout, cin), (k, k), stride, [k / 2; 4]);
+        let run = || conv2d(&Input::new(&x, b, h, w, cin), &conv, None);
+        let whole = with_threads(1, run);
+        for threads in [2, 3, 16] {
+            assert!(
+                whole == with_threads(threads, run),
+                "{h}x{w} kernel {k}, {threads} threads"
+            );
+        }
+        let n = h * w * cin;
+        for (i, part) in whole.chunks(whole.len() / b).enumerate() {
+            let alone = conv2d(&Input::new(&x[i * n..][..n], 1, h, w, cin), &conv, None);
+            assert!(part == alone, "{h}x{w} kernel {k}, item {i}");
+        }
+    }
+}
+
+#[test]
+fn packing_keeps_to_the_size_of_the_weights() {
+    let conv = PackedConv::new(&random(96 * 40 * 9, 1), None, (96, 40), (3, 3), 1, [1; 4]);
+    assert_eq!(conv.packed_len(), 96 * 40 * 9);
 }

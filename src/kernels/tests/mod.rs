@@ -1,32 +1,36 @@
 //! The kernels against plain f64 loops, on every instruction set of the machine.
 
+mod attention;
 mod conv;
+mod point;
 
 use super::Isa;
 
 /// Values in -1..1 from a linear congruential generator (Knuth's MMIX constants).
 pub fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(2) + 1;
+    let mut s = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
     let mut next = || {
         s = s
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
         (s >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
-    for _ in 0..4 {
-        next();
-    }
     (0..n).map(|_| next()).collect()
+}
+
+pub fn to_f64(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| x as f64).collect()
 }
 
 /// The largest difference relative to the largest magnitude.
 pub fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
-    got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
+    let worst = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
         let d = (*g as f64 - w).abs();
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
-    }) / scale
+    });
+    worst / scale
 }
 
 /// Runs a check on each instruction set.
@@ -34,4 +38,26 @@ pub fn on_each_isa(f: impl Fn(Isa)) {
     for isa in Isa::available() {
         isa.force(|| f(isa));
     }
+}
+
+/// The result of `f` on a pool of `threads` threads.
+pub fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .expect("a thread pool");
+    pool.install(f)
+}
+
+/// erf by its Taylor series, f64; good to 1e-12 for |x| up to 4.
+pub fn erf(x: f64) -> f64 {
+    if x.abs() > 4.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / n as f64;
+        sum += term / (2 * n + 1) as f64;
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
 }

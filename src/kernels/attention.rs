@@ -1,0 +1,326 @@
+//! Attention in blocks with a running softmax: the matrix of scores is never formed.
+//!
+//! Both products run on the GEMM register tile. Keys and values are packed into its panels once; a task then takes a block of
+//! queries of one head through all blocks of keys.
+
+use super::act::exp;
+use super::buf::{Scratch, Shared, filled};
+use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
+use super::simd::{Isa, Simd, isa_fn};
+use rayon::prelude::*;
+
+/// Queries of a task.
+const QUERIES: usize = 96;
+/// Keys between two updates of the running softmax; fixed, so that results do not depend on the machine's load.
+const KEYS: usize = 256;
+
+/// Sizes of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    pub b: usize,
+    pub heads: usize,
+    /// Queries.
+    pub nq: usize,
+    /// Keys and values.
+    pub nk: usize,
+    /// Width of a head.
+    pub d: usize,
+    /// Whether query i sees only keys 0..=i.
+    pub causal: bool,
+}
+
+/// `softmax(q k^T * scale) v` for each head: `q` (b, nq, heads * d), `k` and `v` (b, nk, heads * d); the result is as `q`.
+///
+/// # Panics
+/// If a length does not fit the shape, or there are no keys.
+pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: f32) -> Vec<f32> {
+    let AttentionShape {
+        b,
+        heads,
+        nq,
+        nk,
+        d,
+        ..
+    } = shape;
+    assert_eq!(
+        q.len(),
+        b * nq * heads * d,
+        "the queries are (b, nq, heads * d) of {shape:?}"
+    );
+    assert!(
+        k.len() == b * nk * heads * d && v.len() == k.len(),
+        "keys and values are (b, nk, heads * d) of {shape:?}"
+    );
+    assert!(q.is_empty() || nk > 0, "attention needs a key");
+    let isa = Isa::current();
+    let key_len = nk.next_multiple_of(NB) * d;
+    let value_len = d.next_multiple_of(NB) * nk;
+    let (mut kp, mut vp) = (
+        Scratch::take(b * heads * key_len),
+        Scratch::take(b * heads * value_len),
+    );
+    let (kp, vp) = (Shared(kp.ptr()), Shared(vp.ptr()));
+    let blocks = nk.div_ceil(KEYS);
+    (0..b * heads * blocks).into_par_iter().for_each(|i| {
+        let (bh, key) = (i / blocks, i % blocks * KEYS);
+        let (head, ld) = (bh % heads, heads * d);
+        let at = (bh / heads * nk + key) * ld + head * d;
+        let n = KEYS.min(nk - key);
+        // SAFETY: each task packs its own keys of its own head.
+        unsafe {
+            pack_keys(&k[at..], ld, n, d, kp.get().add(bh * key_len + key * d));
+            pack_values(
+                &v[at..],
+                ld,
+                n,
+                d,
+                vp.get().add(bh * value_len + key * NB),
+                nk * NB,
+            );
+        }
+    });
+    let threads = rayon::current_num_threads();
+    let mut per_head = nq.div_ceil(QUERIES);
+    if b * heads * per_head < 4 * threads {
+        per_head = (4 * threads)
+            .div_ceil(b * heads)
+            .min(nq.div_ceil(24))
+            .max(per_head);
+    }
+    let step = nq.div_ceil(per_head.max(1)).max(1);
+    let run = |out: Shared| {
+        (0..b * heads * per_head)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|i| {
+                let (bh, q0) = (i / per_head, i % per_head * step);
+                let q1 = nq.min(q0 + step);
+                if q0 < q1 {
+                    let kp = kp.get().wrapping_add(bh * key_len);
+                    let vp = vp.get().wrapping_add(bh * value_len);
+                    Task {
+                        isa,
+                        shape,
+                        scale,
+                        bh,
+                        q0,
+                        q1,
+                    }
+                    .run(q, kp, vp, out);
+                }
+            });
+    };
+    // SAFETY: the tasks write every query of every head.
+    unsafe { filled(q.len(), run) }
+}
+
+/// Packs `n` keys (rows of `k`, `ld` apart) as panels (n / NB, d, NB), zeros for those missing in the last.
+unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
+    for key in 0..n.next_multiple_of(NB) {
+        let to = to.wrapping_add(key / NB * d * NB + key % NB);
+        for i in 0..d {
+            // SAFETY: within the panels, which the caller has room for.
+            unsafe { *to.add(i * NB) = if key < n { k[key * ld + i] } else { 0.0 } };
+        }
+    }
+}
+
+/// Packs `n` values (rows of `v`, `ld` apart) as rows of panels (d / NB, all keys, NB), `panel` apart.
+unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, panel: usize) {
+    for j in (0..d).step_by(NB) {
+        let cols = NB.min(d - j);
+        for key in 0..n {
+            // SAFETY: within the panels, which the caller has room for.
+            unsafe {
+                let to = to.add(j / NB * panel + key * NB);
+                to.copy_from_nonoverlapping(v[key * ld + j..][..cols].as_ptr(), cols);
+                to.add(cols).write_bytes(0, NB - cols);
+            }
+        }
+    }
+}
+
+/// A block of queries of one head.
+struct Task {
+    isa: Isa,
+    shape: AttentionShape,
+    scale: f32,
+    bh: usize,
+    q0: usize,
+    q1: usize,
+}
+
+impl Task {
+    fn run(&self, q: &[f32], kp: *const f32, vp: *const f32, out: Shared) {
+        let (
+            isa,
+            AttentionShape {
+                heads,
+                nq,
+                nk,
+                d,
+                causal,
+                ..
+            },
+        ) = (self.isa, self.shape);
+        let (n, ld) = (self.q1 - self.q0, heads * d);
+        let r = rows_per_panel(isa, n);
+        let panels = n.div_ceil(r);
+        let (q_panel, p_panel) = (
+            d.div_ceil(SLAB) * r * SLAB,
+            KEYS.min(nk.next_multiple_of(NB)) * r,
+        );
+        let o_panel = n * NB;
+        let mut qs = Scratch::take(panels * q_panel);
+        let mut ps = Scratch::take(panels * p_panel);
+        let mut os = Scratch::take(d.div_ceil(NB) * o_panel);
+        // The running maximum and sum of each query.
+        let mut state = vec![[f32::NEG_INFINITY, 0.0]; n];
+        let (qs, ps, os) = (qs.ptr(), ps.ptr(), os.ptr());
+        let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
+        for i in 0..n {
+            let to = qs.wrapping_add(i / r * q_panel + i % r * SLAB);
+            for (j, &x) in q[first + i * ld..][..d].iter().enumerate() {
+                // SAFETY: within the panel.
+                unsafe { *to.add(j / SLAB * r * SLAB + j % SLAB) = x * self.scale };
+            }
+        }
+        let end = if causal { nk.min(self.q1) } else { nk };
+        for key in (0..end).step_by(KEYS) {
+            let keys = KEYS.min(end - key);
+            for g in 0..panels {
+                let rows = r.min(n - g * r);
+                let p = ps.wrapping_add(g * p_panel);
+                for j in (0..keys).step_by(NB) {
+                    let ptr = p.wrapping_add(j / SLAB * r * SLAB);
+                    let dst = Dst {
+                        ptr,
+                        row_stride: SLAB,
+                        slab_stride: r * SLAB,
+                        accumulate: false,
+                    };
+                    let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * d));
+                    // SAFETY: `p` has room for a block of keys, rounded up to a panel.
+                    unsafe { panel(isa, rows, NB.min(keys - j), d, a, r, b, dst) };
+                }
+                for m in 0..rows {
+                    let query = g * r + m;
+                    let seen = if causal {
+                        keys.min((self.q0 + query + 1).saturating_sub(key))
+                    } else {
+                        keys
+                    };
+                    let o = os.wrapping_add(query * NB);
+                    // SAFETY: the row's scores were written above; `o` holds the query's sums after the first block.
+                    unsafe {
+                        let rescale = if key == 0 { 0 } else { d.div_ceil(NB) };
+                        softmax_row(
+                            isa,
+                            p.add(m * SLAB),
+                            r * SLAB,
+                            seen,
+                            keys,
+                            &mut state[query],
+                            o,
+                            o_panel,
+                            rescale,
+                        );
+                    }
+                }
+            }
+            for j in (0..d).step_by(NB) {
+                for g in 0..panels {
+                    let ptr = os.wrapping_add(j / NB * o_panel + g * r * NB);
+                    let dst = Dst {
+                        ptr,
+                        row_stride: NB,
+                        slab_stride: SLAB,
+                        accumulate: key > 0,
+                    };
+                    let (a, b) = (
+                        ps.wrapping_add(g * p_panel),
+                        vp.wrapping_add((j / NB * nk + key) * NB),
+                    );
+                    // SAFETY: as above.
+                    unsafe { panel(isa, r.min(n - g * r), NB.min(d - j), keys, a, r, b, dst) };
+                }
+            }
+        }
+        for (i, [_, sum]) in state.into_iter().enumerate() {
+            for j in 0..d {
+                // SAFETY: this task alone writes these queries of this head.
+                unsafe {
+                    *out.get().add(first + i * ld + j) =
+                        *os.add(j / NB * o_panel + i * NB + j % NB) / sum
+                };
+            }
+        }
+    }
+}
+
+isa_fn! {
+    /// Turns a row of scores into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
+    /// `seen` count and the rest up to `keys` become 0. Updates the running maximum and sum in `state`, and where the
+    /// maximum rises multiplies the `panels` rows of [`NB`] values at `o`, `o_stride` apart.
+    fn softmax_row = softmax_row_body(
+        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut [f32; 2], o: *mut f32, o_stride: usize,
+        panels: usize,
+    )
+}
+
+#[inline(always)]
+unsafe fn softmax_row_body<S: Simd>(
+    p: *mut f32,
+    slab_stride: usize,
+    seen: usize,
+    keys: usize,
+    state: &mut [f32; 2],
+    o: *mut f32,
+    o_stride: usize,
+    panels: usize,
+) {
+    unsafe {
+        let at = |i: usize| p.add(i / SLAB * slab_stride + i % SLAB);
+        for i in seen..keys.next_multiple_of(SLAB) {
+            *at(i) = f32::NEG_INFINITY;
+        }
+        if seen == 0 {
+            for i in (0..keys).step_by(S::LANES) {
+                S::splat(0.0).store(at(i));
+            }
+            return;
+        }
+        let mut top = S::splat(state[0]);
+        for i in (0..seen).step_by(S::LANES) {
+            top = top.max(S::load(at(i)));
+        }
+        let max = top.to_array()[..S::LANES]
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+        if max > state[0] {
+            if panels > 0 {
+                let factor = exp(S::splat(state[0] - max));
+                state[1] *= factor.to_array()[0];
+                for j in 0..panels {
+                    for l in (0..NB).step_by(S::LANES) {
+                        let o = o.add(j * o_stride + l);
+                        S::load(o).mul(factor).store(o);
+                    }
+                }
+            }
+            state[0] = max;
+        }
+        let (m, mut sum) = (S::splat(max), S::splat(0.0));
+        for i in (0..keys).step_by(S::LANES) {
+            let x = at(i);
+            let e = if i < seen {
+                exp(S::load(x).sub(m))
+            } else {
+                S::splat(0.0)
+            };
+            sum = sum.add(e);
+            e.store(x);
+        }
+        state[1] += sum.to_array()[..S::LANES].iter().sum::<f32>();
+    }
+}

@@ -1,0 +1,292 @@
+//! Group and layer normalisation.
+
+use super::act::Act;
+use super::buf::{Shared, filled};
+use super::input::Prologue;
+use super::simd::{Isa, Simd, isa_fn};
+use rayon::prelude::*;
+
+/// Pixels summed by one task: fixed, so that the order of summation never depends on the number of threads.
+const CHUNK: usize = 256;
+/// Pixels summed in f32 before the sums go on in f64.
+const BLOCK: usize = 32;
+
+/// Mean and 1 / sqrt(variance + eps) of each group of channels of each batch item.
+pub struct GroupStats {
+    /// (b, groups).
+    pub mean: Vec<f32>,
+    /// (b, groups).
+    pub rstd: Vec<f32>,
+    channels: usize,
+    groups: usize,
+}
+
+/// Count, mean and sum of squared deviations of a part of the values.
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    n: f64,
+    mean: f64,
+    m2: f64,
+}
+
+impl Moments {
+    /// Those of two parts together (Chan, Golub and LeVeque).
+    fn merge(self, o: Moments) -> Moments {
+        let n = self.n + o.n;
+        if n == 0.0 {
+            return self;
+        }
+        let d = o.mean - self.mean;
+        Moments {
+            n,
+            mean: self.mean + d * o.n / n,
+            m2: self.m2 + o.m2 + d * d * self.n * o.n / n,
+        }
+    }
+}
+
+/// The statistics of `x` (b, hw, c) for a group normalisation in `groups` groups; the variance is the biased one.
+///
+/// Values are taken relative to a mean of their neighbours before they are squared, so that a mean far above the
+/// standard deviation costs no accuracy.
+///
+/// # Panics
+/// If `x` is not (b, hw, c) for some hw above 0, or `groups` does not divide c.
+pub fn group_norm_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) -> GroupStats {
+    assert!(
+        b * c * groups > 0 && !x.is_empty() && x.len().is_multiple_of(b * c),
+        "the input is (b, hw, c)"
+    );
+    assert!(
+        c.is_multiple_of(groups),
+        "{groups} groups divide {c} channels"
+    );
+    let isa = Isa::current();
+    let (hw, size) = (x.len() / b / c, c / groups);
+    let chunks = hw.div_ceil(CHUNK);
+    let parts: Vec<Vec<Moments>> = (0..b * chunks)
+        .into_par_iter()
+        .map(|i| {
+            let first = i % chunks * CHUNK;
+            let n = CHUNK.min(hw - first);
+            let x = &x[(i / chunks * hw + first) * c..][..n * c];
+            let mut shift = vec![0f32; c];
+            let mut sums = vec![[0f64; 2]; c];
+            // SAFETY: `x` is (n, c), the others (c).
+            unsafe { sum_chunk(isa, x, c, n, &mut shift, &mut sums) };
+            let n = n as f64;
+            let channel = |(&shift, &[s, q]): (&f32, &[f64; 2])| Moments {
+                n,
+                mean: shift as f64 + s / n,
+                m2: q - s * s / n,
+            };
+            let channels: Vec<Moments> = shift.iter().zip(&sums).map(channel).collect();
+            channels
+                .chunks(size)
+                .map(|g| g.iter().fold(Moments::default(), |a, &m| a.merge(m)))
+                .collect()
+        })
+        .collect();
+    let of_group = |i: usize| {
+        let item = &parts[i / groups * chunks..][..chunks];
+        item.iter()
+            .fold(Moments::default(), |a, part| a.merge(part[i % groups]))
+    };
+    let moments: Vec<Moments> = (0..b * groups).map(of_group).collect();
+    GroupStats {
+        mean: moments.iter().map(|m| m.mean as f32).collect(),
+        rstd: moments
+            .iter()
+            .map(|m| (1.0 / (m.m2.max(0.0) / m.n + eps).sqrt()) as f32)
+            .collect(),
+        channels: c,
+        groups,
+    }
+}
+
+isa_fn! {
+    /// Sums x - shift and its square over the `n` rows of a chunk, for each of `c` channels; chooses the shift.
+    fn sum_chunk = sum_chunk_body(x: &[f32], c: usize, n: usize, shift: &mut [f32], sums: &mut [[f64; 2]])
+}
+
+#[inline(always)]
+unsafe fn sum_chunk_body<S: Simd>(
+    x: &[f32],
+    c: usize,
+    n: usize,
+    shift: &mut [f32],
+    sums: &mut [[f64; 2]],
+) {
+    unsafe {
+        for row0 in (0..n).step_by(BLOCK) {
+            let rows = BLOCK.min(n - row0);
+            let x = x.as_ptr().add(row0 * c);
+            for j in (0..c).step_by(S::LANES) {
+                let m = S::LANES.min(c - j);
+                let load = |p: *const f32| {
+                    if m < S::LANES {
+                        S::load_first(p, m)
+                    } else {
+                        S::load(p)
+                    }
+                };
+                let store = |v: S, p: *mut f32| {
+                    if m < S::LANES {
+                        v.store_first(p, m)
+                    } else {
+                        v.store(p)
+                    }
+                };
+                if row0 == 0 {
+                    let mut s = S::splat(0.0);
+                    for i in 0..rows {
+                        s = s.add(load(x.add(i * c + j)));
+                    }
+                    store(
+                        s.mul(S::splat(1.0 / rows as f32)),
+                        shift.as_mut_ptr().add(j),
+                    );
+                }
+                let k = load(shift.as_ptr().add(j));
+                let (mut s, mut q) = (S::splat(0.0), S::splat(0.0));
+                for i in 0..rows {
+                    let d = load(x.add(i * c + j)).sub(k);
+                    s = s.add(d);
+                    q = d.mul_add(d, q);
+                }
+                let (s, q) = (s.to_array(), q.to_array());
+                for l in 0..m {
+                    let to = sums.get_unchecked_mut(j + l);
+                    to[0] += s[l] as f64;
+                    to[1] += q[l] as f64;
+                }
+            }
+        }
+    }
+}
+
+impl GroupStats {
+    /// `(x - mean) * rstd * weight + bias`, then `act`; `weight` and `bias` (c).
+    ///
+    /// # Panics
+    /// If their lengths differ from c.
+    pub fn affine(&self, weight: &[f32], bias: &[f32], act: Act) -> Prologue {
+        let c = self.channels;
+        assert!(
+            weight.len() == c && bias.len() == c,
+            "weight and bias are ({c})"
+        );
+        self.prologue(act, |i| (weight[i % c] as f64, bias[i % c] as f64))
+    }
+
+    /// `(x - mean) * rstd * (1 + scale) + shift`, then `act`: AdaGroupNorm. `scale` and `shift` are (b, c), or (1, c) for all
+    /// batch items.
+    ///
+    /// # Panics
+    /// If their lengths do not fit.
+    pub fn ada(&self, scale: &[f32], shift: &[f32], act: Act) -> Prologue {
+        let n = self.batch() * self.channels;
+        assert!(
+            scale.len() == shift.len() && [n, self.channels].contains(&scale.len()),
+            "scale and shift are (b, c) or (1, c)"
+        );
+        let of = |i: usize| i % scale.len();
+        self.prologue(act, |i| (1.0 + scale[of(i)] as f64, shift[of(i)] as f64))
+    }
+
+    fn batch(&self) -> usize {
+        self.mean.len() / self.groups
+    }
+
+    /// From the gain and offset of each (b, c).
+    fn prologue(&self, act: Act, gain: impl Fn(usize) -> (f64, f64)) -> Prologue {
+        let size = self.channels / self.groups;
+        let pair = |i: usize| {
+            let group = i / size;
+            let (gain, offset) = gain(i);
+            let scale = gain * self.rstd[group] as f64;
+            (
+                scale as f32,
+                (offset - scale * self.mean[group] as f64) as f32,
+            )
+        };
+        let (scale, shift) = (0..self.batch() * self.channels).map(pair).unzip();
+        Prologue::new(scale, shift, act)
+    }
+}
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` over each row of `x` (n, c); `weight` and `bias` (c).
+///
+/// # Panics
+/// If a length does not fit.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    let c = weight.len();
+    assert!(
+        c > 0 && bias.len() == c && x.len().is_multiple_of(c),
+        "the input is (n, {c}), weight and bias ({c})"
+    );
+    let isa = Isa::current();
+    let rows = (16384 / c).max(1);
+    let write = |out: Shared| {
+        x.par_chunks(rows * c).enumerate().for_each(|(i, x)| {
+            // SAFETY: each task writes its own rows.
+            unsafe { layer_norm_rows(isa, x, weight, bias, eps, out.get().add(i * rows * c)) }
+        });
+    };
+    // SAFETY: all rows are written.
+    unsafe { filled(x.len(), write) }
+}
+
+isa_fn! {
+    /// [`layer_norm`] of the rows of `x`, to `out`.
+    fn layer_norm_rows = layer_norm_rows_body(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn layer_norm_rows_body<S: Simd>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: *mut f32,
+) {
+    unsafe {
+        let c = weight.len();
+        let whole = c / S::LANES * S::LANES;
+        let total = |v: S, tail: f64| {
+            v.to_array()
+                .iter()
+                .take(S::LANES)
+                .fold(tail, |a, &x| a + x as f64)
+        };
+        for (i, x) in x.chunks_exact(c).enumerate() {
+            let mut s = S::splat(0.0);
+            for j in (0..whole).step_by(S::LANES) {
+                s = s.add(S::load(x.as_ptr().add(j)));
+            }
+            let mean = total(s, x[whole..].iter().map(|&x| x as f64).sum()) / c as f64;
+            let (m, mut q) = (S::splat(mean as f32), S::splat(0.0));
+            for j in (0..whole).step_by(S::LANES) {
+                let d = S::load(x.as_ptr().add(j)).sub(m);
+                q = d.mul_add(d, q);
+            }
+            let variance = total(
+                q,
+                x[whole..].iter().map(|&x| (x as f64 - mean).powi(2)).sum(),
+            ) / c as f64;
+            let rstd = (1.0 / (variance + eps as f64).sqrt()) as f32;
+            let (r, out) = (S::splat(rstd), out.add(i * c));
+            for j in (0..whole).step_by(S::LANES) {
+                let y = S::load(x.as_ptr().add(j)).sub(m).mul(r);
+                y.mul_add(
+                    S::load(weight.as_ptr().add(j)),
+                    S::load(bias.as_ptr().add(j)),
+                )
+                .store(out.add(j));
+            }
+            for j in whole..c {
+                *out.add(j) = (x[j] - mean as f32) * rstd * weight[j] + bias[j];
+            }
+        }
+    }
+}

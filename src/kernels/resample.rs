@@ -1,0 +1,153 @@
+//! The upscaler's fixed depthwise filters: [1, 3, 3, 1] / 8 down and twice that up, reflecting at the edges
+//! (diffusers' KDownsample2D and KUpsample2D).
+
+use super::buf::{Shared, filled};
+use super::simd::{Isa, Simd, isa_fn};
+use rayon::prelude::*;
+
+/// A line of the output as a sum over lines of the input: index and weight of up to four.
+type Taps = [(usize, f32); 4];
+
+/// `x` (b, h, w, c) to (b, h / 2, w / 2, c), sizes rounded down: the 4x4 filter at every second pixel.
+///
+/// # Panics
+/// If `x` has another length, or h or w is below 2 (nothing to reflect).
+pub fn downsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f32> {
+    let taps = |n: usize| {
+        let tap = move |o: usize, k: usize| {
+            (
+                reflect(2 * o as isize + k as isize - 1, n),
+                [0.125, 0.375, 0.375, 0.125][k],
+            )
+        };
+        (0..n / 2)
+            .map(|o| [0, 1, 2, 3].map(|k| tap(o, k)))
+            .collect()
+    };
+    resample(x, (b, h, w, c), taps)
+}
+
+/// `x` (b, h, w, c) to (b, 2h, 2w, c): the transposed convolution of stride 2 with twice the filter.
+///
+/// # Panics
+/// As [`downsample_k`].
+pub fn upsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f32> {
+    // Even lines lie a quarter behind an input line, odd ones a quarter after it.
+    let taps = |n: usize| {
+        let tap = move |o: usize| {
+            let near = o / 2;
+            let far = if o.is_multiple_of(2) {
+                near as isize - 1
+            } else {
+                near as isize + 1
+            };
+            [
+                (near, 0.75),
+                (reflect(far, n), 0.25),
+                (near, 0.0),
+                (near, 0.0),
+            ]
+        };
+        (0..2 * n).map(tap).collect()
+    };
+    resample(x, (b, h, w, c), taps)
+}
+
+/// Index -1 is 1, n is n - 2.
+fn reflect(i: isize, n: usize) -> usize {
+    let last = n as isize - 1;
+    (last - (last - i.abs()).abs()) as usize
+}
+
+fn resample(
+    x: &[f32],
+    (b, h, w, c): (usize, usize, usize, usize),
+    taps: impl Fn(usize) -> Vec<Taps>,
+) -> Vec<f32> {
+    assert_eq!(
+        x.len(),
+        b * h * w * c,
+        "the input is (b, h, w, c) = ({b}, {h}, {w}, {c})"
+    );
+    assert!(
+        h >= 2 && w >= 2,
+        "reflecting needs 2 lines and columns, there are {h} and {w}"
+    );
+    let isa = Isa::current();
+    let (lines, columns) = (taps(h), taps(w));
+    let used = |taps: &[Taps]| {
+        if taps.iter().all(|t| t[2].1 == 0.0) {
+            2
+        } else {
+            4
+        }
+    };
+    let n = used(&lines);
+    let run = |out: Shared| {
+        (0..b * lines.len()).into_par_iter().for_each(|i| {
+            let x = &x[i / lines.len() * h * w * c..][..h * w * c];
+            // SAFETY: each task writes its own line; the taps lie inside the map.
+            unsafe {
+                let out = out.get().add(i * columns.len() * c);
+                resample_line(
+                    isa,
+                    x,
+                    w * c,
+                    c,
+                    &lines[i % lines.len()][..n],
+                    &columns,
+                    n,
+                    out,
+                );
+            }
+        });
+    };
+    // SAFETY: every line is written.
+    unsafe { filled(b * lines.len() * columns.len() * c, run) }
+}
+
+isa_fn! {
+    /// A line of the output: `x` has lines of `line` values, pixels of `c`; `n` of each column's taps count.
+    fn resample_line = resample_line_body(
+        x: &[f32], line: usize, c: usize, lines: &[(usize, f32)], columns: &[Taps], n: usize, out: *mut f32,
+    )
+}
+
+#[inline(always)]
+unsafe fn resample_line_body<S: Simd>(
+    x: &[f32],
+    line: usize,
+    c: usize,
+    lines: &[(usize, f32)],
+    columns: &[Taps],
+    n: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        for (o, column) in columns.iter().enumerate() {
+            for j in (0..c).step_by(S::LANES) {
+                let m = c - j;
+                let mut sum = S::splat(0.0);
+                for &(y, wy) in lines {
+                    let mut s = S::splat(0.0);
+                    for &(x0, wx) in column.iter().take(n) {
+                        let p = x.as_ptr().add(y * line + x0 * c + j);
+                        let v = if m < S::LANES {
+                            S::load_first(p, m)
+                        } else {
+                            S::load(p)
+                        };
+                        s = v.mul_add(S::splat(wx), s);
+                    }
+                    sum = s.mul_add(S::splat(wy), sum);
+                }
+                let to = out.add(o * c + j);
+                if m < S::LANES {
+                    sum.store_first(to, m)
+                } else {
+                    sum.store(to)
+                }
+            }
+        }
+    }
+}
