@@ -263,16 +263,18 @@ def unet_reference(pipe):
 
 
 def schedule_reference():
-    """`SCHEDULE.N.sigmas` (N + 1: those an N-step run goes through), `.timesteps` (N: the UNet's times, 0.25 ln sigma)."""
+    """`SCHEDULE.N.sigmas` (N + 1: those an N-step run goes through), `.timesteps` (N: the UNet's times, 0.25 ln sigma)
+    and `.init_noise_sigma` (1: what the first noise is multiplied by)."""
     out = {}
     for schedule in ("karras", "log-linear"):
         for steps in STEP_COUNTS:
             scheduler = random_model.scheduler(schedule)
             scheduler.set_timesteps(steps)
             sigmas = scheduler.sigmas[: steps + 1]
-            assert len(scheduler.timesteps) == steps and scheduler.init_noise_sigma == sigmas[0]
+            assert len(scheduler.timesteps) == steps
             out[f"{schedule}.{steps}.sigmas"] = sigmas
             out[f"{schedule}.{steps}.timesteps"] = sigmas[:-1].log() * 0.25
+            out[f"{schedule}.{steps}.init_noise_sigma"] = scheduler.init_noise_sigma[None]
     save("schedule", out)
 
 

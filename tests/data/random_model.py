@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-UNET_STREAM = 0.02  # variance 4e-4, norm eps 1e-5
-VAE_STREAM = 0.01  # variance 1e-4, norm eps 1e-6
-TEXT_STREAM = 0.02  # variance 4e-4, norm eps 1e-5
+UNET_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
+VAE_STREAM = 0.005  # variance 2.5e-5, norm eps 1e-6
+TEXT_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
 
 # stabilityai/sd-x2-latent-upscaler scheduler/scheduler_config.json
 SCHEDULER = dict(
@@ -62,6 +62,8 @@ def unet_gain(name):
         return 1.0
     if "norm" in name:
         return 0.4  # scale and shift of the adaptive norms
+    if "attn2.to_out" in name:
+        return 0.4 * UNET_STREAM  # prompts differ by about 1 in the result, so that guidance of 7.5 does not explode
     if name.startswith("conv_in") or "conv1" in name or "to_out" in name:
         return UNET_STREAM
     if "conv2" in name:
@@ -76,7 +78,9 @@ def vae_gain(name):
         return 2 * VAE_STREAM  # pixels have a standard deviation near 0.5
     if name.startswith("decoder.conv_in"):
         return VAE_STREAM / 5.5  # raw latents have one near 5.5
-    if "conv1" in name or "conv2" in name or "to_out" in name:
+    if "to_out" in name:
+        return 2 * VAE_STREAM  # an average over positions
+    if "conv1" in name or "conv2" in name:
         return VAE_STREAM
     if "to_q" in name or "to_k" in name:
         return 1.5
@@ -84,7 +88,9 @@ def vae_gain(name):
 
 
 def text_gain(name):
-    if "out_proj" in name or "fc2" in name:
+    if "fc2" in name:
+        return 3 * TEXT_STREAM  # its input, after the activation, is small
+    if "out_proj" in name:
         return TEXT_STREAM
     if "q_proj" in name or "k_proj" in name:
         return 1.5
@@ -111,10 +117,13 @@ def fill(model, gain, generator):
 
 @torch.no_grad()
 def scale_output(layer, outputs, measured, mean, std):
-    """Rescales `outputs` (a slice of output channels) of `layer`, so that values like `measured` get `mean` and `std`."""
-    factor = std / measured.std()
-    layer.weight[outputs] *= factor
-    layer.bias[outputs] = (layer.bias[outputs] - measured.mean()) * factor + mean
+    """Rescales `outputs` (a slice of output channels) of `layer`, so that each channel of values like `measured`
+    (1, c, h, w) varies over the positions by `std` about `mean` and a little: no channel is mostly a constant."""
+    flat = measured[0].flatten(1)
+    factor = std / flat.std(1)
+    offset = mean + 0.2 * std * torch.linspace(-1, 1, len(flat))
+    layer.weight[outputs] *= factor[:, None, None, None]
+    layer.bias[outputs] = (layer.bias[outputs] - flat.mean(1)) * factor + offset
 
 
 @torch.no_grad()
