@@ -166,32 +166,18 @@ unsafe fn sum_chunk_body<S: Simd>(
 }
 
 impl GroupStats {
-    /// `(x - mean) * rstd * weight + bias`, then `act`; `weight` and `bias` (c).
-    ///
-    /// # Panics
-    /// If their lengths differ from c.
-    pub fn affine(&self, weight: &[f32], bias: &[f32], act: Act) -> Prologue {
-        let c = self.channels;
-        assert!(
-            weight.len() == c && bias.len() == c,
-            "weight and bias are ({c})"
-        );
-        self.prologue(act, |i| (weight[i % c] as f64, bias[i % c] as f64))
-    }
-
-    /// `(x - mean) * rstd * (1 + scale) + shift`, then `act`: AdaGroupNorm. `scale` and `shift` are (b, c), or (1, c) for all
-    /// batch items.
+    /// `(x - mean) * rstd * weight + bias`, then `act`; `weight` and `bias` are (b, c), or (1, c) for all batch items.
     ///
     /// # Panics
     /// If their lengths do not fit.
-    pub fn ada(&self, scale: &[f32], shift: &[f32], act: Act) -> Prologue {
+    pub fn affine(&self, weight: &[f32], bias: &[f32], act: Act) -> Prologue {
         let n = self.batch() * self.channels;
         assert!(
-            scale.len() == shift.len() && [n, self.channels].contains(&scale.len()),
-            "scale and shift are (b, c) or (1, c)"
+            weight.len() == bias.len() && [n, self.channels].contains(&weight.len()),
+            "weight and bias are (b, c) or (1, c)"
         );
-        let of = |i: usize| i % scale.len();
-        self.prologue(act, |i| (1.0 + scale[of(i)] as f64, shift[of(i)] as f64))
+        let of = |i: usize| i % weight.len();
+        self.prologue(act, |i| (weight[of(i)] as f64, bias[of(i)] as f64))
     }
 
     fn batch(&self) -> usize {

@@ -3,11 +3,11 @@
 
 use std::ops::Deref;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use super::{Activation, ConvShape, FeatureMap, NormAct};
-use crate::kernels::{self, Act, Input, PackedConv, Prologue};
+use crate::kernels::{self, Act, AttentionShape, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
@@ -122,54 +122,62 @@ pub fn conv2d(
     Ok(x.like(tensor(y, (b, h, w, shape.outputs), x.tensor.dtype())?))
 }
 
-fn nchw(x: &FeatureMap) -> Result<Tensor> {
-    x.to_nchw()
-}
-fn back(x: &FeatureMap, t: Tensor) -> Result<FeatureMap> {
-    Ok(x.like(t.permute((0, 2, 3, 1))?.contiguous()?))
+/// Statistics and weights of a norm as the map that a kernel applies to what it reads.
+fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Result<Prologue> {
+    let stats = kernels::group_norm_stats(x, b, c, norm.groups, norm.eps);
+    debug_assert_eq!(x.len(), b * n * c);
+    let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
+    Ok(stats.affine(scale.slice()?, shift.slice()?, act(norm.activation)))
 }
 
-fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Result<Prologue> {
-    let (scale, shift) = (norm.scale.to_vec2::<f32>()?, norm.shift.to_vec2::<f32>()?);
-    let (mut a, mut s) = (vec![0.; b * c], vec![0.; b * c]);
-    let size = c / norm.groups;
-    for i in 0..b {
-        let (scale, shift) = (&scale[i % scale.len()], &shift[i % shift.len()]);
-        for g in 0..norm.groups {
-            let (mut sum, mut sq) = (0f64, 0f64);
-            for p in 0..n {
-                for k in 0..size {
-                    let v = f64::from(x[(i * n + p) * c + g * size + k]);
-                    sum += v;
-                    sq += v * v;
-                }
-            }
-            let m = sum / (n * size) as f64;
-            let r = 1.0 / (sq / (n * size) as f64 - m * m + norm.eps).sqrt();
-            for k in g * size..(g + 1) * size {
-                a[i * c + k] = (r * f64::from(scale[k])) as f32;
-                s[i * c + k] = (f64::from(shift[k]) - m * r * f64::from(scale[k])) as f32;
-            }
-        }
-    }
-    Ok(Prologue::new(a, s, act(norm.activation)))
-}
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
-    back(x, super::stock::norm_act(&nchw(x)?, norm)?)
+    let (b, c, h, w) = x.dims()?;
+    let values = Values::of(&x.tensor)?;
+    let prologue = prologue(values.slice()?, (b, h * w, c), norm)?;
+    let input = Input::new(values.slice()?, b, h, w, c).prologue(&prologue);
+    let y = kernels::materialise(&input);
+    Ok(x.like(tensor(y, (b, h, w, c), x.tensor.dtype())?))
 }
+
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    let _ = act(activation);
-    super::stock::activation(x, activation)
+    let values = Values::of(x)?;
+    let y = kernels::activate(values.slice()?, act(activation));
+    tensor(y, x.shape(), x.dtype())
 }
-pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
-    super::stock::layer_norm(x, w, b, eps)
+
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (values, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
+    let y = kernels::layer_norm(values.slice()?, weight.slice()?, bias.slice()?, eps as f32);
+    tensor(y, x.shape(), x.dtype())
 }
+
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    super::stock::attention(q, k, v, heads, causal)
+    let (b, nq, width) = q.dims3()?;
+    let d = width / heads;
+    let shape = AttentionShape {
+        b,
+        heads,
+        nq,
+        nk: k.dim(1)?,
+        d,
+        causal,
+    };
+    let (queries, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
+    let scale = 1.0 / (d as f32).sqrt();
+    let y = kernels::attention(queries.slice()?, k.slice()?, v.slice()?, shape, scale);
+    tensor(y, (b, nq, width), q.dtype())
 }
+
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
-    back(x, super::stock::downsample(&nchw(x)?)?)
+    let (b, c, h, w) = x.dims()?;
+    ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
+    let y = kernels::downsample_k(Values::of(&x.tensor)?.slice()?, b, h, w, c);
+    Ok(x.like(tensor(y, (b, h / 2, w / 2, c), x.tensor.dtype())?))
 }
+
 pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
-    back(x, super::stock::upsample(&nchw(x)?)?)
+    let (b, c, h, w) = x.dims()?;
+    ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
+    let y = kernels::upsample_k(Values::of(&x.tensor)?.slice()?, b, h, w, c);
+    Ok(x.like(tensor(y, (b, 2 * h, 2 * w, c), x.tensor.dtype())?))
 }
