@@ -109,15 +109,13 @@ impl RepoCache {
         let pointer = self.snapshot(commit).join(path);
         let blob = self.blob(etag);
         make_parent(&pointer)?;
-        if pointer.is_symlink() && !pointer.exists() {
-            fs::remove_file(&pointer).map_err(|e| Fault::disk(&pointer, e))?;
-        }
         let up = "../".repeat(path.split('/').count() + 1);
         match symlink(Path::new(&format!("{up}blobs/{etag}")), &pointer) {
             Ok(()) => Ok(()),
             // Another process was faster.
             Err(_) if pointer.is_file() => Ok(()),
-            // No symbolic links here: the snapshot holds the file itself, as `huggingface_hub` does it.
+            // No symbolic links here, or a dangling one in the way: the snapshot holds the file itself, as
+            // `huggingface_hub` does it.
             Err(_) => fs::rename(&blob, &pointer).map_err(|e| Fault::disk(&pointer, e)),
         }
     }

@@ -209,12 +209,20 @@ fn a_vae_is_found_at_the_top_of_its_repository_or_in_a_pipeline() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn a_dangling_link_in_the_cache_is_mended() {
     let setup = Setup::new();
-    setup.run().unwrap();
-    fs::remove_file(setup.blob(UNET)).unwrap();
+    let dir = setup.run().unwrap();
+    for (file, target) in [(UNET, setup.blob(UNET)), (VAE, "/nowhere/else".into())] {
+        fs::remove_file(setup.blob(file)).unwrap();
+        fs::remove_file(dir.join(file)).unwrap();
+        std::os::unix::fs::symlink(target, dir.join(file)).unwrap();
+    }
     assert_complete(&setup.run().unwrap());
+    setup.server.seen();
+    setup.run().unwrap();
+    assert_eq!(setup.server.seen(), []);
 }
 
 #[test]
