@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::input::ReadLimits;
+use crate::prompt::{self, FoundPrompt};
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
@@ -161,6 +162,27 @@ impl Latents {
             kind,
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
+        })
+    }
+
+    /// The prompt in the file's metadata: ComfyUI's graph, A1111's text, or a plain `prompt`, as our own files have.
+    pub fn prompt(&self) -> Option<FoundPrompt> {
+        let text = self
+            .metadata
+            .get("prompt")
+            .filter(|text| !text.trim().is_empty())?;
+        if text.trim_start().starts_with('{') {
+            return prompt::from_comfy(text);
+        }
+        let negative = self
+            .metadata
+            .get("negative_prompt")
+            .cloned()
+            .unwrap_or_default();
+        Some(FoundPrompt {
+            prompt: text.clone(),
+            negative,
+            origin: "the latents' metadata",
         })
     }
 

@@ -1,8 +1,13 @@
 //! sd-upscale: images and latents 2x with the Stable Diffusion x2 latent upscaler.
 
+pub mod alpha;
+pub mod color;
 mod containers;
 mod decode;
+mod decode_tiff;
 pub mod encode;
+mod encode_tiff;
+mod exif;
 pub mod hub;
 pub mod input;
 pub mod kernels;
@@ -11,3 +16,6 @@ pub mod metadata;
 pub mod npz;
 pub mod output;
 pub mod picture;
+pub mod prompt;
+pub mod resize;
+pub mod settings;

@@ -159,7 +159,7 @@ impl Picture {
             other if color.has_alpha() => unit_float(other.into_rgba32f().into_raw()),
             other => unit_float(other.into_rgb32f().into_raw()),
         };
-        let gray = channels < 3;
+        let one_channel = channels < 3;
         let alpha = color
             .has_alpha()
             .then(|| {
@@ -171,9 +171,19 @@ impl Picture {
             3 => samples,
             _ => samples
                 .par_chunks_exact(channels)
-                .flat_map_iter(|p| if gray { [p[0]; 3] } else { [p[0], p[1], p[2]] })
+                .flat_map_iter(|p| {
+                    if one_channel {
+                        [p[0]; 3]
+                    } else {
+                        [p[0], p[1], p[2]]
+                    }
+                })
                 .collect(),
         };
+        // BMP and GIF have no grey but as a palette.
+        let palette = matches!(format, Format::Bmp | Format::Gif);
+        let equal = |p: &[f32]| p[0] == p[1] && p[1] == p[2];
+        let gray = one_channel || (palette && rgb.par_chunks_exact(3).all(equal));
         Self {
             width,
             height,
