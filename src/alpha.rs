@@ -97,7 +97,7 @@ impl Level {
     /// The value at pixel (x, y) of the level below, bilinear, pixel centres at halves.
     fn sample(&self, x: usize, y: usize) -> [f32; 4] {
         let near = |i: usize, length: usize| {
-            let other = if i % 2 == 0 {
+            let other = if i.is_multiple_of(2) {
                 (i / 2).saturating_sub(1)
             } else {
                 i / 2 + 1

@@ -116,6 +116,16 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         }
         Err(error) => return Err(error.into()),
     };
+    if containers::tiff_has_more_pages(bytes) {
+        picture
+            .warnings
+            .push("several pages: the first is used, the others are dropped".into());
+    }
+    if !containers::tiff_is_whole(bytes) {
+        let warning =
+            "its directory points past its end: if it was cut short, metadata may be missing";
+        picture.warnings.push(warning.into());
+    }
     let file = Exif::parse(bytes);
     let field = |tag| {
         let file = file.as_ref()?;
@@ -137,13 +147,17 @@ fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn gif(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let (frames, _) = containers::gif_frames(bytes);
+    let (frames, whole) = containers::gif_frames(bytes);
     ensure!(
         frames > 0,
         "it ends before its first frame is complete: the file was cut short"
     );
+    let mut warnings = dropped_frames(frames);
+    if !whole {
+        warnings.push("the file was cut short after its first frame, which is used".into());
+    }
     let decoder = GifDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::Gif, limits, dropped_frames(frames))
+    finish(decoder, Format::Gif, limits, warnings)
 }
 
 /// Decodes the pixels once the size has been checked, and collects what `image` knows of the metadata.

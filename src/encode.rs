@@ -66,7 +66,7 @@ fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
         Format::Png => Vec::new(),
         _ => metadata.lost_outside_png(format == Format::WebP),
     };
-    let icc = metadata.icc_for(picture.gray && format != Format::WebP);
+    let icc = metadata.icc_for(format.keeps_gray(picture.alpha.is_some()) && picture.gray);
     if metadata.icc.is_some() && (icc.is_none() || format == Format::Bmp) {
         lost.push("the colour profile");
     }

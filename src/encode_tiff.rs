@@ -10,7 +10,7 @@ use tiff::encoder::{
 use tiff::tags::{Tag, Type};
 
 use crate::exif::{self, EXIF_IFD, Exif, GPS_IFD};
-use crate::picture::{Depth, Picture, to_u8, to_u16};
+use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
 
 type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;
 
@@ -19,9 +19,9 @@ pub(crate) fn encode(picture: &Picture) -> Result<Vec<u8>> {
     let mut encoder = TiffEncoder::new(&mut file)?
         .with_compression(Compression::Deflate(DeflateLevel::Balanced))
         .with_predictor(Predictor::Horizontal);
-    // Readers differ on grey with alpha; RGB with alpha is read by all.
+    let gray = picture.gray && Format::Tiff.keeps_gray(picture.alpha.is_some());
     let colored = Picture {
-        gray: picture.gray && picture.alpha.is_none(),
+        gray,
         ..picture.clone()
     };
     let (samples, channels) = colored.interleaved();

@@ -129,7 +129,8 @@ impl Metadata {
         let parameters = self.text(PARAMETERS).filter(|_| comment);
         let mut block = match (self.block(), parameters) {
             (Some(block), _) => block,
-            (None, Some(_)) => Exif::new(false),
+            // Big-endian, so that the comment's UTF-16BE is in the block's own order.
+            (None, Some(_)) => Exif::new(true),
             (None, None) => return None,
         };
         block.fit(width, height);
@@ -152,7 +153,7 @@ impl Metadata {
         let mut block = block
             .as_deref()
             .and_then(Exif::parse)
-            .unwrap_or_else(|| Exif::new(false));
+            .unwrap_or_else(|| Exif::new(true));
         for (key, tag, json) in graphs {
             if block.text(tag).is_none() {
                 block.set_text(tag, &format!("{key}:{json}"));

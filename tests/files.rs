@@ -246,6 +246,10 @@ fn animations_give_their_first_frame_and_say_so_and_a_wrong_extension_is_said_to
         warnings,
         ["named .png, but its content is JPEG: read as JPEG"]
     );
+    assert_eq!(
+        picture("pages.tif").warnings,
+        ["several pages: the first is used, the others are dropped"]
+    );
     assert!(picture("rgb.png").warnings.is_empty());
 }
 
@@ -275,6 +279,9 @@ fn prompts_are_found_in_every_place_that_a1111_and_comfyui_use() {
         assert_eq!(found.negative, "text, watermark");
     }
     assert_eq!(picture("rgb.png").metadata.prompt(), None);
+    let kept = latents("marked.latent").image_metadata();
+    assert_eq!(kept.prompt().unwrap().negative, "text, watermark");
+    assert!(kept.text("workflow").is_some());
 }
 
 /// Writes and reads back.
@@ -313,11 +320,7 @@ fn lossless_formats_give_back_what_was_written_in_every_kind() {
             assert_eq!(after.rgb, before.rgb, "{what}");
             assert_eq!(after.alpha, before.alpha, "{what}");
             assert_eq!(after.depth, before.depth, "{what}");
-            let keeps_gray = match format {
-                Format::WebP => false,
-                Format::Tiff => before.alpha.is_none(),
-                _ => true,
-            };
+            let keeps_gray = format.keeps_gray(before.alpha.is_some());
             assert_eq!(after.gray, before.gray && keeps_gray, "{what}");
         }
     }
@@ -662,6 +665,24 @@ fn writing_leaves_nothing_behind_when_it_fails_and_replaces_whole_files_when_it_
         output::write(&folder.path().join("no/such/out.png"), b"").unwrap_err()
     );
     assert!(message.contains("cannot create a file in"), "{message}");
+}
+
+#[test]
+fn only_our_own_old_temporary_files_are_swept_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for name in [
+        ".a.png.sd-upscale-AbCdEf.tmp",
+        ".b.png.other-AbCdEf.tmp",
+        "a.png",
+    ] {
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    std::fs::write(folder.path().join(".new.png.sd-upscale-AbCdEf.tmp"), b"").unwrap();
+    assert_eq!(output::clean_stale(folder.path()), 1);
+    assert!(!folder.path().join(".a.png.sd-upscale-AbCdEf.tmp").exists());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
 }
 
 #[cfg(unix)]

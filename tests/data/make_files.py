@@ -80,7 +80,9 @@ def images():
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, W).astype(np.uint8), (H, 1)))
     rgba = photo.copy()
     rgba.putalpha(ramp)
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    srgb[24:36] = struct.pack(">6H", 2024, 1, 1, 0, 0, 0)  # the profile states when it was made
+    srgb = bytes(srgb)
 
     # PNG
     photo.save(OUT / "rgb.png", icc_profile=srgb)
@@ -177,12 +179,14 @@ def images():
     by_pillow("one-bit.tif", "L")
     tifffile.imwrite(OUT / "rgb16.tif", wide, photometric="rgb", byteorder=">")
     tifffile.imwrite(OUT / "gray16.tif", wide[..., 0], photometric="minisblack", compression="zlib")
+    tifffile.imwrite(OUT / "pages.tif", np.stack([np.asarray(photo)] * 2), photometric="rgb", compression="zlib")
     tifffile.imwrite(OUT / "planar.tif", np.moveaxis(np.asarray(photo), 2, 0), photometric="rgb", planarconfig="separate")
     floats = (wide.astype(np.float32) / 65535).astype(np.float32)
     tifffile.imwrite(OUT / "float.tif", floats, photometric="rgb", compression="zlib")
     tifffile.imwrite(OUT / "gray-float.tif", floats[..., 0], photometric="minisblack", compression="zlib")
     keep("rgb16.tif", wide)
     keep("gray16.tif", wide[..., 0])
+    keep("pages.tif", photo)
     keep("planar.tif", photo)
     keep("float.tif", wide)
     keep("gray-float.tif", wide[..., 0])
