@@ -18,19 +18,12 @@ pub(crate) const GPS_IFD: u16 = 0x8825;
 pub(crate) const USER_COMMENT: u16 = 0x9286;
 pub(crate) const PIXEL_WIDTH: u16 = 0xA002;
 pub(crate) const PIXEL_HEIGHT: u16 = 0xA003;
-/// Points to a directory that few write and none read; not carried into another file's structure.
-const INTEROP_IFD: u16 = 0xA005;
 
 /// Field types.
 pub(crate) const ASCII: u16 = 2;
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
 const UNDEFINED: u16 = 7;
-
-/// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution.
-const DESCRIPTIVE: [u16; 10] = [
-    0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298,
-];
 
 /// One field of a directory.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +37,7 @@ pub(crate) struct Field {
 
 pub(crate) struct Exif {
     bytes: Vec<u8>,
-    big_endian: bool,
+    pub big_endian: bool,
 }
 
 impl Exif {
@@ -187,70 +180,9 @@ impl Exif {
         }
     }
 
-    /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block.
-    pub fn from_tiff(file: &[u8]) -> Option<Self> {
-        let tiff = Self::parse(file)?;
-        let mut exif = Self::new(tiff.big_endian);
-        for field in tiff.fields(tiff.main()?)? {
-            if DESCRIPTIVE.contains(&field.tag) {
-                exif.set(
-                    None,
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        for directory in [EXIF_IFD, GPS_IFD] {
-            let fields = tiff.directory(directory).and_then(|at| tiff.fields(at));
-            for field in fields
-                .into_iter()
-                .flatten()
-                .filter(|f| f.tag != INTEROP_IFD)
-            {
-                exif.set(
-                    Some(directory),
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        let any = exif
-            .main()
-            .and_then(|at| exif.fields(at))
-            .is_some_and(|f| !f.is_empty());
-        any.then_some(exif)
-    }
-
-    /// The fields that a TIFF file written on this machine can take over: tag, type, and value in its byte order.
-    /// `directory` is [`EXIF_IFD`], [`GPS_IFD`], or `None` for the descriptive ones of the main directory.
-    pub fn for_tiff(&self, directory: Option<u16>) -> Vec<(u16, u16, Vec<u8>)> {
-        let at = directory.map_or(self.main(), |tag| self.directory(tag));
-        let fields = at.and_then(|at| self.fields(at)).unwrap_or_default();
-        let wanted = |f: &Field| match directory {
-            None => DESCRIPTIVE.contains(&f.tag),
-            Some(_) => f.tag != INTEROP_IFD,
-        };
-        let convert = |f: Field| {
-            let mut value = self.value(f)?.to_vec();
-            if self.big_endian != cfg!(target_endian = "big") {
-                value
-                    .chunks_exact_mut(number(f.kind))
-                    .for_each(<[u8]>::reverse);
-            }
-            Some((f.tag, f.kind, value))
-        };
-        fields
-            .into_iter()
-            .filter(wanted)
-            .filter_map(convert)
-            .collect()
-    }
-
     /// Writes a field of the main directory, or of the one that `directory`'s field points to, made where it is not.
     /// `value` is in the block's byte order.
-    fn set(&mut self, directory: Option<u16>, tag: u16, kind: u16, value: &[u8]) {
+    pub fn set(&mut self, directory: Option<u16>, tag: u16, kind: u16, value: &[u8]) {
         let Some(size) = unit(kind) else { return };
         let at = match directory {
             None => self.main(),
@@ -341,7 +273,7 @@ impl Exif {
 }
 
 /// Bytes of one value of a field type.
-fn unit(kind: u16) -> Option<usize> {
+pub(crate) fn unit(kind: u16) -> Option<usize> {
     Some(match kind {
         1 | ASCII | 6 | UNDEFINED => 1,
         SHORT | 8 => 2,
@@ -349,14 +281,6 @@ fn unit(kind: u16) -> Option<usize> {
         5 | 10 | 12 => 8,
         _ => return None,
     })
-}
-
-/// Bytes of the numbers in it: a rational is two.
-fn number(kind: u16) -> usize {
-    match kind {
-        5 | 10 => 4,
-        other => unit(other).unwrap_or(1),
-    }
 }
 
 /// A1111 writes big-endian; others follow the block's order. A text's most frequent high byte is 0, which tells.

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::comfy;
 use crate::input::ReadLimits;
 use crate::metadata::Metadata;
-use crate::prompt::{self, FoundPrompt};
+use crate::prompt::FoundPrompt;
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
@@ -176,7 +177,7 @@ impl Latents {
             .get("prompt")
             .filter(|text| !text.trim().is_empty())?;
         if text.trim_start().starts_with('{') {
-            return prompt::from_comfy(text);
+            return comfy::from_graph(text);
         }
         let negative = self
             .metadata

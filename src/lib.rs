@@ -2,12 +2,14 @@
 
 pub mod alpha;
 pub mod color;
+mod comfy;
 mod containers;
 mod decode;
 mod decode_tiff;
 pub mod encode;
 mod encode_tiff;
 mod exif;
+mod exif_tiff;
 pub mod hub;
 pub mod input;
 pub mod kernels;

@@ -1,6 +1,7 @@
 //! What a picture carries besides pixels: EXIF, ICC profile, XMP, PNG text. Read from each format, kept for the output,
 //! joined by our own settings, and searched for the prompt.
 
+use crate::comfy;
 use crate::exif::{self, Exif};
 use crate::prompt::{self, FoundPrompt};
 use crate::settings::Settings;
@@ -99,7 +100,7 @@ impl Metadata {
                 prompt::split_settings(&text).1.is_some() || text.contains("Negative prompt:");
             (marked || text.starts_with('{')).then(|| prompt::from_parameters(&text))?
         };
-        let graph = || prompt::from_comfy(&as_utf8(self.text("prompt")?));
+        let graph = || comfy::from_graph(&as_utf8(self.text("prompt")?));
         let in_exif = || {
             let block = self.block()?;
             [exif::MODEL, exif::MAKE].into_iter().find_map(|tag| {
@@ -107,7 +108,7 @@ impl Metadata {
                 let json = text
                     .strip_prefix("prompt:")
                     .or(text.strip_prefix("Prompt:"))?;
-                prompt::from_comfy(json)
+                comfy::from_graph(json)
             })
         };
         a1111().or_else(in_comment).or_else(graph).or_else(in_exif)

@@ -61,7 +61,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// File names end at 255 bytes on most systems, and ours adds 23 to the target's.
 fn short(name: &str) -> &str {
-    &name[..name.floor_char_boundary(200)]
+    let end = (0..=name.len().min(200))
+        .rev()
+        .find(|&at| name.is_char_boundary(at));
+    &name[..end.unwrap_or(0)]
 }
 
 /// Removes what writes that were killed left in a folder, and gives their number. Only our temporary files, and only those
