@@ -150,6 +150,11 @@ pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
     offsets.len() == counts.len() && offsets.iter().zip(&counts).all(inside)
 }
 
+/// Whether a TIFF's first directory is followed by another.
+pub(crate) fn tiff_has_more_pages(bytes: &[u8]) -> bool {
+    tiff::decoder::Decoder::new(std::io::Cursor::new(bytes)).is_ok_and(|d| d.more_images())
+}
+
 /// Whether a BMP is as long as its header says.
 pub(crate) fn bmp_is_whole(bytes: &[u8]) -> bool {
     bytes.len() > 54 && le32(bytes, 2).is_some_and(|size| size as usize <= bytes.len())

@@ -9,10 +9,11 @@ use image::codecs::{
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, Limits};
 
-use crate::containers;
+use crate::exif::{self, Exif};
 use crate::input::ReadLimits;
 use crate::metadata::Metadata;
 use crate::picture::{Format, Picture};
+use crate::{containers, decode_tiff};
 
 /// Decodes a whole file of a known format. Errors say what is wrong with the content; the caller adds the name.
 pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -100,8 +101,44 @@ fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let decoder = TiffDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::Tiff, limits, Vec::new())
+    let mut picture = match TiffDecoder::new(Cursor::new(bytes)) {
+        Ok(decoder) => finish(decoder, Format::Tiff, limits, Vec::new())?,
+        Err(image::ImageError::Unsupported(_)) => {
+            let image = decode_tiff::decode(bytes, limits)?;
+            let orientation = orientation_of(Some(bytes));
+            Picture::from_decoded(
+                image,
+                orientation,
+                Format::Tiff,
+                Metadata::default(),
+                Vec::new(),
+            )
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if containers::tiff_has_more_pages(bytes) {
+        picture
+            .warnings
+            .push("several pages: the first is used, the others are dropped".into());
+    }
+    if !containers::tiff_is_whole(bytes) {
+        let warning =
+            "its directory points past its end: if it was cut short, metadata may be missing";
+        picture.warnings.push(warning.into());
+    }
+    let file = Exif::parse(bytes);
+    let field = |tag| {
+        let file = file.as_ref()?;
+        file.value(file.field(file.main()?, tag)?)
+            .map(<[u8]>::to_vec)
+    };
+    picture.metadata = Metadata {
+        exif: Exif::from_tiff(bytes).map(Exif::into_bytes),
+        icc: field(exif::ICC),
+        xmp: field(exif::XMP),
+        text: Vec::new(),
+    };
+    Ok(picture)
 }
 
 fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -110,13 +147,17 @@ fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn gif(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let (frames, _) = containers::gif_frames(bytes);
+    let (frames, whole) = containers::gif_frames(bytes);
     ensure!(
         frames > 0,
         "it ends before its first frame is complete: the file was cut short"
     );
+    let mut warnings = dropped_frames(frames);
+    if !whole {
+        warnings.push("the file was cut short after its first frame, which is used".into());
+    }
     let decoder = GifDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::Gif, limits, dropped_frames(frames))
+    finish(decoder, Format::Gif, limits, warnings)
 }
 
 /// Decodes the pixels once the size has been checked, and collects what `image` knows of the metadata.

@@ -1,13 +1,13 @@
 //! [`Picture`] -> the bytes of a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
 
-use std::io::Cursor;
-
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::{bmp::BmpEncoder, jpeg::JpegEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+use png::text_metadata::{ITXtChunk, TEXtChunk};
 
-use crate::metadata::Metadata;
+use crate::metadata::XMP_KEY;
 use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
+use crate::{containers, encode_tiff};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -43,15 +43,46 @@ pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<
     };
     let bytes = match format {
         Format::Png => png(picture),
-        Format::Jpeg => jpeg(picture, quality.unwrap_or(DEFAULT_JPEG_QUALITY)),
+        Format::Jpeg => jpeg(
+            picture,
+            quality.unwrap_or(DEFAULT_JPEG_QUALITY),
+            &mut warnings,
+        ),
         Format::WebP => webp(picture, quality),
-        Format::Tiff => tiff(picture),
+        Format::Tiff => encode_tiff::encode(picture),
         Format::Bmp => bmp(picture),
         Format::Gif => bail!("GIF is read, but not written; choose PNG, JPEG, WebP, TIFF or BMP"),
     };
     let bytes =
         bytes.with_context(|| format!("cannot encode the {w}x{h} picture as {}", format.name()))?;
+    warnings.extend(lost_metadata(picture, format));
     Ok(Encoded { bytes, warnings })
+}
+
+/// What of the metadata the format cannot hold, in a sentence.
+fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
+    let metadata = &picture.metadata;
+    let mut lost: Vec<&str> = match format {
+        Format::Png => Vec::new(),
+        _ => metadata.lost_outside_png(format == Format::WebP),
+    };
+    let icc = metadata.icc_for(format.keeps_gray(picture.alpha.is_some()) && picture.gray);
+    if metadata.icc.is_some() && (icc.is_none() || format == Format::Bmp) {
+        lost.push("the colour profile");
+    }
+    if format == Format::Bmp {
+        let others = [
+            ("EXIF", metadata.exif.is_some()),
+            ("XMP", metadata.xmp.is_some()),
+        ];
+        lost.extend(
+            others
+                .iter()
+                .filter(|(_, there)| *there)
+                .map(|(name, _)| name),
+        );
+    }
+    (!lost.is_empty()).then(|| format!("not kept in {}: {}", format.name(), lost.join(", ")))
 }
 
 /// The samples as 8 bits, and the number of channels.
@@ -63,7 +94,13 @@ fn samples8(picture: &Picture) -> (Vec<u8>, usize) {
 fn png(picture: &Picture) -> Result<Vec<u8>> {
     let (samples, channels) = picture.interleaved();
     let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, picture.width as u32, picture.height as u32);
+    let metadata = &picture.metadata;
+    let mut info = png::Info::with_size(picture.width as u32, picture.height as u32);
+    info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
+    info.exif_metadata = metadata
+        .exif_for(picture.width, picture.height, false)
+        .map(Into::into);
+    let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
         1 => png::ColorType::Grayscale,
         2 => png::ColorType::GrayscaleAlpha,
@@ -84,12 +121,26 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
         }
     };
     let mut writer = encoder.write_header()?;
+    for (key, text) in &metadata.text {
+        // Latin-1 where that is enough, which every reader knows; a key that PNG does not allow is left out.
+        if text.chars().all(|c| u32::from(c) < 256) {
+            writer.write_text_chunk(&TEXtChunk::new(key, text)).ok();
+        } else {
+            writer.write_text_chunk(&ITXtChunk::new(key, text)).ok();
+        }
+    }
+    if let Some(xmp) = metadata
+        .xmp_upright()
+        .and_then(|xmp| String::from_utf8(xmp).ok())
+    {
+        writer.write_text_chunk(&ITXtChunk::new(XMP_KEY, xmp))?;
+    }
     writer.write_image_data(&data)?;
     writer.finish()?;
     Ok(bytes)
 }
 
-fn jpeg(picture: &Picture, quality: u8) -> Result<Vec<u8>> {
+fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
     let (data, channels) = samples8(picture);
     let color = if channels == 1 {
         ExtendedColorType::L8
@@ -97,57 +148,115 @@ fn jpeg(picture: &Picture, quality: u8) -> Result<Vec<u8>> {
         ExtendedColorType::Rgb8
     };
     let mut bytes = Vec::new();
-    let encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
+    let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
+    if let Some(icc) = picture.metadata.icc_for(picture.gray) {
+        encoder.set_icc_profile(icc.to_vec())?;
+    }
     encoder.write_image(&data, picture.width as u32, picture.height as u32, color)?;
+
+    // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
+    let exif = picture
+        .metadata
+        .exif_for(picture.width, picture.height, true);
+    let blocks = [
+        ("EXIF", &b"Exif\0\0"[..], exif),
+        (
+            "XMP",
+            b"http://ns.adobe.com/xap/1.0/\0",
+            picture.metadata.xmp_upright(),
+        ),
+    ];
+    let mut segments = Vec::new();
+    for (what, head, block) in blocks {
+        let Some(block) = block else { continue };
+        match u16::try_from(2 + head.len() + block.len()) {
+            Ok(length) => {
+                segments.extend([&[0xFF, 0xE1], &length.to_be_bytes()[..], head, &block].concat())
+            }
+            Err(_) => warnings.push(format!(
+                "{what} of {} bytes is too large for a JPEG: dropped",
+                block.len()
+            )),
+        }
+    }
+    let map = containers::map_jpeg(&bytes).context("the encoder wrote no JPEG")?;
+    let after_jfif = map
+        .segments
+        .first()
+        .filter(|(marker, _)| *marker == 0xE0)
+        .map_or(2, |(_, range)| range.end);
+    bytes.splice(after_jfif..after_jfif, segments);
     Ok(bytes)
 }
 
 fn webp(picture: &Picture, quality: Option<u8>) -> Result<Vec<u8>> {
     // libwebp takes no grey.
-    let color = Picture {
-        gray: false,
-        metadata: Metadata::default(),
-        warnings: Vec::new(),
-        ..picture.clone()
-    };
-    let (data, channels) = samples8(&color);
+    let (mut samples, channels) = picture.interleaved();
+    if picture.gray {
+        let repeat = |p: &[f32]| {
+            [p[0], p[0], p[0]]
+                .into_iter()
+                .chain(p.get(1).copied())
+                .collect::<Vec<_>>()
+        };
+        samples = samples.chunks_exact(channels).flat_map(repeat).collect();
+    }
+    let data = to_u8(&samples);
     let (w, h) = (picture.width as u32, picture.height as u32);
-    let encoder = match channels {
-        3 => webp::Encoder::from_rgb(&data, w, h),
-        _ => webp::Encoder::from_rgba(&data, w, h),
+    let encoder = match picture.alpha {
+        None => webp::Encoder::from_rgb(&data, w, h),
+        Some(_) => webp::Encoder::from_rgba(&data, w, h),
     };
-    let encoded = encoder.encode_simple(quality.is_none(), f32::from(quality.unwrap_or(100)));
-    let bytes = encoded.map_err(|e| anyhow::anyhow!("libwebp: {e:?}"))?;
-    Ok(bytes.to_vec())
+    let mut config =
+        webp::WebPConfig::new().map_err(|()| anyhow::anyhow!("libwebp does not start"))?;
+    config.lossless = i32::from(quality.is_none());
+    // For lossless files this is the effort; libwebp's default is 75.
+    config.quality = quality.map_or(75.0, f32::from);
+    // Colour under transparent pixels is kept, as in every other format.
+    config.exact = 1;
+    let encoded = encoder.encode_advanced(&config);
+    let encoded = encoded.map_err(|e| anyhow::anyhow!("libwebp: {e:?}"))?;
+    with_webp_metadata(&encoded, picture)
 }
 
-fn tiff(picture: &Picture) -> Result<Vec<u8>> {
-    use tiff::encoder::{Compression, DeflateLevel, Predictor, TiffEncoder, colortype as c};
-    let (samples, channels) = picture.interleaved();
-    let (w, h) = (picture.width as u32, picture.height as u32);
-    let mut file = Cursor::new(Vec::new());
-    let mut encoder = TiffEncoder::new(&mut file)?
-        .with_compression(Compression::Deflate(DeflateLevel::Balanced))
-        .with_predictor(Predictor::Horizontal);
-    match picture.depth {
-        Depth::Eight => {
-            let data = to_u8(&samples);
-            match channels {
-                1 => encoder.write_image::<c::Gray8>(w, h, &data)?,
-                3 => encoder.write_image::<c::RGB8>(w, h, &data)?,
-                _ => encoder.write_image::<c::RGBA8>(w, h, &data)?,
-            }
-        }
-        Depth::Sixteen => {
-            let data = to_u16(&samples);
-            match channels {
-                1 => encoder.write_image::<c::Gray16>(w, h, &data)?,
-                3 => encoder.write_image::<c::RGB16>(w, h, &data)?,
-                _ => encoder.write_image::<c::RGBA16>(w, h, &data)?,
-            }
-        }
+/// Puts colour profile, EXIF and XMP around libwebp's output, in the extended layout that they need.
+fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
+    let icc = picture.metadata.icc_for(false).map(<[u8]>::to_vec);
+    let exif = picture
+        .metadata
+        .exif_for_webp(picture.width, picture.height);
+    let xmp = picture.metadata.xmp_upright();
+    if icc.is_none() && exif.is_none() && xmp.is_none() {
+        return Ok(simple.to_vec());
     }
-    Ok(file.into_inner())
+    let inner = containers::webp_chunks(simple).context("libwebp wrote no WebP")?;
+    let flag = |there: bool, bit: u8| u8::from(there) << bit;
+    let flags = flag(icc.is_some(), 5)
+        | flag(picture.alpha.is_some(), 4)
+        | flag(exif.is_some(), 3)
+        | flag(xmp.is_some(), 2);
+    let side = |n: usize| (n as u32 - 1).to_le_bytes();
+    let (w, h) = (side(picture.width), side(picture.height));
+    let head = vec![flags, 0, 0, 0, w[0], w[1], w[2], h[0], h[1], h[2]];
+
+    let mut chunks: Vec<([u8; 4], Vec<u8>)> = vec![(*b"VP8X", head)];
+    chunks.extend(icc.map(|data| (*b"ICCP", data)));
+    let pixels = inner
+        .into_iter()
+        .filter(|(name, _)| [*b"ALPH", *b"VP8 ", *b"VP8L"].contains(name));
+    chunks.extend(pixels.map(|(name, range)| (name, simple[range].to_vec())));
+    chunks.extend(exif.map(|data| (*b"EXIF", data)));
+    chunks.extend(xmp.map(|data| (*b"XMP ", data)));
+    let mut body = b"WEBP".to_vec();
+    for (name, data) in chunks {
+        body.extend(name);
+        body.extend((data.len() as u32).to_le_bytes());
+        body.extend(&data);
+        body.resize(body.len().next_multiple_of(2), 0);
+    }
+    let size = u32::try_from(body.len())
+        .context("it is larger than the 4 GB that a WebP file can hold")?;
+    Ok([&b"RIFF"[..], &size.to_le_bytes(), &body].concat())
 }
 
 fn bmp(picture: &Picture) -> Result<Vec<u8>> {

@@ -34,10 +34,10 @@ pub struct ReadLimits {
 }
 
 impl Default for ReadLimits {
-    /// 16384 x 16384: about 3.2 GB as f32 RGB, above any input that the upscaler itself can finish.
+    /// What Pillow takes before it suspects a decompression bomb (twice its `MAX_IMAGE_PIXELS`): 13377 x 13377.
     fn default() -> Self {
         Self {
-            max_pixels: 16384 * 16384,
+            max_pixels: 178_956_970,
         }
     }
 }

@@ -7,7 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::comfy;
 use crate::input::ReadLimits;
+use crate::metadata::Metadata;
+use crate::prompt::FoundPrompt;
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
@@ -16,6 +19,9 @@ const CHANNELS: usize = 4;
 /// ComfyUI's mark for raw values (`nodes.py`, `SaveLatent`): an empty tensor of this name.
 const COMFY_MARK: &str = "latent_format_version_0";
 const COMFY_KEY: &str = "latent_tensor";
+/// What no check can find out, to be said when latents are read.
+pub const SDXL_NOTE: &str = "latents of Stable Diffusion XL have the same shape as those of 1 and 2 and cannot be told \
+     apart; this upscaler gives wrong colours for them";
 /// Our own files state their scale under this metadata key.
 const SCALE_KEY: &str = "latent_scale";
 /// Between the spread of scaled latents (near 1) and of raw ones (near 1 / 0.18215 = 5.5), nearer to the middle of
@@ -162,6 +168,41 @@ impl Latents {
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
         })
+    }
+
+    /// The prompt in the file's metadata: ComfyUI's graph, A1111's text, or a plain `prompt`, as our own files have.
+    pub fn prompt(&self) -> Option<FoundPrompt> {
+        let text = self
+            .metadata
+            .get("prompt")
+            .filter(|text| !text.trim().is_empty())?;
+        if text.trim_start().starts_with('{') {
+            return comfy::from_graph(text);
+        }
+        let negative = self
+            .metadata
+            .get("negative_prompt")
+            .cloned()
+            .unwrap_or_default();
+        Some(FoundPrompt {
+            prompt: text.clone(),
+            negative,
+            origin: "the latents' metadata",
+        })
+    }
+
+    /// ComfyUI's graph and workflow, for an image that is made of these latents.
+    pub fn image_metadata(&self) -> Metadata {
+        let graphs = self.metadata.iter().filter(|(key, text)| {
+            matches!(key.as_str(), "prompt" | "workflow") && text.trim_start().starts_with('{')
+        });
+        let text = graphs
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect();
+        Metadata {
+            text,
+            ..Metadata::default()
+        }
     }
 
     /// The standard deviation of all values.

@@ -1,8 +1,15 @@
 //! sd-upscale: images and latents 2x with the Stable Diffusion x2 latent upscaler.
 
+pub mod alpha;
+pub mod color;
+mod comfy;
 mod containers;
 mod decode;
+mod decode_tiff;
 pub mod encode;
+mod encode_tiff;
+mod exif;
+mod exif_tiff;
 pub mod hub;
 pub mod input;
 pub mod kernels;
@@ -14,15 +21,6 @@ pub mod npz;
 pub mod output;
 pub mod padding;
 pub mod picture;
-mod pipeline;
-pub mod sampler;
-pub mod text;
-pub mod tokenizer;
-pub mod unet;
-pub mod vae;
-pub mod weights;
-
-pub use pipeline::{
-    Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
-};
-pub use weights::ModelFiles;
+pub mod prompt;
+pub mod resize;
+pub mod settings;

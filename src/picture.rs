@@ -81,6 +81,15 @@ impl Format {
         matches!(self, Format::Png | Format::WebP | Format::Tiff)
     }
 
+    /// Whether grey is written as one channel: libwebp takes none, and few readers know TIFF's grey with alpha.
+    pub fn keeps_gray(self, with_alpha: bool) -> bool {
+        match self {
+            Format::WebP => false,
+            Format::Tiff => !with_alpha,
+            _ => true,
+        }
+    }
+
     pub fn keeps_sixteen_bits(self) -> bool {
         matches!(self, Format::Png | Format::Tiff)
     }
@@ -147,33 +156,23 @@ impl Picture {
             Depth::Eight
         };
         let channels = usize::from(color.channel_count());
-        let samples: Vec<f32> = match image {
-            DynamicImage::ImageLuma8(i) => unit8(&i),
-            DynamicImage::ImageLumaA8(i) => unit8(&i),
-            DynamicImage::ImageRgb8(i) => unit8(&i),
-            DynamicImage::ImageRgba8(i) => unit8(&i),
-            DynamicImage::ImageLuma16(i) => unit16(&i),
-            DynamicImage::ImageLumaA16(i) => unit16(&i),
-            DynamicImage::ImageRgb16(i) => unit16(&i),
-            DynamicImage::ImageRgba16(i) => unit16(&i),
-            other if color.has_alpha() => unit_float(other.into_rgba32f().into_raw()),
-            other => unit_float(other.into_rgb32f().into_raw()),
+        let has_alpha = color.has_alpha();
+        let (rgb, alpha) = match image {
+            DynamicImage::ImageLuma8(i) => split(&i, channels, unit8),
+            DynamicImage::ImageLumaA8(i) => split(&i, channels, unit8),
+            DynamicImage::ImageRgb8(i) => split(&i, channels, unit8),
+            DynamicImage::ImageRgba8(i) => split(&i, channels, unit8),
+            DynamicImage::ImageLuma16(i) => split(&i, channels, unit16),
+            DynamicImage::ImageLumaA16(i) => split(&i, channels, unit16),
+            DynamicImage::ImageRgb16(i) => split(&i, channels, unit16),
+            DynamicImage::ImageRgba16(i) => split(&i, channels, unit16),
+            other if has_alpha => split(&other.into_rgba32f(), 4, unit_float),
+            other => split(&other.into_rgb32f(), 3, unit_float),
         };
-        let gray = channels < 3;
-        let alpha = color
-            .has_alpha()
-            .then(|| {
-                let last = samples.par_iter().skip(channels - 1).step_by(channels);
-                last.copied().collect::<Vec<f32>>()
-            })
-            .filter(|alpha| alpha.iter().any(|&a| a < 1.0));
-        let rgb = match channels {
-            3 => samples,
-            _ => samples
-                .par_chunks_exact(channels)
-                .flat_map_iter(|p| if gray { [p[0]; 3] } else { [p[0], p[1], p[2]] })
-                .collect(),
-        };
+        // BMP and GIF have no grey but as a palette.
+        let palette = matches!(format, Format::Bmp | Format::Gif);
+        let equal = |p: &[f32]| p[0] == p[1] && p[1] == p[2];
+        let gray = channels < 3 || (palette && rgb.par_chunks_exact(3).all(equal));
         Self {
             width,
             height,
@@ -190,28 +189,59 @@ impl Picture {
     /// The channels as a file stores them: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), interleaved, 0..=1,
     /// with their number. Grey is taken with Rec. 601 weights, as Pillow's `convert("L")` does.
     pub(crate) fn interleaved(&self) -> (Vec<f32>, usize) {
-        let color = |p: &[f32]| -> [f32; 3] {
-            if self.gray {
-                [luma(p), 0.0, 0.0]
-            } else {
-                [p[0], p[1], p[2]]
-            }
-        };
         let colors = if self.gray { 1 } else { 3 };
-        let pixels = self.rgb.par_chunks_exact(3);
-        match &self.alpha {
-            None if !self.gray => (self.rgb.clone(), 3),
-            None => (pixels.map(luma).collect(), 1),
-            Some(alpha) => {
-                let pixels = pixels.zip(alpha);
-                let samples = pixels.flat_map_iter(|(p, &a)| {
-                    let color = color(p);
-                    (0..=colors).map(move |i| if i < colors { color[i] } else { a })
-                });
-                (samples.collect(), colors + 1)
+        let channels = colors + usize::from(self.alpha.is_some());
+        if channels == 3 {
+            return (self.rgb.clone(), 3);
+        }
+        let mut out = vec![0.0; self.width * self.height * channels];
+        let runs = out.par_chunks_mut(RUN * channels).enumerate();
+        runs.for_each(|(run, out)| {
+            for (i, pixel) in out.chunks_exact_mut(channels).enumerate() {
+                let at = run * RUN + i;
+                let color = &self.rgb[3 * at..3 * at + 3];
+                if self.gray {
+                    pixel[0] = luma(color);
+                } else {
+                    pixel[..3].copy_from_slice(color);
+                }
+                if let Some(alpha) = &self.alpha {
+                    pixel[colors] = alpha[at];
+                }
+            }
+        });
+        (out, channels)
+    }
+}
+
+/// Pixels that one task converts at a time.
+const RUN: usize = 1 << 14;
+
+/// Interleaved samples of 1 to 4 channels -> RGB (grey three times), and alpha where it is not opaque.
+fn split<T: Copy + Sync>(
+    samples: &[T],
+    channels: usize,
+    unit: fn(T) -> f32,
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let pixels = samples.len() / channels;
+    let mut rgb = vec![0.0; 3 * pixels];
+    let runs = rgb
+        .par_chunks_mut(3 * RUN)
+        .zip(samples.par_chunks(channels * RUN));
+    runs.for_each(|(out, samples)| {
+        for (out, pixel) in out.chunks_exact_mut(3).zip(samples.chunks_exact(channels)) {
+            for (c, value) in out.iter_mut().enumerate() {
+                *value = unit(pixel[if channels < 3 { 0 } else { c }]);
             }
         }
-    }
+    });
+    let opacity = || {
+        samples
+            .par_chunks_exact(channels)
+            .map(|pixel| unit(pixel[channels - 1]))
+    };
+    let transparent = matches!(channels, 2 | 4) && opacity().any(|a| a < 1.0);
+    (rgb, transparent.then(|| opacity().collect()))
 }
 
 /// Rec. 601 luma of one RGB pixel.
@@ -231,20 +261,21 @@ pub fn to_u16(samples: &[f32]) -> Vec<u16> {
     samples.par_iter().map(level).collect()
 }
 
-fn unit8(samples: &[u8]) -> Vec<f32> {
-    samples.par_iter().map(|&v| f32::from(v) / 255.0).collect()
+fn unit8(level: u8) -> f32 {
+    f32::from(level) / 255.0
 }
 
-fn unit16(samples: &[u16]) -> Vec<f32> {
-    let unit = |&v: &u16| f32::from(v) / 65535.0;
-    samples.par_iter().map(unit).collect()
+fn unit16(level: u16) -> f32 {
+    f32::from(level) / 65535.0
 }
 
 /// Floating-point files may hold anything: NaN becomes 0, the rest is clamped.
-fn unit_float(mut samples: Vec<f32>) -> Vec<f32> {
-    let unit = |v: &mut f32| *v = if v.is_nan() { 0.0 } else { v.clamp(0.0, 1.0) };
-    samples.par_iter_mut().for_each(unit);
-    samples
+fn unit_float(value: f32) -> f32 {
+    if value.is_nan() {
+        0.0
+    } else {
+        value.clamp(0.0, 1.0)
+    }
 }
 
 #[cfg(test)]
@@ -254,9 +285,11 @@ mod tests {
     #[test]
     fn every_8_bit_and_16_bit_level_survives_the_way_through_f32() {
         let bytes: Vec<u8> = (0..=255).collect();
-        assert_eq!(to_u8(&unit8(&bytes)), bytes);
+        let units: Vec<f32> = bytes.iter().copied().map(unit8).collect();
+        assert_eq!(to_u8(&units), bytes);
         let words: Vec<u16> = (0..=65535).collect();
-        assert_eq!(to_u16(&unit16(&words)), words);
+        let units: Vec<f32> = words.iter().copied().map(unit16).collect();
+        assert_eq!(to_u16(&units), words);
     }
 
     #[test]

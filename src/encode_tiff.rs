@@ -1,0 +1,96 @@
+//! [`Picture`] -> TIFF: deflated strips, EXIF and GPS as their own directories, colour profile and XMP as tags.
+
+use std::io::Cursor;
+
+use anyhow::Result;
+use tiff::encoder::colortype::{self, ColorType};
+use tiff::encoder::{
+    Compression, DeflateLevel, DirectoryEncoder, Predictor, TiffEncoder, TiffKind, TiffValue,
+};
+use tiff::tags::{Tag, Type};
+
+use crate::exif::{self, EXIF_IFD, Exif, GPS_IFD};
+use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
+
+type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;
+
+pub(crate) fn encode(picture: &Picture) -> Result<Vec<u8>> {
+    let mut file = Cursor::new(Vec::new());
+    let mut encoder = TiffEncoder::new(&mut file)?
+        .with_compression(Compression::Deflate(DeflateLevel::Balanced))
+        .with_predictor(Predictor::Horizontal);
+    let gray = picture.gray && Format::Tiff.keeps_gray(picture.alpha.is_some());
+    let colored = Picture {
+        gray,
+        ..picture.clone()
+    };
+    let (samples, channels) = colored.interleaved();
+    match (picture.depth, channels) {
+        (Depth::Eight, 1) => write::<colortype::Gray8>(&mut encoder, &colored, &to_u8(&samples))?,
+        (Depth::Eight, 3) => write::<colortype::RGB8>(&mut encoder, &colored, &to_u8(&samples))?,
+        (Depth::Eight, _) => write::<colortype::RGBA8>(&mut encoder, &colored, &to_u8(&samples))?,
+        (Depth::Sixteen, 1) => {
+            write::<colortype::Gray16>(&mut encoder, &colored, &to_u16(&samples))?
+        }
+        (Depth::Sixteen, 3) => {
+            write::<colortype::RGB16>(&mut encoder, &colored, &to_u16(&samples))?
+        }
+        (Depth::Sixteen, _) => {
+            write::<colortype::RGBA16>(&mut encoder, &colored, &to_u16(&samples))?
+        }
+    }
+    Ok(file.into_inner())
+}
+
+fn write<C: ColorType>(encoder: &mut File, picture: &Picture, data: &[C::Inner]) -> Result<()>
+where
+    [C::Inner]: TiffValue,
+{
+    let (width, height) = (picture.width, picture.height);
+    let block = picture.metadata.exif_for(width, height, true);
+    let block = block.as_deref().and_then(Exif::parse);
+    let mut pointers = Vec::new();
+    for directory in [EXIF_IFD, GPS_IFD] {
+        let fields = block
+            .as_ref()
+            .map(|b| b.for_tiff(Some(directory)))
+            .unwrap_or_default();
+        if !fields.is_empty() {
+            let mut extra = encoder.extra_directory()?;
+            put(&mut extra, fields)?;
+            pointers.push((directory, extra.finish_with_offsets()?.offset));
+        }
+    }
+    let mut image = encoder.new_image::<C>(width as u32, height as u32)?;
+    let main = image.encoder();
+    put(main, block.map(|b| b.for_tiff(None)).unwrap_or_default())?;
+    for (tag, offset) in pointers {
+        main.write_tag(Tag::Unknown(tag), offset)?;
+    }
+    if let Some(icc) = picture.metadata.icc_for(picture.gray) {
+        put(
+            main,
+            vec![(exif::ICC, Type::UNDEFINED.to_u16(), icc.to_vec())],
+        )?;
+    }
+    if let Some(xmp) = picture.metadata.xmp_upright() {
+        put(main, vec![(exif::XMP, Type::BYTE.to_u16(), xmp)])?;
+    }
+    image.write_data(data)?;
+    Ok(())
+}
+
+/// Writes fields of (tag, type, value in this machine's byte order) into a directory; types that TIFF does not know are left out.
+fn put<K: TiffKind>(
+    directory: &mut DirectoryEncoder<&mut Cursor<Vec<u8>>, K>,
+    fields: Vec<(u16, u16, Vec<u8>)>,
+) -> Result<()> {
+    for (tag, kind, value) in fields {
+        if let Some(kind) = Type::from_u16(kind) {
+            let entry = directory.write_entry_bytes(kind, &value)?;
+            directory
+                .extend_from(&std::iter::once((Tag::from_u16_exhaustive(tag), entry)).collect());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,352 @@
+//! An EXIF block, edited in place: values are patched or appended and nothing moves, so that maker notes, whose inner
+//! offsets no one but the maker knows, stay readable. A TIFF file has the same structure and is read with this too.
+
+use std::ops::Range;
+
+/// Tags of the main directory (TIFF 6.0, EXIF 2.32).
+pub(crate) const IMAGE_WIDTH: u16 = 0x0100;
+pub(crate) const IMAGE_HEIGHT: u16 = 0x0101;
+pub(crate) const MAKE: u16 = 0x010F;
+pub(crate) const MODEL: u16 = 0x0110;
+pub(crate) const ORIENTATION: u16 = 0x0112;
+/// A TIFF file's XMP packet and ICC profile.
+pub(crate) const XMP: u16 = 0x02BC;
+pub(crate) const ICC: u16 = 0x8773;
+pub(crate) const EXIF_IFD: u16 = 0x8769;
+pub(crate) const GPS_IFD: u16 = 0x8825;
+/// Tags of the EXIF directory.
+pub(crate) const USER_COMMENT: u16 = 0x9286;
+pub(crate) const PIXEL_WIDTH: u16 = 0xA002;
+pub(crate) const PIXEL_HEIGHT: u16 = 0xA003;
+
+/// Field types.
+pub(crate) const ASCII: u16 = 2;
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+const UNDEFINED: u16 = 7;
+
+/// One field of a directory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field {
+    pub tag: u16,
+    pub kind: u16,
+    count: u32,
+    /// Where its 12 bytes lie.
+    at: usize,
+}
+
+pub(crate) struct Exif {
+    bytes: Vec<u8>,
+    pub big_endian: bool,
+}
+
+impl Exif {
+    /// Takes a block from its TIFF header on; a leading `Exif\0\0` is dropped. `None` if it is no such block.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
+        let big_endian = match bytes.get(..4)? {
+            b"II*\0" => false,
+            b"MM\0*" => true,
+            _ => return None,
+        };
+        let exif = Self {
+            bytes: bytes.to_vec(),
+            big_endian,
+        };
+        exif.fields(exif.main()?).map(|_| exif)
+    }
+
+    /// A block with an empty main directory.
+    pub fn new(big_endian: bool) -> Self {
+        let mut exif = Self {
+            bytes: vec![0; 14],
+            big_endian,
+        };
+        exif.bytes[..4].copy_from_slice(if big_endian { b"MM\0*" } else { b"II*\0" });
+        exif.put(4, &8u32.to_be_bytes());
+        exif
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Offset of the main directory.
+    pub fn main(&self) -> Option<usize> {
+        self.u32(4).map(|at| at as usize)
+    }
+
+    /// Offset of the directory that a field of the main one points to.
+    pub fn directory(&self, tag: u16) -> Option<usize> {
+        let field = self.field(self.main()?, tag)?;
+        self.u32(field.at + 8)
+            .map(|at| at as usize)
+            .filter(|&at| self.fields(at).is_some())
+    }
+
+    /// A directory's fields; `None` if it passes the end of the block.
+    pub fn fields(&self, directory: usize) -> Option<Vec<Field>> {
+        let count = usize::from(self.u16(directory)?);
+        self.bytes.get(directory..directory + 2 + 12 * count)?;
+        let field = |i| {
+            let at = directory + 2 + 12 * i;
+            Some(Field {
+                tag: self.u16(at)?,
+                kind: self.u16(at + 2)?,
+                count: self.u32(at + 4)?,
+                at,
+            })
+        };
+        (0..count).map(field).collect()
+    }
+
+    pub fn field(&self, directory: usize, tag: u16) -> Option<Field> {
+        self.fields(directory)?.into_iter().find(|f| f.tag == tag)
+    }
+
+    /// A field's bytes, in the block's byte order.
+    pub fn value(&self, field: Field) -> Option<&[u8]> {
+        self.bytes.get(self.place(field)?)
+    }
+
+    fn place(&self, field: Field) -> Option<Range<usize>> {
+        let length = (field.count as usize).checked_mul(unit(field.kind)?)?;
+        let at = if length <= 4 {
+            field.at + 8
+        } else {
+            self.u32(field.at + 8)? as usize
+        };
+        Some(at..at.checked_add(length)?)
+    }
+
+    /// The text of `UserComment`, in whichever of its encodings; without the padding.
+    pub fn user_comment(&self) -> Option<String> {
+        let field = self.field(self.directory(EXIF_IFD)?, USER_COMMENT)?;
+        let (code, text) = self.value(field)?.split_at_checked(8)?;
+        let text = match code {
+            b"UNICODE\0" => decode_utf16(text, self.big_endian),
+            _ => String::from_utf8_lossy(text).into_owned(),
+        };
+        let text = text.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+
+    /// Writes `UserComment` as UTF-16BE, as A1111 does and its readers expect whatever the block's byte order.
+    pub fn set_user_comment(&mut self, text: &str) {
+        let utf16 = text.encode_utf16().flat_map(u16::to_be_bytes);
+        let value: Vec<u8> = b"UNICODE\0".iter().copied().chain(utf16).collect();
+        self.set(Some(EXIF_IFD), USER_COMMENT, UNDEFINED, &value);
+    }
+
+    /// A text field of the main directory, without its final NUL.
+    pub fn text(&self, tag: u16) -> Option<String> {
+        let value = self.value(self.field(self.main()?, tag)?)?;
+        Some(
+            String::from_utf8_lossy(value)
+                .trim_end_matches('\0')
+                .to_owned(),
+        )
+    }
+
+    pub fn set_text(&mut self, tag: u16, text: &str) {
+        self.set(None, tag, ASCII, format!("{text}\0").as_bytes());
+    }
+
+    /// Makes the block fit upright pixels of a new size: orientation 1, the sizes that are stated, and no thumbnail,
+    /// which would show the old picture.
+    pub fn fit(&mut self, width: usize, height: usize) {
+        for (directory, tag, value) in [
+            (None, IMAGE_WIDTH, width),
+            (None, IMAGE_HEIGHT, height),
+            (Some(EXIF_IFD), PIXEL_WIDTH, width),
+            (Some(EXIF_IFD), PIXEL_HEIGHT, height),
+        ] {
+            let at = directory.map_or(self.main(), |tag| self.directory(tag));
+            if at.and_then(|at| self.field(at, tag)).is_some() {
+                let value = self.ordered((value as u32).to_be_bytes());
+                self.set(directory, tag, LONG, &value);
+            }
+        }
+        if self
+            .main()
+            .and_then(|at| self.field(at, ORIENTATION))
+            .is_some()
+        {
+            let one = self.ordered(1u16.to_be_bytes());
+            self.set(None, ORIENTATION, SHORT, &one);
+        }
+        if let Some((main, fields)) = self.main().and_then(|at| Some((at, self.fields(at)?))) {
+            self.put(main + 2 + 12 * fields.len(), &[0; 4]);
+        }
+    }
+
+    /// Writes a field of the main directory, or of the one that `directory`'s field points to, made where it is not.
+    /// `value` is in the block's byte order.
+    pub fn set(&mut self, directory: Option<u16>, tag: u16, kind: u16, value: &[u8]) {
+        let Some(size) = unit(kind) else { return };
+        let at = match directory {
+            None => self.main(),
+            Some(pointer) => self.directory(pointer).or_else(|| {
+                let at = self.append(&[0; 6]);
+                let place = self.ordered((at as u32).to_be_bytes());
+                self.set(None, pointer, LONG, &place);
+                Some(at)
+            }),
+        };
+        let Some(at) = at else { return };
+        let field = match self.field(at, tag) {
+            Some(field) => field.at,
+            None => self.insert(at, directory, tag),
+        };
+        self.put(field + 2, &kind.to_be_bytes());
+        self.put(field + 4, &((value.len() / size) as u32).to_be_bytes());
+        if value.len() <= 4 {
+            self.bytes[field + 8..field + 12].fill(0);
+            self.bytes[field + 8..field + 8 + value.len()].copy_from_slice(value);
+        } else {
+            let place = self.append(value);
+            self.put(field + 8, &(place as u32).to_be_bytes());
+        }
+    }
+
+    /// Copies the directory at `at` to the end with room for `tag`, in order, and points to the copy. Gives the new
+    /// field's offset.
+    fn insert(&mut self, at: usize, directory: Option<u16>, tag: u16) -> usize {
+        let fields = self.fields(at).unwrap_or_default();
+        let before = fields.iter().filter(|f| f.tag < tag).count();
+        let (first, end) = (at + 2, at + 2 + 12 * fields.len());
+        // The link to the next directory follows the fields; it may be missing at the end of a sloppy block.
+        let next = self.bytes.get(end..end + 4).unwrap_or(&[0; 4]).to_vec();
+        let mut copy = self
+            .ordered(((fields.len() + 1) as u16).to_be_bytes())
+            .to_vec();
+        copy.extend_from_slice(&self.bytes[first..first + 12 * before]);
+        copy.extend_from_slice(&self.ordered(tag.to_be_bytes()));
+        copy.extend_from_slice(&[0; 10]);
+        copy.extend_from_slice(&self.bytes[first + 12 * before..end]);
+        copy.extend_from_slice(&next);
+        let copy_at = self.append(&copy);
+        let pointer = match directory {
+            None => 4,
+            Some(pointer) => {
+                let field = self.main().and_then(|main| self.field(main, pointer));
+                field.map_or(4, |f| f.at + 8)
+            }
+        };
+        self.put(pointer, &(copy_at as u32).to_be_bytes());
+        copy_at + 2 + 12 * before
+    }
+
+    /// Adds bytes at an even offset, as TIFF wants, and gives it.
+    fn append(&mut self, value: &[u8]) -> usize {
+        self.bytes.resize(self.bytes.len().next_multiple_of(2), 0);
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        at
+    }
+
+    /// Overwrites a number given in big-endian order; nothing happens past the end.
+    fn put<const N: usize>(&mut self, at: usize, value: &[u8; N]) {
+        let value = self.ordered(*value);
+        if let Some(place) = self.bytes.get_mut(at..at + N) {
+            place.copy_from_slice(&value);
+        }
+    }
+
+    /// Big-endian bytes in the block's order.
+    fn ordered<const N: usize>(&self, mut value: [u8; N]) -> [u8; N] {
+        if !self.big_endian {
+            value.reverse();
+        }
+        value
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        let bytes = self.bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(u16::from_be_bytes(self.ordered(bytes)))
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        let bytes = self.bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(u32::from_be_bytes(self.ordered(bytes)))
+    }
+}
+
+/// Bytes of one value of a field type.
+pub(crate) fn unit(kind: u16) -> Option<usize> {
+    Some(match kind {
+        1 | ASCII | 6 | UNDEFINED => 1,
+        SHORT | 8 => 2,
+        LONG | 9 | 11 | 13 => 4,
+        5 | 10 | 12 => 8,
+        _ => return None,
+    })
+}
+
+/// A1111 writes big-endian; others follow the block's order. A text's most frequent high byte is 0, which tells.
+fn decode_utf16(bytes: &[u8], big_endian_block: bool) -> String {
+    let pairs = bytes.as_chunks::<2>().0;
+    let zeros = |i: usize| pairs.iter().filter(|p| p[i] == 0).count();
+    let big_endian = match zeros(0).cmp(&zeros(1)) {
+        std::cmp::Ordering::Greater => true,
+        std::cmp::Ordering::Less => false,
+        std::cmp::Ordering::Equal => big_endian_block,
+    };
+    let unit = |p: &[u8; 2]| {
+        if big_endian {
+            u16::from_be_bytes(*p)
+        } else {
+            u16::from_le_bytes(*p)
+        }
+    };
+    String::from_utf16_lossy(&pairs.iter().map(unit).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_set_in_a_new_block_is_read_back_in_either_byte_order() {
+        for big_endian in [false, true] {
+            let mut exif = Exif::new(big_endian);
+            exif.set_text(MAKE, "Camera");
+            exif.set_user_comment("first");
+            exif.set_user_comment("Ürsprünglich 日本");
+            let exif = Exif::parse(&exif.into_bytes()).unwrap();
+            assert_eq!(exif.user_comment().unwrap(), "Ürsprünglich 日本");
+            assert_eq!(exif.text(MAKE).unwrap(), "Camera");
+        }
+    }
+
+    #[test]
+    fn what_is_there_stays_at_its_offset_when_fields_are_added() {
+        let mut exif = Exif::new(true);
+        exif.set(
+            Some(EXIF_IFD),
+            0x927C,
+            UNDEFINED,
+            b"a maker note with offsets",
+        );
+        let note = |exif: &Exif| exif.place(exif.field(exif.directory(EXIF_IFD)?, 0x927C)?);
+        let before = note(&exif).unwrap();
+        exif.set_user_comment("added");
+        exif.set_text(MODEL, "added too");
+        assert_eq!(note(&exif).unwrap(), before);
+        assert_eq!(&exif.bytes[before], b"a maker note with offsets");
+    }
+
+    #[test]
+    fn fitting_resets_the_orientation_and_the_stated_sizes_and_adds_none() {
+        let mut exif = Exif::new(false);
+        exif.set(None, ORIENTATION, SHORT, &6u16.to_le_bytes());
+        exif.set(Some(EXIF_IFD), PIXEL_WIDTH, SHORT, &40u16.to_le_bytes());
+        exif.fit(80, 60);
+        let orientation = exif.field(exif.main().unwrap(), ORIENTATION).unwrap();
+        assert_eq!(exif.value(orientation).unwrap(), 1u16.to_le_bytes());
+        let directory = exif.directory(EXIF_IFD).unwrap();
+        let width = exif.field(directory, PIXEL_WIDTH).unwrap();
+        assert_eq!(exif.value(width).unwrap(), 80u32.to_le_bytes());
+        assert!(exif.field(directory, PIXEL_HEIGHT).is_none());
+    }
+}

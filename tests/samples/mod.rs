@@ -1,0 +1,37 @@
+//! The files in `tests/data/files`, which other programs wrote (`tests/data/make_files.py`), read by the library.
+#![allow(dead_code)] // each test program uses some of these
+
+use std::path::{Path, PathBuf};
+
+use sd_upscale::input::{self, Loaded, ReadLimits};
+use sd_upscale::latents::Latents;
+use sd_upscale::picture::Picture;
+
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files")
+}
+
+pub fn read(name: &str) -> anyhow::Result<Loaded> {
+    input::read_path(&folder().join(name), &ReadLimits::default())
+}
+
+pub fn picture(name: &str) -> Picture {
+    match read(name).unwrap_or_else(|e| panic!("{name}: {e:#}")) {
+        Loaded::Picture(picture) => picture,
+        Loaded::Latents(_) => panic!("{name} was read as latents"),
+    }
+}
+
+pub fn latents(name: &str) -> Latents {
+    match read(name).unwrap_or_else(|e| panic!("{name}: {e:#}")) {
+        Loaded::Latents(latents) => latents,
+        Loaded::Picture(_) => panic!("{name} was read as an image"),
+    }
+}
+
+pub fn refusal(name: &str) -> String {
+    match read(name) {
+        Ok(_) => panic!("{name} was accepted"),
+        Err(e) => format!("{e:#}"),
+    }
+}
