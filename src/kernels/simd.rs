@@ -89,6 +89,10 @@ pub(super) trait Simd: Copy {
     /// `2^n` where `self` is `n + 1.5 * 2^23` for an integer `n` in -126..=127.
     unsafe fn exp2_of_biased(self) -> Self;
 
+    /// Fetches the cache line of `p`, which may lie outside any allocation.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const f32) {}
+
     /// The first `n < LANES` values from `p`, the rest zero.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
@@ -131,6 +135,10 @@ mod x86 {
     impl Simd for V16 {
         const LANES: usize = 16;
         const ROWS: usize = 12;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { V16(_mm512_set1_ps(x)) }
@@ -197,6 +205,10 @@ mod x86 {
     impl Simd for V8 {
         const LANES: usize = 8;
         const ROWS: usize = 6;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { V8(_mm256_set1_ps(x)) }

@@ -12,16 +12,19 @@ use rayon::prelude::*;
 
 /// Tiles of a task over a large map.
 const BLOCK: usize = 64;
-/// Tiles of a row staged at a time.
+/// Tiles across and lines of tiles staged at a time.
 const ROW: usize = 16;
-/// Input channels staged at a time.
-const STAGE: usize = 64;
-/// Panels of output channels between two output transforms over a large map.
-const PANELS: usize = 4;
+const LINES: usize = 4;
+/// Input channels staged at a time: contiguous in the input, so not too few.
+const STAGE: usize = 128;
 /// Input channels whose transformed weights are kept at a time over a small map.
 const CHUNK: usize = 128;
-/// The most tiles in flight over a small map.
-const SMALL: usize = 256;
+/// From so many tiles on a map is large.
+const LARGE: usize = 256;
+/// The most tiles in flight over a small map: their products with a panel of weights stay in the L2 cache.
+const SMALL: usize = 96;
+/// The most transformed weights kept for a call: 64 MB.
+const WEIGHTS: usize = 16 << 20;
 
 /// Shapes of one convolution.
 struct Conv<'a> {
@@ -70,7 +73,7 @@ pub(super) unsafe fn winograd(
         th,
         tw,
     };
-    if th * tw >= SMALL {
+    if th * tw >= LARGE && POINTS * weight.cin * weight.cout <= WEIGHTS {
         conv.by_blocks(b)
     } else {
         conv.by_panels(b)
@@ -78,48 +81,41 @@ pub(super) unsafe fn winograd(
 }
 
 impl Conv<'_> {
-    /// Stages and transforms `count` tiles of line `ty` of batch item `b` from tile `tx` on, channels `c0..c1`, as tiles
-    /// `first` and on of `v`. `region` has room for a line of them.
-    fn input_row(
+    /// Stages and transforms the tiles of `lines` lines from line `ty` on of batch item `b`, `row.count` from tile `tx` on, channels
+    /// `c0..c1`. The first becomes tile `row.first` of `v`, the next lines follow `pitch` tiles apart. `region` has room.
+    fn input_tiles(
         &self,
         (b, ty, tx): (usize, usize, usize),
+        lines: usize,
         row: TileRow,
-        c0: usize,
-        c1: usize,
+        pitch: usize,
+        (c0, c1): (usize, usize),
         region: *mut f32,
-        v: *mut f32,
-        layout: TileLayout,
+        (v, layout): (*mut f32, TileLayout),
     ) {
         let [top, _, left, _] = self.weight.pad;
-        let width = row.count * OUT + 2;
+        let (h, w) = (lines * OUT + 2, row.count * OUT + 2);
         let y = (ty * OUT) as isize - top as isize;
         let x = (tx * OUT) as isize - left as isize;
+        let slabs = (c1 - c0).div_ceil(SLAB);
         // SAFETY: the region covers these tiles; `v` has room for them.
         unsafe {
             stage_region(
                 self.isa,
                 self.input,
-                Region {
-                    b,
-                    y,
-                    x,
-                    h: OUT + 2,
-                    w: width,
-                },
+                Region { b, y, x, h, w },
                 c0,
                 c1,
                 region,
             );
-            inputs(
-                self.isa,
-                region,
-                width,
-                (c1 - c0).div_ceil(SLAB),
-                row,
-                v,
-                layout,
-                c0 / SLAB,
-            );
+            for line in 0..lines {
+                let region = region.add(line * OUT * w * slabs * SLAB);
+                let row = TileRow {
+                    first: row.first + line * pitch,
+                    ..row
+                };
+                inputs(self.isa, region, w, slabs, row, v, layout, c0 / SLAB);
+            }
         }
     }
 
@@ -148,8 +144,8 @@ impl Conv<'_> {
         unsafe { outputs(self.isa, m, point_stride, row, to) };
     }
 
-    fn region_len() -> usize {
-        (OUT + 2) * (ROW * OUT + 2) * STAGE
+    fn region(lines: usize, across: usize) -> Scratch {
+        Scratch::take((lines * OUT + 2) * (across * OUT + 2) * STAGE)
     }
 
     fn by_blocks(&self, b: usize) {
@@ -191,49 +187,44 @@ impl Conv<'_> {
                 let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
                 let m_point = tiles * NB + SLAB;
                 let mut v = Scratch::take(POINTS * layout.point_stride);
-                let mut m = Scratch::take(PANELS * POINTS * m_point);
-                let mut region = Scratch::take(Self::region_len());
+                let mut m = Scratch::take(POINTS * m_point);
+                let mut region = Self::region(bh, bw);
                 let (v, m, region) = (v.ptr(), m.ptr(), region.ptr());
                 for c0 in (0..cin).step_by(STAGE) {
+                    let row = TileRow {
+                        first: 0,
+                        count: bw,
+                    };
+                    self.input_tiles(
+                        (b, ty0, tx0),
+                        bh,
+                        row,
+                        bw,
+                        (c0, cin.min(c0 + STAGE)),
+                        region,
+                        (v, layout),
+                    );
+                }
+                for nb in 0..panels {
+                    for point in 0..POINTS {
+                        let u = u.get().wrapping_add((nb * POINTS + point) * u_point);
+                        self.products(
+                            (0, tiles),
+                            v,
+                            layout,
+                            point,
+                            (0, cin),
+                            u,
+                            m.wrapping_add(point * m_point),
+                            nb,
+                        );
+                    }
                     for ty in 0..bh {
                         let row = TileRow {
                             first: ty * bw,
                             count: bw,
                         };
-                        self.input_row(
-                            (b, ty0 + ty, tx0),
-                            row,
-                            c0,
-                            cin.min(c0 + STAGE),
-                            region,
-                            v,
-                            layout,
-                        );
-                    }
-                }
-                for nb0 in (0..panels).step_by(PANELS) {
-                    let nb1 = panels.min(nb0 + PANELS);
-                    for point in 0..POINTS {
-                        for nb in nb0..nb1 {
-                            // SAFETY: within `u` and `m`.
-                            let (u, m) = unsafe {
-                                (
-                                    u.get().add((nb * POINTS + point) * u_point),
-                                    m.add(((nb - nb0) * POINTS + point) * m_point),
-                                )
-                            };
-                            self.products((0, tiles), v, layout, point, 0, cin, u, m, nb);
-                        }
-                    }
-                    for nb in nb0..nb1 {
-                        let m = m.wrapping_add((nb - nb0) * POINTS * m_point);
-                        for ty in 0..bh {
-                            let row = TileRow {
-                                first: ty * bw,
-                                count: bw,
-                            };
-                            self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
-                        }
+                        self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
                     }
                 }
             });
@@ -247,8 +238,7 @@ impl Conv<'_> {
         v: *const f32,
         layout: TileLayout,
         point: usize,
-        c0: usize,
-        c1: usize,
+        (c0, c1): (usize, usize),
         u: *const f32,
         m: *mut f32,
         nb: usize,
@@ -280,9 +270,9 @@ impl Conv<'_> {
     }
 
     fn by_panels(&self, b: usize) {
-        // Whole lines of tiles (across the batch) at a time, as many as may be in flight.
+        // Whole lines of tiles (across the batch) at a time, evenly shared out.
         let lines = b * self.th;
-        let step = (SMALL / self.tw).max(1).min(lines);
+        let step = lines.div_ceil(lines.div_ceil((SMALL / self.tw).max(1)));
         for line in (0..lines).step_by(step) {
             self.lines_by_panels(line, lines.min(line + step));
         }
@@ -299,30 +289,41 @@ impl Conv<'_> {
         let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
         let mut v = Scratch::take(POINTS * layout.point_stride);
         let v = Shared(v.ptr());
-        let (segments, chunks) = (tw.div_ceil(ROW), cin.div_ceil(STAGE));
-        (0..(line1 - line0) * segments * chunks)
+        let (segments, groups, chunks) = (
+            tw.div_ceil(ROW),
+            (line1 - line0).div_ceil(LINES),
+            cin.div_ceil(STAGE),
+        );
+        (0..groups * segments * chunks)
             .into_par_iter()
             .for_each(|i| {
-                let (line, tx, c0) = (
-                    line0 + i / chunks / segments,
+                let (mut line, tx) = (
+                    line0 + i / chunks / segments * LINES,
                     i / chunks % segments * ROW,
-                    i % chunks * STAGE,
                 );
-                let mut region = Scratch::take(Self::region_len());
-                let row = TileRow {
-                    first: (line - line0) * tw + tx,
-                    count: ROW.min(tw - tx),
-                };
-                let at = (line / self.th, line % self.th, tx);
-                self.input_row(
-                    at,
-                    row,
-                    c0,
-                    cin.min(c0 + STAGE),
-                    region.ptr(),
-                    v.get(),
-                    layout,
-                );
+                let (end, c0) = (line1.min(line + LINES), i % chunks * STAGE);
+                let count = ROW.min(tw - tx);
+                let mut region = Self::region(LINES, count);
+                while line < end {
+                    // As many as belong to the same batch item.
+                    let (b, ty) = (line / self.th, line % self.th);
+                    let lines = (end - line).min(self.th - ty);
+                    let row = TileRow {
+                        first: (line - line0) * tw + tx,
+                        count,
+                    };
+                    let channels = (c0, cin.min(c0 + STAGE));
+                    self.input_tiles(
+                        (b, ty, tx),
+                        lines,
+                        row,
+                        tw,
+                        channels,
+                        region.ptr(),
+                        (v.get(), layout),
+                    );
+                    line += lines;
+                }
             });
 
         // More tasks than threads also where there are few panels: by lines, each with its own weights.
@@ -367,7 +368,7 @@ impl Conv<'_> {
                             u.wrapping_add(point * u_point),
                             m.wrapping_add(point * m_point),
                         );
-                        self.products((t0, t1), v.get(), layout, point, c0, c1, u, m, nb);
+                        self.products((t0, t1), v.get(), layout, point, (c0, c1), u, m, nb);
                     }
                 }
                 // A part may begin and end inside a line.
