@@ -1,4 +1,5 @@
-//! The CPU kernels at the model's shapes: `cargo bench --bench kernels [-- PART OF A NAME]`.
+//! The CPU kernels at the model's shapes: `cargo bench --bench kernels [-- PART OF A NAME]`; with the environment variable
+//! `ISA` set to `Avx2` or `Portable`, on those instructions.
 //!
 //! For each: the shortest and the median wall time, the CPU time per thread (what the wall time would be on a machine with
 //! nothing else to do), the rate in GFLOP/s by the direct definition (a Winograd convolution may pass the peak), and that
@@ -9,6 +10,17 @@ use std::hint::black_box;
 use std::time::Instant;
 
 fn main() {
+    let wanted = std::env::var("ISA").unwrap_or_default();
+    match Isa::available()
+        .into_iter()
+        .find(|isa| format!("{isa:?}") == wanted)
+    {
+        Some(isa) => isa.force(run),
+        None => run(),
+    }
+}
+
+fn run() {
     let filter: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| !a.starts_with('-'))

@@ -8,8 +8,8 @@ use std::sync::Mutex;
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
 
-/// Values of scratch kept between calls: 192 MB.
-const KEPT: usize = 48 << 20;
+/// Values of scratch kept between calls: 96 MB.
+const KEPT: usize = 24 << 20;
 
 /// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
 pub(super) struct Aligned {

@@ -148,7 +148,9 @@ pub(super) fn max_rows(isa: Isa) -> usize {
         Isa::Avx512 => super::simd::V16::ROWS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::simd::V8::ROWS,
-        _ => super::simd::V4::ROWS,
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Isa::Base => super::simd::V4::ROWS,
+        _ => super::simd::Array::ROWS,
     }
 }
 

@@ -6,19 +6,20 @@ use super::buf::{Scratch, Shared};
 use super::input::{Input, Region, stage_region};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
-use super::simd::Isa;
+use super::simd::{Isa, prefetch};
 use super::transform::{OUT, OutputRow, POINTS, TileLayout, TileRow, inputs, outputs, weights};
 use rayon::prelude::*;
 
-/// Tiles of a task over a large map.
-const BLOCK: usize = 64;
+/// The fewest and most tiles of a task over a large map.
+const BLOCK: [usize; 2] = [16, 64];
 /// Tiles across and lines of tiles staged at a time.
 const ROW: usize = 16;
 const LINES: usize = 4;
 /// Input channels staged at a time: contiguous in the input, so not too few.
 const STAGE: usize = 128;
-/// Input channels whose transformed weights are kept at a time over a small map.
-const CHUNK: usize = 128;
+/// Input channels whose transformed weights are kept at a time over a small map, so that they, the tiles' products and the next
+/// weights fit the L2 cache together: for up to 32 tiles, and for more.
+const CHUNK: [usize; 2] = [96, 128];
 /// From so many tiles on a map is large.
 const LARGE: usize = 256;
 /// The most tiles in flight over a small map: their products with a panel of weights stay in the L2 cache.
@@ -154,10 +155,10 @@ impl Conv<'_> {
         let u_point = cin * NB + SLAB;
         let mut u = Scratch::take(panels * POINTS * u_point);
         let u = Shared(u.ptr());
-        let chunks = cin.div_ceil(CHUNK);
+        let chunks = cin.div_ceil(STAGE);
         (0..panels * chunks).into_par_iter().for_each(|i| {
-            let (nb, c0) = (i / chunks, i % chunks * CHUNK);
-            let n = CHUNK.min(cin - c0);
+            let (nb, c0) = (i / chunks, i % chunks * STAGE);
+            let n = STAGE.min(cin - c0);
             let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
             // SAFETY: each task writes its own panel's channels.
             unsafe {
@@ -175,7 +176,9 @@ impl Conv<'_> {
         });
 
         let bw = self.tw.div_ceil(self.tw.div_ceil(ROW));
-        let bh = self.th.div_ceil(self.th.div_ceil((BLOCK / bw).max(1)));
+        let block =
+            (b * self.th * self.tw / (2 * rayon::current_num_threads())).clamp(BLOCK[0], BLOCK[1]);
+        let bh = self.th.div_ceil(self.th.div_ceil((block / bw).max(1)));
         let (nx, ny) = (self.tw.div_ceil(bw), self.th.div_ceil(bh));
         (0..b * ny * nx)
             .into_par_iter()
@@ -269,6 +272,26 @@ impl Conv<'_> {
         }
     }
 
+    /// Fetches a share (`point` of [`POINTS`]) of the weights that a thread needs after channel `c` of panel `nb`, the next
+    /// chunk's or panel's: small maps would otherwise wait for memory, which is idle while they multiply.
+    fn prefetch_weights(&self, nb: usize, c: usize, chunk: usize, point: usize) {
+        let (nb, c) = if c < self.weight.cin {
+            (nb, c)
+        } else {
+            (nb + 1, 0)
+        };
+        if nb == self.weight.panel_count() {
+            return;
+        }
+        let lines = chunk.min(self.weight.cin - c) * NB / 16;
+        for tap in 0..9 {
+            let from = self.weight.panel(nb, tap)[c * NB..].as_ptr();
+            for line in point * lines / POINTS..(point + 1) * lines / POINTS {
+                prefetch(from.wrapping_add(line * 16));
+            }
+        }
+    }
+
     fn by_panels(&self, b: usize) {
         // Whole lines of tiles (across the batch) at a time, evenly shared out.
         let lines = b * self.th;
@@ -333,6 +356,7 @@ impl Conv<'_> {
         } else {
             (2 * threads).div_ceil(panels).min(tiles.div_ceil(48))
         };
+        let chunk = CHUNK[usize::from(tiles > 32)];
         let panels_of_v = tiles.div_ceil(layout.per_panel);
         let part = panels_of_v.div_ceil(parts) * layout.per_panel;
         (0..panels * parts)
@@ -344,12 +368,12 @@ impl Conv<'_> {
                 if t0 >= t1 {
                     return;
                 }
-                let (u_point, m_point) = (CHUNK * NB + SLAB, (t1 - t0) * NB + SLAB);
+                let (u_point, m_point) = (chunk * NB + SLAB, (t1 - t0) * NB + SLAB);
                 let mut u = Scratch::take(POINTS * u_point);
                 let mut m = Scratch::take(POINTS * m_point);
                 let (u, m) = (u.ptr(), m.ptr());
-                for c0 in (0..cin).step_by(CHUNK) {
-                    let c1 = cin.min(c0 + CHUNK);
+                for c0 in (0..cin).step_by(chunk) {
+                    let c1 = cin.min(c0 + chunk);
                     let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
                     // SAFETY: `u` has room for a chunk.
                     unsafe {
@@ -364,6 +388,7 @@ impl Conv<'_> {
                         )
                     };
                     for point in 0..POINTS {
+                        self.prefetch_weights(nb, c1, chunk, point);
                         let (u, m) = (
                             u.wrapping_add(point * u_point),
                             m.wrapping_add(point * m_point),
