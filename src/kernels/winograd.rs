@@ -1,6 +1,6 @@
-//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, in one of two orders of work: over
-//! large maps by blocks of tiles, with all weights transformed once per call; over small ones by panels of output channels,
-//! each thread transforming the weights it needs.
+//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, in one of two orders of work: large maps
+//! with few weights by blocks of tiles, all weights transformed once per call; all others by panels of output channels, some
+//! tiles at a time, each thread transforming the weights it needs. Both give the same bits.
 
 use super::buf::{Scratch, Shared};
 use super::input::{Input, Region, stage_region};
@@ -22,10 +22,11 @@ const STAGE: usize = 128;
 const CHUNK: [usize; 2] = [96, 128];
 /// From so many tiles on a map is large.
 const LARGE: usize = 256;
-/// The most tiles in flight over a small map: their products with a panel of weights stay in the L2 cache.
-const SMALL: usize = 96;
-/// The most transformed weights kept for a call: 64 MB.
-const WEIGHTS: usize = 16 << 20;
+/// The most tiles of a task over a small map: their products with a panel of weights stay in the L2 cache.
+const SMALL: usize = 64;
+/// The most transformed weights kept for a call, 16 MB: more would not stay in the L3 cache beside the rest, and a map is then
+/// done as small ones are, part by part.
+const WEIGHTS: usize = 4 << 20;
 
 /// Shapes of one convolution.
 struct Conv<'a> {
@@ -293,12 +294,19 @@ impl Conv<'_> {
     }
 
     fn by_panels(&self, b: usize) {
-        // Whole lines of tiles (across the batch) at a time, evenly shared out.
+        // Whole lines of tiles (across the batch) at a time, evenly shared out: a task's worth, or more where there are fewer
+        // panels than the threads need.
         let lines = b * self.th;
-        let step = lines.div_ceil(lines.div_ceil((SMALL / self.tw).max(1)));
+        let in_flight = SMALL * self.parts();
+        let step = lines.div_ceil(lines.div_ceil((in_flight / self.tw).max(1)));
         for line in (0..lines).step_by(step) {
             self.lines_by_panels(line, lines.min(line + step));
         }
+    }
+
+    /// Parts of the tiles in flight, so that with all panels there are two tasks for each thread.
+    fn parts(&self) -> usize {
+        (2 * rayon::current_num_threads()).div_ceil(self.weight.panel_count())
     }
 
     fn lines_by_panels(&self, line0: usize, line1: usize) {
@@ -349,13 +357,8 @@ impl Conv<'_> {
                 }
             });
 
-        // More tasks than threads also where there are few panels: by lines, each with its own weights.
-        let threads = rayon::current_num_threads();
-        let parts = if panels >= 2 * threads {
-            1
-        } else {
-            (2 * threads).div_ceil(panels).min(tiles.div_ceil(48))
-        };
+        // Each part transforms its own weights.
+        let parts = self.parts().min(tiles.div_ceil(SMALL));
         let chunk = CHUNK[usize::from(tiles > 32)];
         let panels_of_v = tiles.div_ceil(layout.per_panel);
         let part = panels_of_v.div_ceil(parts) * layout.per_panel;
