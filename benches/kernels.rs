@@ -1,59 +1,248 @@
+//! The CPU kernels at the model's shapes: `cargo bench --bench kernels [-- PART OF A NAME]`; with the environment variable
+//! `ISA` set to `Avx2` or `Portable`, on those instructions.
+//!
+//! For each: the shortest and the median wall time, the CPU time per thread (what the wall time would be on a machine with
+//! nothing else to do), the rate in GFLOP/s by the direct definition (a Winograd convolution may pass the peak), and that
+//! rate's share of the machine's peak, which is the GEMM register tile on data in the cache, on all threads.
+
 use sd_upscale::kernels::*;
+use std::hint::black_box;
 use std::time::Instant;
-fn cpu() -> f64 {
-    let mut u: libc::rusage = unsafe { std::mem::zeroed() };
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut u) };
-    let f = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 * 1e-6;
-    f(u.ru_utime) + f(u.ru_stime)
-}
-fn time(mut f: impl FnMut()) -> (f64, f64, f64) {
-    let mut t = Vec::new();
-    let mut c = Vec::new();
-    f();
-    let start = Instant::now();
-    while t.len() < 5 || (start.elapsed().as_secs_f64() < 1.0 && t.len() < 100) {
-        let (s, k) = (Instant::now(), cpu());
-        f();
-        t.push(s.elapsed().as_secs_f64());
-        c.push(cpu() - k);
-    }
-    t.sort_by(f64::total_cmp);
-    c.sort_by(f64::total_cmp);
-    (t[0] * 1e3, t[t.len() / 2] * 1e3, c[c.len() / 4] * 500.0)
-}
+
 fn main() {
-    let only = std::env::args().nth(1).unwrap_or_default();
-    for (c, o, hw) in [
-        (384, 384, 128),
+    let wanted = std::env::var("ISA").unwrap_or_default();
+    match Isa::available()
+        .into_iter()
+        .find(|isa| format!("{isa:?}") == wanted)
+    {
+        Some(isa) => isa.force(run),
+        None => run(),
+    }
+}
+
+fn run() {
+    let filter: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let threads = rayon::current_num_threads();
+    let one = gemm_rate(256, 1, 0.3);
+    println!(
+        "{:?}, {threads} threads, GEMM peak {one:.0} GFLOP/s on one",
+        Isa::current()
+    );
+    println!(
+        "{:<34} {:>9} {:>9} {:>9} {:>8} {:>8}",
+        "", "min ms", "median", "cpu/thr", "GFLOP/s", "of peak"
+    );
+    let mut bench = Bench {
+        filter,
+        peak: one * threads as f64,
+        threads,
+    };
+
+    // UNet, 64x64 latent, then the further widths of 128x128; the weights do not fit the cache, as in the model.
+    for (cin, cout, side) in [
         (384, 384, 64),
         (384, 384, 32),
-        (768, 768, 32),
         (768, 768, 16),
         (768, 768, 8),
-        (1536, 768, 16),
         (768, 384, 32),
+        (1536, 768, 16),
         (768, 384, 64),
-        (512, 512, 64),
-        (512, 512, 128),
-        (256, 256, 256),
-        (128, 128, 512),
-        (128, 3, 512),
+        (384, 384, 128),
+        (768, 768, 32),
     ] {
-        let name = format!("{c}->{o}@{hw}");
-        if !only.starts_with('-') && !name.contains(&only) {
-            continue;
-        }
-        let x = vec![0.5f32; c * hw * hw];
-        let w = vec![0.01f32; c * o * 9];
-        let conv = PackedConv::new(&w, Some(&vec![0.1; o]), (o, c), (3, 3), 1, [1; 4]);
-        let (min, med, cpu) = time(|| {
-            std::hint::black_box(conv2d(&Input::new(&x, 1, hw, hw, c), &conv, None));
-        });
-        let gf = (2 * 9 * c * o * hw * hw) as f64 / 1e6;
-        println!(
-            "conv3x3 {name}: min {min:.2} med {med:.2} cpu/2 {cpu:.2} ms  {:.0} GFLOP/s, {:.0} by cpu",
-            gf / min,
-            gf / cpu
+        bench.conv(cin, cout, side, 3, Act::Gelu, false);
+    }
+    bench.conv(768, 384, 64, 1, Act::None, false);
+    bench.conv(1536, 768, 16, 1, Act::None, false);
+    // VAE decoder for 512x512; the upsamplers' and the outer levels' convolutions are those of larger images too.
+    for (cin, cout, side, up) in [
+        (512, 512, 64, false),
+        (512, 512, 64, true),
+        (512, 512, 128, false),
+        (512, 256, 256, false),
+        (256, 256, 256, false),
+        (256, 128, 512, false),
+        (128, 128, 512, false),
+        (128, 3, 512, false),
+    ] {
+        bench.conv(
+            cin,
+            cout,
+            side,
+            3,
+            if up { Act::None } else { Act::Silu },
+            up,
         );
     }
+    bench.attention("VAE, one head", 1, 4096, 4096, 512);
+    bench.attention("UNet, self", 12, 256, 256, 64);
+    bench.attention("UNet, cross", 6, 4096, 77, 64);
+    bench.attention("text", 12, 77, 77, 64);
+    bench.linear(4096, 3456, 384);
+    bench.linear(77, 768, 3072);
+    bench.linear(1, 768, 768);
+    bench.point();
+}
+
+struct Bench {
+    filter: Vec<String>,
+    /// GFLOP/s on all threads.
+    peak: f64,
+    threads: usize,
+}
+
+impl Bench {
+    /// Runs `f` for about a second and prints a line.
+    fn run(&mut self, name: &str, flops: f64, mut f: impl FnMut(usize)) {
+        if !self.filter.is_empty() && !self.filter.iter().any(|p| name.contains(p.as_str())) {
+            return;
+        }
+        f(0);
+        let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+        let start = Instant::now();
+        while wall.len() < 5 || (start.elapsed().as_secs_f64() < 1.0 && wall.len() < 1000) {
+            let (t, c) = (Instant::now(), cpu_seconds());
+            f(wall.len() + 1);
+            wall.push(t.elapsed().as_secs_f64());
+            cpu.push((cpu_seconds() - c) / self.threads as f64);
+        }
+        let mean_cpu = cpu.iter().sum::<f64>() / cpu.len() as f64;
+        wall.sort_by(f64::total_cmp);
+        cpu.sort_by(f64::total_cmp);
+        // The clock of CPU time is too coarse for short runs.
+        let cpu = if mean_cpu > 5e-3 {
+            cpu[cpu.len() / 4]
+        } else {
+            mean_cpu
+        };
+        let (min, median) = (wall[0], wall[wall.len() / 2]);
+        let rate = flops / cpu.min(min) * 1e-9;
+        let of_peak = if flops > 0.0 {
+            format!("{rate:>8.0} {:>7.0}%", 100.0 * rate / self.peak)
+        } else {
+            String::new()
+        };
+        println!(
+            "{name:<34} {:>9.3} {:>9.3} {:>9.3} {of_peak}",
+            min * 1e3,
+            median * 1e3,
+            cpu * 1e3
+        );
+    }
+
+    fn conv(&mut self, cin: usize, cout: usize, side: usize, k: usize, act: Act, up: bool) {
+        let name = format!(
+            "conv{k}x{k} {cin}->{cout} @{}{}",
+            side * if up { 2 } else { 1 },
+            if up { " upsampled" } else { "" }
+        );
+        if !self.filter.is_empty() && !self.filter.iter().any(|p| name.contains(p.as_str())) {
+            return;
+        }
+        let x: Vec<f32> = (0..side * side * cin)
+            .map(|i| (i % 97) as f32 / 50.0 - 1.0)
+            .collect();
+        let weight = vec![0.01; cout * cin * k * k];
+        // Several layers in turn, 100 MB of weights, so that each finds its own out of the cache.
+        let layers: Vec<_> = (0..(25_000_000 / weight.len()).clamp(1, 20))
+            .map(|_| PackedConv::new(&weight, None, (cout, cin), (k, k), 1, [k / 2; 4]))
+            .collect();
+        let prologue = Prologue::new(vec![0.9; cin], vec![0.1; cin], act);
+        let mut input = Input::new(&x, 1, side, side, cin);
+        if act != Act::None {
+            input = input.prologue(&prologue);
+        }
+        if up {
+            input = input.upsample2x();
+        }
+        let (_, h, w) = input.shape();
+        self.run(&name, (2 * k * k * cin * cout * h * w) as f64, |i| {
+            black_box(conv2d(&input, &layers[i % layers.len()], None));
+        });
+    }
+
+    fn attention(&mut self, name: &str, heads: usize, nq: usize, nk: usize, d: usize) {
+        let (q, k) = (vec![0.1; nq * heads * d], vec![0.1; nk * heads * d]);
+        let shape = AttentionShape {
+            b: 1,
+            heads,
+            nq,
+            nk,
+            d,
+            causal: false,
+        };
+        let name = format!("attention {name} {heads}x{nq}x{nk}x{d}");
+        self.run(&name, (4 * heads * nq * nk * d) as f64, |_| {
+            black_box(attention(&q, &k, &k, shape, 0.1));
+        });
+    }
+
+    fn linear(&mut self, n: usize, cin: usize, cout: usize) {
+        let x = vec![0.1; n * cin];
+        let layer = PackedConv::linear(&vec![0.01; cin * cout], None, (cout, cin));
+        self.run(
+            &format!("linear {n}x{cin}x{cout}"),
+            (2 * n * cin * cout) as f64,
+            |_| {
+                black_box(linear(
+                    &Input::new(&x, 1, 1, n, cin),
+                    &layer,
+                    None,
+                    Act::None,
+                ));
+            },
+        );
+    }
+
+    fn point(&mut self) {
+        let (c, side) = (384, 128);
+        let x: Vec<f32> = (0..side * side * c)
+            .map(|i| (i % 97) as f32 / 50.0 - 1.0)
+            .collect();
+        let (ones, tokens) = (vec![1.0; c], side * side);
+        let at = format!("{c} @{side}");
+        self.run(&format!("group_norm_stats {at}"), 0.0, |_| {
+            black_box(group_norm_stats(&x, 1, c, c / 32, 1e-5));
+        });
+        let prologue = Prologue::new(ones.clone(), ones.clone(), Act::Silu);
+        self.run(&format!("materialise norm + silu {at}"), 0.0, |_| {
+            black_box(materialise(
+                &Input::new(&x, 1, side, side, c).prologue(&prologue),
+            ));
+        });
+        self.run(&format!("layer_norm {tokens}x{c}"), 0.0, |_| {
+            black_box(layer_norm(&x, &ones, &ones, 1e-5));
+        });
+        self.run(&format!("gelu {at}"), 0.0, |_| {
+            black_box(activate(&x, Act::Gelu));
+        });
+        self.run(&format!("add {at}"), 0.0, |_| {
+            black_box(add(&x, &x));
+        });
+        self.run(&format!("downsample_k {at}"), 0.0, |_| {
+            black_box(downsample_k(&x, 1, side, side, c));
+        });
+        self.run(&format!("upsample_k {at}"), 0.0, |_| {
+            black_box(upsample_k(&x, 1, side, side, c));
+        });
+    }
+}
+
+/// CPU time of this process so far; 0 where the system has no such call.
+fn cpu_seconds() -> f64 {
+    #[cfg(target_os = "linux")]
+    {
+        let mut t = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: `t` is valid for writing.
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+        t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+    }
+    #[cfg(not(target_os = "linux"))]
+    0.0
 }

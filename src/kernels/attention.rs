@@ -178,11 +178,21 @@ impl Task {
         let mut state = vec![[f32::NEG_INFINITY, 0.0]; n];
         let (qs, ps, os) = (qs.ptr(), ps.ptr(), os.ptr());
         let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
-        for i in 0..n {
-            let to = qs.wrapping_add(i / r * q_panel + i % r * SLAB);
-            for (j, &x) in q[first + i * ld..][..d].iter().enumerate() {
-                // SAFETY: within the panel.
-                unsafe { *to.add(j / SLAB * r * SLAB + j % SLAB) = x * self.scale };
+        // SAFETY: the rows lie inside `q`; the panels have room for them.
+        unsafe {
+            let from = q[first..].as_ptr();
+            for i in 0..n {
+                let to = qs.add(i / r * q_panel + i % r * SLAB);
+                scale_row(
+                    isa,
+                    from.add(i * ld),
+                    SLAB,
+                    self.scale,
+                    d,
+                    to,
+                    r * SLAB,
+                    SLAB,
+                );
             }
         }
         let end = if causal { nk.min(self.q1) } else { nk };
@@ -247,12 +257,48 @@ impl Task {
             }
         }
         for (i, [_, sum]) in state.into_iter().enumerate() {
-            for j in 0..d {
-                // SAFETY: this task alone writes these queries of this head.
-                unsafe {
-                    *out.get().add(first + i * ld + j) =
-                        *os.add(j / NB * o_panel + i * NB + j % NB) / sum
-                };
+            // SAFETY: this task alone writes these queries of this head.
+            unsafe {
+                let (from, to) = (os.add(i * NB), out.get().add(first + i * ld));
+                scale_row(isa, from, o_panel, 1.0 / sum, d, to, NB, NB);
+            }
+        }
+    }
+}
+
+isa_fn! {
+    /// Multiplies `d` values, of which every `block` (16 or [`NB`]) lie together, `from_stride` and `to_stride` apart.
+    fn scale_row = scale_row_body(
+        from: *const f32, from_stride: usize, factor: f32, d: usize, to: *mut f32, to_stride: usize, block: usize,
+    )
+}
+
+#[inline(always)]
+unsafe fn scale_row_body<S: Simd>(
+    from: *const f32,
+    from_stride: usize,
+    factor: f32,
+    d: usize,
+    to: *mut f32,
+    to_stride: usize,
+    block: usize,
+) {
+    unsafe {
+        let factor = S::splat(factor);
+        for j in (0..d).step_by(block) {
+            let (from, to) = (
+                from.add(j / block * from_stride),
+                to.add(j / block * to_stride),
+            );
+            for l in (0..block.min(d - j)).step_by(S::LANES) {
+                let n = d - j - l;
+                if n < S::LANES {
+                    S::load_first(from.add(l), n)
+                        .mul(factor)
+                        .store_first(to.add(l), n);
+                } else {
+                    S::load(from.add(l)).mul(factor).store(to.add(l));
+                }
             }
         }
     }

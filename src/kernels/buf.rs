@@ -1,6 +1,6 @@
 //! Memory for the kernels: aligned buffers, a pool of scratch that outlives a call, and output vectors on huge pages.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
@@ -8,8 +8,8 @@ use std::sync::Mutex;
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
 
-/// Values of scratch kept between calls: 192 MB.
-const KEPT: usize = 48 << 20;
+/// Values of scratch kept between calls: 96 MB.
+const KEPT: usize = 24 << 20;
 
 /// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
 pub(super) struct Aligned {
@@ -31,14 +31,14 @@ impl Aligned {
     pub fn zeroed(len: usize) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
+        let ptr = unsafe { alloc(layout) }.cast::<f32>();
         if ptr.is_null() {
             handle_alloc_error(layout);
         }
-        Self {
-            ptr: ptr.cast(),
-            len,
-        }
+        advise_huge(ptr, len);
+        // SAFETY: just allocated; zeroed only now, so that the pages come into being as huge ones.
+        unsafe { ptr.write_bytes(0, len) };
+        Self { ptr, len }
     }
 }
 

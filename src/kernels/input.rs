@@ -3,7 +3,7 @@
 
 use super::act::{Act, PointFn, with_act};
 use super::micro::SLAB;
-use super::simd::{Simd, isa_fn};
+use super::simd::{Simd, isa_fn, prefetch};
 
 /// `act(x * scale + shift)`, with scale and shift per batch item and channel: what a GroupNorm (or AdaGroupNorm) and its
 /// activation come to once the statistics are known.
@@ -236,6 +236,9 @@ unsafe fn stage<S: Simd>(
     }
 }
 
+/// Pixels from the one being staged to the one being fetched.
+const AHEAD: usize = 4;
+
 /// What happens to a value of batch item `b`, channel `c` on its way. (A trait, because closures need not be inlined
 /// into the functions compiled for an instruction set.)
 trait Map: Copy {
@@ -316,6 +319,8 @@ unsafe fn stage_with<S: Simd, M: Map>(
                     }
                     tail.as_ptr()
                 };
+                // A pixel further on: its lines are too far apart for the hardware to guess.
+                prefetch(src.wrapping_add(AHEAD * if c < ca { ca } else { cb }));
                 for v in (0..SLAB).step_by(S::LANES) {
                     map.map(S::load(src.add(v)), b, c + v).store(to.add(v));
                 }

@@ -148,11 +148,54 @@ pub(super) fn max_rows(isa: Isa) -> usize {
         Isa::Avx512 => super::simd::V16::ROWS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::simd::V8::ROWS,
-        _ => super::simd::V4::ROWS,
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Isa::Base => super::simd::V4::ROWS,
+        _ => super::simd::Array::ROWS,
     }
 }
 
 /// Rows per panel for `n` rows: the fewest panels, evenly filled, so that none is left with a row or two.
 pub(super) fn rows_per_panel(isa: Isa, n: usize) -> usize {
     n.div_ceil(n.div_ceil(max_rows(isa)).max(1)).max(1)
+}
+
+/// The rate, in GFLOP/s on the calling thread, of the register tile alone: full panels of A (`k` long) against `panels` panels
+/// of B one after the other. With one panel everything stays in the cache: the machine's peak for matrix products, for
+/// benchmarks to compare with.
+pub fn gemm_rate(k: usize, panels: usize, seconds: f64) -> f64 {
+    let isa = Isa::current();
+    let r = max_rows(isa);
+    let mut a = super::buf::Scratch::take(r * k.next_multiple_of(SLAB));
+    let mut b = super::buf::Scratch::take(panels * k * NB);
+    let mut c = super::buf::Scratch::take(r * NB);
+    let (a, b, c) = (a.ptr(), b.ptr(), c.ptr());
+    let dst = Dst {
+        ptr: c,
+        row_stride: NB,
+        slab_stride: 16,
+        accumulate: false,
+    };
+    let start = std::time::Instant::now();
+    let mut best = f64::MAX;
+    while start.elapsed().as_secs_f64() < seconds {
+        let turn = std::time::Instant::now();
+        let repeat = (1 << 12) / panels + 1;
+        for i in 0..panels * repeat {
+            // SAFETY: the scratch has room for the panels.
+            unsafe {
+                panel(
+                    isa,
+                    r,
+                    NB,
+                    k,
+                    a,
+                    r,
+                    b.wrapping_add(i % panels * k * NB),
+                    dst,
+                )
+            };
+        }
+        best = best.min(turn.elapsed().as_secs_f64() / (panels * repeat) as f64);
+    }
+    2e-9 * (r * NB * k) as f64 / best
 }

@@ -31,6 +31,7 @@ pub use buf::release_scratch;
 pub use conv::{conv2d, conv2d_add, linear};
 pub use elementwise::{activate, add, materialise};
 pub use input::{Input, Prologue};
+pub use micro::gemm_rate;
 pub use norm::{GroupStats, group_norm_stats, layer_norm};
 pub use packed::PackedConv;
 pub use resample::{downsample_k, upsample_k};

@@ -1,27 +1,32 @@
-//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, in one of two orders of work: over
-//! large maps by blocks of tiles, with all weights transformed once per call; over small ones by panels of output channels,
-//! each thread transforming the weights it needs.
+//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, in one of two orders of work: large maps
+//! with few weights by blocks of tiles, all weights transformed once per call; all others by panels of output channels, some
+//! tiles at a time, each thread transforming the weights it needs. Both give the same bits.
 
 use super::buf::{Scratch, Shared};
 use super::input::{Input, Region, stage_region};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
-use super::simd::Isa;
+use super::simd::{Isa, prefetch};
 use super::transform::{OUT, OutputRow, POINTS, TileLayout, TileRow, inputs, outputs, weights};
 use rayon::prelude::*;
 
-/// Tiles of a task over a large map.
-const BLOCK: usize = 64;
-/// Tiles of a row staged at a time.
+/// The fewest and most tiles of a task over a large map.
+const BLOCK: [usize; 2] = [16, 64];
+/// Tiles across and lines of tiles staged at a time.
 const ROW: usize = 16;
-/// Input channels staged at a time.
-const STAGE: usize = 64;
-/// Panels of output channels between two output transforms over a large map.
-const PANELS: usize = 4;
-/// Input channels whose transformed weights are kept at a time over a small map.
-const CHUNK: usize = 128;
-/// The most tiles in flight over a small map.
-const SMALL: usize = 256;
+const LINES: usize = 4;
+/// Input channels staged at a time: contiguous in the input, so not too few.
+const STAGE: usize = 128;
+/// Input channels whose transformed weights are kept at a time over a small map, so that they, the tiles' products and the next
+/// weights fit the L2 cache together: for up to 32 tiles, and for more.
+const CHUNK: [usize; 2] = [96, 128];
+/// From so many tiles on a map is large.
+const LARGE: usize = 256;
+/// The most tiles of a task over a small map: their products with a panel of weights stay in the L2 cache.
+const SMALL: usize = 64;
+/// The most transformed weights kept for a call, 16 MB: more would not stay in the L3 cache beside the rest, and a map is then
+/// done as small ones are, part by part.
+const WEIGHTS: usize = 4 << 20;
 
 /// Shapes of one convolution.
 struct Conv<'a> {
@@ -70,7 +75,7 @@ pub(super) unsafe fn winograd(
         th,
         tw,
     };
-    if th * tw >= SMALL {
+    if th * tw >= LARGE && POINTS * weight.cin * weight.cout <= WEIGHTS {
         conv.by_blocks(b)
     } else {
         conv.by_panels(b)
@@ -78,48 +83,41 @@ pub(super) unsafe fn winograd(
 }
 
 impl Conv<'_> {
-    /// Stages and transforms `count` tiles of line `ty` of batch item `b` from tile `tx` on, channels `c0..c1`, as tiles
-    /// `first` and on of `v`. `region` has room for a line of them.
-    fn input_row(
+    /// Stages and transforms the tiles of `lines` lines from line `ty` on of batch item `b`, `row.count` from tile `tx` on, channels
+    /// `c0..c1`. The first becomes tile `row.first` of `v`, the next lines follow `pitch` tiles apart. `region` has room.
+    fn input_tiles(
         &self,
         (b, ty, tx): (usize, usize, usize),
+        lines: usize,
         row: TileRow,
-        c0: usize,
-        c1: usize,
+        pitch: usize,
+        (c0, c1): (usize, usize),
         region: *mut f32,
-        v: *mut f32,
-        layout: TileLayout,
+        (v, layout): (*mut f32, TileLayout),
     ) {
         let [top, _, left, _] = self.weight.pad;
-        let width = row.count * OUT + 2;
+        let (h, w) = (lines * OUT + 2, row.count * OUT + 2);
         let y = (ty * OUT) as isize - top as isize;
         let x = (tx * OUT) as isize - left as isize;
+        let slabs = (c1 - c0).div_ceil(SLAB);
         // SAFETY: the region covers these tiles; `v` has room for them.
         unsafe {
             stage_region(
                 self.isa,
                 self.input,
-                Region {
-                    b,
-                    y,
-                    x,
-                    h: OUT + 2,
-                    w: width,
-                },
+                Region { b, y, x, h, w },
                 c0,
                 c1,
                 region,
             );
-            inputs(
-                self.isa,
-                region,
-                width,
-                (c1 - c0).div_ceil(SLAB),
-                row,
-                v,
-                layout,
-                c0 / SLAB,
-            );
+            for line in 0..lines {
+                let region = region.add(line * OUT * w * slabs * SLAB);
+                let row = TileRow {
+                    first: row.first + line * pitch,
+                    ..row
+                };
+                inputs(self.isa, region, w, slabs, row, v, layout, c0 / SLAB);
+            }
         }
     }
 
@@ -148,8 +146,8 @@ impl Conv<'_> {
         unsafe { outputs(self.isa, m, point_stride, row, to) };
     }
 
-    fn region_len() -> usize {
-        (OUT + 2) * (ROW * OUT + 2) * STAGE
+    fn region(lines: usize, across: usize) -> Scratch {
+        Scratch::take((lines * OUT + 2) * (across * OUT + 2) * STAGE)
     }
 
     fn by_blocks(&self, b: usize) {
@@ -158,10 +156,10 @@ impl Conv<'_> {
         let u_point = cin * NB + SLAB;
         let mut u = Scratch::take(panels * POINTS * u_point);
         let u = Shared(u.ptr());
-        let chunks = cin.div_ceil(CHUNK);
+        let chunks = cin.div_ceil(STAGE);
         (0..panels * chunks).into_par_iter().for_each(|i| {
-            let (nb, c0) = (i / chunks, i % chunks * CHUNK);
-            let n = CHUNK.min(cin - c0);
+            let (nb, c0) = (i / chunks, i % chunks * STAGE);
+            let n = STAGE.min(cin - c0);
             let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
             // SAFETY: each task writes its own panel's channels.
             unsafe {
@@ -179,7 +177,9 @@ impl Conv<'_> {
         });
 
         let bw = self.tw.div_ceil(self.tw.div_ceil(ROW));
-        let bh = self.th.div_ceil(self.th.div_ceil((BLOCK / bw).max(1)));
+        let block =
+            (b * self.th * self.tw / (2 * rayon::current_num_threads())).clamp(BLOCK[0], BLOCK[1]);
+        let bh = self.th.div_ceil(self.th.div_ceil((block / bw).max(1)));
         let (nx, ny) = (self.tw.div_ceil(bw), self.th.div_ceil(bh));
         (0..b * ny * nx)
             .into_par_iter()
@@ -191,49 +191,44 @@ impl Conv<'_> {
                 let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
                 let m_point = tiles * NB + SLAB;
                 let mut v = Scratch::take(POINTS * layout.point_stride);
-                let mut m = Scratch::take(PANELS * POINTS * m_point);
-                let mut region = Scratch::take(Self::region_len());
+                let mut m = Scratch::take(POINTS * m_point);
+                let mut region = Self::region(bh, bw);
                 let (v, m, region) = (v.ptr(), m.ptr(), region.ptr());
                 for c0 in (0..cin).step_by(STAGE) {
+                    let row = TileRow {
+                        first: 0,
+                        count: bw,
+                    };
+                    self.input_tiles(
+                        (b, ty0, tx0),
+                        bh,
+                        row,
+                        bw,
+                        (c0, cin.min(c0 + STAGE)),
+                        region,
+                        (v, layout),
+                    );
+                }
+                for nb in 0..panels {
+                    for point in 0..POINTS {
+                        let u = u.get().wrapping_add((nb * POINTS + point) * u_point);
+                        self.products(
+                            (0, tiles),
+                            v,
+                            layout,
+                            point,
+                            (0, cin),
+                            u,
+                            m.wrapping_add(point * m_point),
+                            nb,
+                        );
+                    }
                     for ty in 0..bh {
                         let row = TileRow {
                             first: ty * bw,
                             count: bw,
                         };
-                        self.input_row(
-                            (b, ty0 + ty, tx0),
-                            row,
-                            c0,
-                            cin.min(c0 + STAGE),
-                            region,
-                            v,
-                            layout,
-                        );
-                    }
-                }
-                for nb0 in (0..panels).step_by(PANELS) {
-                    let nb1 = panels.min(nb0 + PANELS);
-                    for point in 0..POINTS {
-                        for nb in nb0..nb1 {
-                            // SAFETY: within `u` and `m`.
-                            let (u, m) = unsafe {
-                                (
-                                    u.get().add((nb * POINTS + point) * u_point),
-                                    m.add(((nb - nb0) * POINTS + point) * m_point),
-                                )
-                            };
-                            self.products((0, tiles), v, layout, point, 0, cin, u, m, nb);
-                        }
-                    }
-                    for nb in nb0..nb1 {
-                        let m = m.wrapping_add((nb - nb0) * POINTS * m_point);
-                        for ty in 0..bh {
-                            let row = TileRow {
-                                first: ty * bw,
-                                count: bw,
-                            };
-                            self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
-                        }
+                        self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
                     }
                 }
             });
@@ -247,8 +242,7 @@ impl Conv<'_> {
         v: *const f32,
         layout: TileLayout,
         point: usize,
-        c0: usize,
-        c1: usize,
+        (c0, c1): (usize, usize),
         u: *const f32,
         m: *mut f32,
         nb: usize,
@@ -279,13 +273,40 @@ impl Conv<'_> {
         }
     }
 
+    /// Fetches a share (`point` of [`POINTS`]) of the weights that a thread needs after channel `c` of panel `nb`, the next
+    /// chunk's or panel's: small maps would otherwise wait for memory, which is idle while they multiply.
+    fn prefetch_weights(&self, nb: usize, c: usize, chunk: usize, point: usize) {
+        let (nb, c) = if c < self.weight.cin {
+            (nb, c)
+        } else {
+            (nb + 1, 0)
+        };
+        if nb == self.weight.panel_count() {
+            return;
+        }
+        let lines = chunk.min(self.weight.cin - c) * NB / 16;
+        for tap in 0..9 {
+            let from = self.weight.panel(nb, tap)[c * NB..].as_ptr();
+            for line in point * lines / POINTS..(point + 1) * lines / POINTS {
+                prefetch(from.wrapping_add(line * 16));
+            }
+        }
+    }
+
     fn by_panels(&self, b: usize) {
-        // Whole lines of tiles (across the batch) at a time, as many as may be in flight.
+        // Whole lines of tiles (across the batch) at a time, evenly shared out: a task's worth, or more where there are fewer
+        // panels than the threads need.
         let lines = b * self.th;
-        let step = (SMALL / self.tw).max(1).min(lines);
+        let in_flight = SMALL * self.parts();
+        let step = lines.div_ceil(lines.div_ceil((in_flight / self.tw).max(1)));
         for line in (0..lines).step_by(step) {
             self.lines_by_panels(line, lines.min(line + step));
         }
+    }
+
+    /// Parts of the tiles in flight, so that with all panels there are two tasks for each thread.
+    fn parts(&self) -> usize {
+        (2 * rayon::current_num_threads()).div_ceil(self.weight.panel_count())
     }
 
     fn lines_by_panels(&self, line0: usize, line1: usize) {
@@ -299,39 +320,46 @@ impl Conv<'_> {
         let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
         let mut v = Scratch::take(POINTS * layout.point_stride);
         let v = Shared(v.ptr());
-        let (segments, chunks) = (tw.div_ceil(ROW), cin.div_ceil(STAGE));
-        (0..(line1 - line0) * segments * chunks)
+        let (segments, groups, chunks) = (
+            tw.div_ceil(ROW),
+            (line1 - line0).div_ceil(LINES),
+            cin.div_ceil(STAGE),
+        );
+        (0..groups * segments * chunks)
             .into_par_iter()
             .for_each(|i| {
-                let (line, tx, c0) = (
-                    line0 + i / chunks / segments,
+                let (mut line, tx) = (
+                    line0 + i / chunks / segments * LINES,
                     i / chunks % segments * ROW,
-                    i % chunks * STAGE,
                 );
-                let mut region = Scratch::take(Self::region_len());
-                let row = TileRow {
-                    first: (line - line0) * tw + tx,
-                    count: ROW.min(tw - tx),
-                };
-                let at = (line / self.th, line % self.th, tx);
-                self.input_row(
-                    at,
-                    row,
-                    c0,
-                    cin.min(c0 + STAGE),
-                    region.ptr(),
-                    v.get(),
-                    layout,
-                );
+                let (end, c0) = (line1.min(line + LINES), i % chunks * STAGE);
+                let count = ROW.min(tw - tx);
+                let mut region = Self::region(LINES, count);
+                while line < end {
+                    // As many as belong to the same batch item.
+                    let (b, ty) = (line / self.th, line % self.th);
+                    let lines = (end - line).min(self.th - ty);
+                    let row = TileRow {
+                        first: (line - line0) * tw + tx,
+                        count,
+                    };
+                    let channels = (c0, cin.min(c0 + STAGE));
+                    self.input_tiles(
+                        (b, ty, tx),
+                        lines,
+                        row,
+                        tw,
+                        channels,
+                        region.ptr(),
+                        (v.get(), layout),
+                    );
+                    line += lines;
+                }
             });
 
-        // More tasks than threads also where there are few panels: by lines, each with its own weights.
-        let threads = rayon::current_num_threads();
-        let parts = if panels >= 2 * threads {
-            1
-        } else {
-            (2 * threads).div_ceil(panels).min(tiles.div_ceil(48))
-        };
+        // Each part transforms its own weights.
+        let parts = self.parts().min(tiles.div_ceil(SMALL));
+        let chunk = CHUNK[usize::from(tiles > 32)];
         let panels_of_v = tiles.div_ceil(layout.per_panel);
         let part = panels_of_v.div_ceil(parts) * layout.per_panel;
         (0..panels * parts)
@@ -343,12 +371,12 @@ impl Conv<'_> {
                 if t0 >= t1 {
                     return;
                 }
-                let (u_point, m_point) = (CHUNK * NB + SLAB, (t1 - t0) * NB + SLAB);
+                let (u_point, m_point) = (chunk * NB + SLAB, (t1 - t0) * NB + SLAB);
                 let mut u = Scratch::take(POINTS * u_point);
                 let mut m = Scratch::take(POINTS * m_point);
                 let (u, m) = (u.ptr(), m.ptr());
-                for c0 in (0..cin).step_by(CHUNK) {
-                    let c1 = cin.min(c0 + CHUNK);
+                for c0 in (0..cin).step_by(chunk) {
+                    let c1 = cin.min(c0 + chunk);
                     let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
                     // SAFETY: `u` has room for a chunk.
                     unsafe {
@@ -363,11 +391,12 @@ impl Conv<'_> {
                         )
                     };
                     for point in 0..POINTS {
+                        self.prefetch_weights(nb, c1, chunk, point);
                         let (u, m) = (
                             u.wrapping_add(point * u_point),
                             m.wrapping_add(point * m_point),
                         );
-                        self.products((t0, t1), v.get(), layout, point, c0, c1, u, m, nb);
+                        self.products((t0, t1), v.get(), layout, point, (c0, c1), u, m, nb);
                     }
                 }
                 // A part may begin and end inside a line.

@@ -50,7 +50,7 @@ fn naive(
 #[test]
 fn convolutions_of_odd_sizes_match_the_definition() {
     // b, h, w, cin, cout, kh, kw, stride, pad
-    let cases: [([usize; 8], [usize; 4]); 16] = [
+    let cases: [([usize; 8], [usize; 4]); 17] = [
         ([1, 1, 1, 1, 1, 3, 3, 1], [1; 4]),
         ([2, 5, 7, 4, 5, 3, 3, 1], [1; 4]),
         ([1, 8, 8, 32, 32, 3, 3, 1], [1; 4]),
@@ -67,6 +67,7 @@ fn convolutions_of_odd_sizes_match_the_definition() {
         ([1, 9, 9, 3, 16, 5, 3, 1], [2, 2, 1, 1]),
         ([1, 16, 16, 3, 24, 4, 4, 4], [0; 4]),
         ([2, 40, 40, 8, 3, 2, 2, 1], [0, 0, 0, 0]),
+        ([1, 9, 10, 1536, 40, 3, 3, 1], [1; 4]),
     ];
     on_each_isa(|isa| {
         for (i, ([b, h, w, cin, cout, kh, kw, stride], pad)) in cases.into_iter().enumerate() {
