@@ -15,6 +15,7 @@ pub mod output;
 pub mod padding;
 pub mod picture;
 mod pipeline;
+pub mod plan;
 pub mod sampler;
 pub mod text;
 pub mod tokenizer;
