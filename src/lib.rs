@@ -21,6 +21,16 @@ pub mod npz;
 pub mod output;
 pub mod padding;
 pub mod picture;
-pub mod prompt;
-pub mod resize;
-pub mod settings;
+mod pipeline;
+pub mod plan;
+pub mod sampler;
+pub mod text;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
+
+pub use pipeline::{
+    Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
+};
+pub use weights::ModelFiles;
