@@ -356,6 +356,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # one order of additions
     torch.use_deterministic_algorithms(True)
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 
 UNET_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
 VAE_STREAM = 0.005  # variance 2.5e-5, norm eps 1e-6
-TEXT_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
+TEXT_STREAM = 0.005  # variance 2.5e-5, norm eps 1e-5
 
 # stabilityai/sd-x2-latent-upscaler scheduler/scheduler_config.json
 SCHEDULER = dict(
