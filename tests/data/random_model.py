@@ -88,8 +88,10 @@ def vae_gain(name):
 
 
 def text_gain(name):
+    if "fc1" in name:
+        return 2.0  # where the kinds of GELU differ most
     if "fc2" in name:
-        return 3 * TEXT_STREAM  # its input, after the activation, is small
+        return 2 * TEXT_STREAM
     if "out_proj" in name:
         return TEXT_STREAM
     if "q_proj" in name or "k_proj" in name:
