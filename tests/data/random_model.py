@@ -139,7 +139,8 @@ def randomise(text, unet, vae, image, seed):
     moments = vae.quant_conv(vae.encoder(image))
     scale_output(vae.quant_conv, slice(0, 4), moments[:, :4], mean=0.0, std=5.5)
     scale_output(vae.quant_conv, slice(4, 8), moments[:, 4:], mean=-0.5, std=1.0)
-    decoded = vae.decode(vae.encode(image).latent_dist.mode()).sample
+    # Without the border, where zero padding makes a random decoder's values several times larger.
+    decoded = vae.decode(vae.encode(image).latent_dist.mode()).sample[..., 16:-16, 16:-16]
     scale_output(vae.decoder.conv_out, slice(0, 3), decoded, mean=0.0, std=0.4)
 
     latents = torch.randn(1, 8, 16, 24, generator=generator)
