@@ -129,7 +129,7 @@ def write_model():
 def load_pipe(round_to=None):
     """The pipeline of model/ in float32; `round_to`, a dtype, first rounds every weight to it."""
     text = CLIPTextModel.from_pretrained(MODEL / "text_encoder", dtype=torch.float32).eval()
-    unet = UNet2DConditionModel.from_pretrained(MODEL / "unet", torch_dtype=torch.float32).eval()
+    unet = UNet2DConditionModel.from_pretrained(MODEL / "unet", dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(MODEL / "vae").eval()
     if round_to is not None:
         for module in (text, unet, vae):
@@ -356,6 +356,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # one order of additions
     torch.use_deterministic_algorithms(True)
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
