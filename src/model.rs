@@ -1,0 +1,88 @@
+//! Where a model's files are: a folder, the Hub, or inside this binary.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::hub::{Hub, Part};
+use crate::tiny;
+use crate::vae::VaeFiles;
+use crate::weights::ModelFiles;
+
+/// The name of the built-in model.
+pub const TINY: &str = "tiny";
+
+/// Whether `--model` names this machine's own files rather than a repository.
+fn is_path(name: &str) -> bool {
+    Path::new(name).exists()
+        || name.starts_with(['.', '/', '~'])
+        || name.contains('\\')
+        || name.matches('/').count() != 1
+}
+
+/// The model called `name`: `tiny`, a folder in the diffusers layout, or a repository at `revision`. The VAE's
+/// files are left out where `own_vae` is not set.
+///
+/// # Errors
+/// The folder lacks its parts, or the repository cannot be had.
+pub fn locate(
+    name: &str,
+    revision: &str,
+    own_vae: bool,
+    hub: impl FnOnce() -> Result<Hub>,
+) -> Result<ModelFiles> {
+    if name == TINY {
+        return Ok(ModelFiles::BuiltIn(tiny::FILES));
+    }
+    if is_path(name) {
+        let folder = PathBuf::from(name);
+        ensure!(
+            folder.is_dir(),
+            "--model {name}: there is no such folder; expected {TINY}, a folder in the diffusers layout, or a repository such as {}",
+            crate::hub::DEFAULT_REPO
+        );
+        return Ok(ModelFiles::Folder(folder));
+    }
+    let parts: Vec<Part> = Part::PIPELINE
+        .into_iter()
+        .filter(|part| own_vae || *part != Part::Vae)
+        .collect();
+    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, &parts)?))
+}
+
+/// The VAE called `name`: a folder (a VAE's own or a pipeline's), a safetensors file that goes with `model`'s VAE
+/// configuration, or a repository.
+///
+/// # Errors
+/// As [`locate`].
+pub fn locate_vae(
+    name: &str,
+    model: &ModelFiles,
+    hub: impl FnOnce() -> Result<Hub>,
+) -> Result<VaeFiles> {
+    let path = PathBuf::from(name);
+    if path.is_file() {
+        return Ok(VaeFiles {
+            files: model.clone(),
+            part: "vae",
+            weights: Some(path),
+        });
+    }
+    let folder = match is_path(name) {
+        true => path,
+        false => hub()?.vae(name, "main")?,
+    };
+    for part in ["", "vae"] {
+        if folder.join(part).join("config.json").is_file() {
+            return Ok(VaeFiles {
+                files: ModelFiles::Folder(folder),
+                part,
+                weights: None,
+            });
+        }
+    }
+    bail!(
+        "--vae {name}: neither {} nor vae/config.json in it exists; expected a VAE's folder, a .safetensors file, or a repository such as stabilityai/sd-vae-ft-mse",
+        folder.join("config.json").display()
+    )
+}
