@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "cuda")]
+use anyhow::Context;
+use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 
 /// `--device`.
@@ -74,10 +76,7 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
 /// The libraries that candle opens on a CUDA device, by the start of their file names.
 #[cfg(all(feature = "cuda", unix))]
 const LIBRARIES: [(&str, &[&str]); 4] = [
-    (
-        "the NVIDIA driver",
-        &["libcuda.so.1", "libcuda.so"],
-    ),
+    ("the NVIDIA driver", &["libcuda.so.1", "libcuda.so"]),
     (
         "cuBLAS",
         &["libcublas.so", "libcublas.so.13", "libcublas.so.12"],
@@ -86,10 +85,7 @@ const LIBRARIES: [(&str, &[&str]); 4] = [
         "cuBLASLt",
         &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"],
     ),
-    (
-        "cuRAND",
-        &["libcurand.so", "libcurand.so.10"],
-    ),
+    ("cuRAND", &["libcurand.so", "libcurand.so.10"]),
 ];
 
 /// Looks for the libraries by name before candle does, which would end the program where one is missing.

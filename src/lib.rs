@@ -6,6 +6,7 @@ mod comfy;
 mod containers;
 mod decode;
 mod decode_tiff;
+pub mod device;
 pub mod encode;
 mod encode_tiff;
 mod exif;
@@ -16,6 +17,7 @@ pub mod kernels;
 pub mod latents;
 pub mod layers;
 pub mod metadata;
+pub mod model;
 pub mod noise;
 pub mod npz;
 pub mod output;
@@ -28,9 +30,11 @@ pub mod resize;
 pub mod sampler;
 pub mod settings;
 pub mod text;
+pub mod tiny;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+mod vae_names;
 pub mod weights;
 
 pub use pipeline::{

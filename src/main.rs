@@ -1,1 +1,26 @@
-fn main() {}
+//! The command line tool: parse, run, say what went wrong, exit.
+
+mod cli;
+mod dry_run;
+mod report;
+mod run;
+mod stages;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sd_upscale::plan::UsageError;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    let result = match &args.export_tiny {
+        Some(folder) => sd_upscale::tiny::export(folder).map(|()| ExitCode::SUCCESS),
+        None => cli::Job::try_from(args)
+            .map_err(anyhow::Error::from)
+            .and_then(run::run),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+    })
+}

@@ -231,6 +231,7 @@ impl Upscaler {
         let vae_files = options.vae.clone().unwrap_or_else(|| VaeFiles {
             files: options.model.clone(),
             part: "vae",
+            weights: None,
         });
         let scheduler: SchedulerConfig = options.model.json("scheduler/scheduler_config.json")?;
         let unet_config: UNetConfig = options.model.json("unet/config.json")?;
@@ -553,7 +554,8 @@ impl Upscaler {
             channels: self.vae_config.latent_channels,
         };
         let mut split = self.split_guidance;
-        let x = (noise * f64::from(sigmas[0]))?.to_device(device)?;
+        let spread = self.sigma_range.initial_spread(sigmas[0]);
+        let x = (noise * f64::from(spread))?.to_device(device)?;
         let latents = sampler::euler(x, &sigmas, |x, step| {
             let preconditioning = Preconditioning::new(sigmas[step]);
             let mut denoised = denoiser.denoise(x, &preconditioning);

@@ -38,6 +38,7 @@ pub struct SchedulerConfig {
     pub sigma_min: Option<f64>,
     pub sigma_max: Option<f64>,
     pub final_sigmas_type: String,
+    pub timestep_spacing: String,
 }
 
 impl Default for SchedulerConfig {
@@ -53,6 +54,7 @@ impl Default for SchedulerConfig {
             sigma_min: None,
             sigma_max: None,
             final_sigmas_type: "zero".into(),
+            timestep_spacing: "linspace".into(),
         }
     }
 }
@@ -66,6 +68,18 @@ pub struct SigmaRange {
     karras: (f64, f64),
     /// What follows the last sigma of the Karras schedule: 0, or the smallest of the training table.
     last: f32,
+    /// `timestep_spacing: leading`, which starts from noise of a spread of sqrt(sigma^2 + 1).
+    leading: bool,
+}
+
+impl SigmaRange {
+    /// The spread of the noise that a run starts from (`init_noise_sigma`), given its first sigma.
+    pub fn initial_spread(&self, sigma: f32) -> f32 {
+        match self.leading {
+            true => (sigma * sigma + 1.0).sqrt(),
+            false => sigma,
+        }
+    }
 }
 
 impl SchedulerConfig {
@@ -95,6 +109,7 @@ impl SchedulerConfig {
                 self.sigma_min.unwrap_or(f64::from(min)),
                 self.sigma_max.unwrap_or(f64::from(max)),
             ),
+            leading: self.timestep_spacing == "leading",
             last: match &*self.final_sigmas_type {
                 "zero" => 0.0,
                 "sigma_min" => sigma(first),

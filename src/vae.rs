@@ -1,12 +1,15 @@
 //! Stable Diffusion's KL autoencoder: images to latents and back.
 
-use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
 };
+use crate::vae_names;
 use crate::weights::{ModelFiles, Placement, Weights};
 
 /// The eps of every norm in diffusers' AutoencoderKL.
@@ -61,6 +64,8 @@ pub struct VaeFiles {
     pub files: ModelFiles,
     /// The sub-folder, or "".
     pub part: &'static str,
+    /// A safetensors file to read in place of the folder's weights, in diffusers' or the original spelling.
+    pub weights: Option<PathBuf>,
 }
 
 impl VaeFiles {
@@ -78,9 +83,15 @@ impl VaeFiles {
         Ok(config)
     }
 
-    fn weights(&self, placement: &Placement) -> Result<Weights> {
-        self.files
-            .weights(self.part, "diffusion_pytorch_model", placement)
+    fn weights(&self, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
+        let levels = config.block_out_channels.len();
+        let weights = match &self.weights {
+            Some(path) => Weights::open(std::slice::from_ref(path), placement)?,
+            None => self
+                .files
+                .weights(self.part, "diffusion_pytorch_model", placement)?,
+        };
+        Ok(weights.renamed(|key| vae_names::to_diffusers(key, levels)))
     }
 }
 
@@ -232,7 +243,7 @@ impl Encoder {
     /// A file is missing or damaged, or a tensor does not fit config.json.
     pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
         let config = files.config()?;
-        let all = files.weights(placement)?;
+        let all = files.weights(&config, placement)?;
         let w = all.pp("encoder");
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
@@ -336,7 +347,7 @@ impl Decoder {
     /// A file is missing or damaged, or a tensor does not fit config.json.
     pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
         let config = files.config()?;
-        let all = files.weights(placement).context("the VAE")?;
+        let all = files.weights(&config, placement)?;
         let w = all.pp("decoder");
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (first, last) = (widths[0], widths[widths.len() - 1]);

@@ -68,6 +68,8 @@ pub struct Weights {
     store: Arc<Store>,
     prefix: String,
     placement: Placement,
+    /// Names used here -> names in the file, where they differ.
+    names: Option<Arc<HashMap<String, String>>>,
 }
 
 impl Weights {
@@ -127,7 +129,25 @@ impl Weights {
             store: Arc::new(Store { files, entries }),
             prefix: String::new(),
             placement: placement.clone(),
+            names: None,
         })
+    }
+
+    /// The same tensors under other names: `rename` gives a key's new name, or `None` to keep it.
+    pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        if !self.store.entries.keys().any(|key| rename(key).is_some()) {
+            return self;
+        }
+        let names = self
+            .store
+            .entries
+            .keys()
+            .map(|key| (rename(key).unwrap_or_else(|| key.clone()), key.clone()))
+            .collect();
+        Self {
+            names: Some(Arc::new(names)),
+            ..self
+        }
     }
 
     /// The view one level down: `pp("conv1")` of `down_blocks.0` reads `down_blocks.0.conv1.…`.
@@ -136,6 +156,7 @@ impl Weights {
             store: self.store.clone(),
             prefix: self.key(name),
             placement: self.placement.clone(),
+            names: self.names.clone(),
         }
     }
 
@@ -153,10 +174,16 @@ impl Weights {
 
     /// The shape of a tensor, or `None` where the checkpoint lacks it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.store
-            .entries
-            .get(&self.key(name))
+        self.find(&self.key(name))
             .map(|entry| entry.shape.as_slice())
+    }
+
+    fn find(&self, key: &str) -> Option<&Entry> {
+        let key = match &self.names {
+            Some(names) => names.get(key)?,
+            None => key,
+        };
+        self.store.entries.get(key)
     }
 
     pub fn contains(&self, name: &str) -> bool {
@@ -170,7 +197,7 @@ impl Weights {
 
     fn entry(&self, shape: &[usize], name: &str) -> Result<(&Entry, &[u8])> {
         let key = self.key(name);
-        let entry = self.store.entries.get(&key).ok_or_else(|| {
+        let entry = self.find(&key).ok_or_else(|| {
             anyhow!(
                 "{}: tensor `{key}` of shape {shape:?} is missing; the file does not fit its config.json",
                 self.names()

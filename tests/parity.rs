@@ -6,7 +6,7 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use common::*;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
 use sd_upscale::noise::Generator;
@@ -25,6 +25,7 @@ fn vae_files() -> VaeFiles {
     VaeFiles {
         files: model(),
         part: "vae",
+        weights: None,
     }
 }
 

@@ -1,0 +1,244 @@
+//! What the user sees while a run goes on and when it ends: progress, warnings, JSON lines, a summary.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::cli::Verbosity;
+
+/// What became of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Ok,
+    Skipped,
+    Error,
+}
+
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub input: String,
+    pub output: Option<String>,
+    pub status: Status,
+    pub error: Option<String>,
+    /// Width and height of what was written: pixels, or latent positions.
+    pub size: Option<(usize, usize)>,
+    pub seed: u64,
+    pub steps: usize,
+    pub seconds: f64,
+}
+
+/// From the threads of a run to the one that talks.
+pub enum Message {
+    /// With -v alone.
+    Note(String),
+    Info(String),
+    Warning(String),
+    Step {
+        worker: usize,
+        done: usize,
+        total: usize,
+    },
+    Done(Outcome),
+    /// Every result is written.
+    AllWritten,
+    /// Nothing more can be done: the model cannot be had.
+    Fatal(anyhow::Error),
+    Interrupt,
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    input: &'a str,
+    output: Option<&'a str>,
+    status: Status,
+    error: Option<&'a str>,
+    width: Option<usize>,
+    height: Option<usize>,
+    seed: u64,
+    steps: usize,
+    seconds: f64,
+}
+
+pub struct Reporter {
+    verbosity: Verbosity,
+    json: bool,
+    bars: MultiProgress,
+    files: ProgressBar,
+    steps: Vec<ProgressBar>,
+    failures: Vec<(String, String)>,
+    ok: usize,
+    skipped: usize,
+    inputs: usize,
+}
+
+impl Reporter {
+    /// `inputs`: how many there are to do.
+    pub fn new(verbosity: Verbosity, json: bool, inputs: usize, workers: usize) -> Self {
+        let bars = MultiProgress::new();
+        if verbosity == Verbosity::Quiet {
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = |template: &str| {
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+        };
+        let files = match inputs {
+            0 | 1 => ProgressBar::hidden(),
+            _ => bars.add(ProgressBar::new(inputs as u64)),
+        };
+        files.set_style(style(
+            "files {bar:30} {pos}/{len}  {elapsed} elapsed, {eta} left",
+        ));
+        let steps = (0..workers)
+            .map(|_| {
+                let bar = bars.add(ProgressBar::new(0));
+                bar.set_style(style("steps {bar:30} {pos}/{len}  {per_sec}, {eta} left"));
+                bar
+            })
+            .collect();
+        Self {
+            verbosity,
+            json,
+            bars,
+            files,
+            steps,
+            failures: Vec::new(),
+            ok: 0,
+            skipped: 0,
+            inputs,
+        }
+    }
+
+    fn line(&self, text: &str) {
+        self.bars.suspend(|| eprintln!("{text}"));
+    }
+
+    pub fn note(&self, text: &str) {
+        if self.verbosity == Verbosity::Verbose {
+            self.line(text);
+        }
+    }
+
+    pub fn info(&self, text: &str) {
+        if self.verbosity > Verbosity::Quiet {
+            self.line(text);
+        }
+    }
+
+    pub fn warning(&self, text: &str) {
+        if self.verbosity > Verbosity::Quiet {
+            self.line(&format!("warning: {text}"));
+        }
+    }
+
+    pub fn step(&self, worker: usize, done: usize, total: usize) {
+        if let Some(bar) = self.steps.get(worker) {
+            if done == 1 {
+                bar.reset();
+                bar.enable_steady_tick(Duration::from_millis(200));
+            }
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// # Errors
+    /// Standard output is closed.
+    pub fn done(&mut self, outcome: &Outcome) -> Result<()> {
+        self.files.inc(1);
+        let output = outcome.output.as_deref().unwrap_or("-");
+        match outcome.status {
+            Status::Ok => {
+                self.ok += 1;
+                if self.inputs > 1 || self.verbosity == Verbosity::Verbose {
+                    self.info(&format!(
+                        "{} -> {output} ({:.1} s)",
+                        outcome.input, outcome.seconds
+                    ));
+                }
+            }
+            Status::Skipped => {
+                self.skipped += 1;
+                self.note(&format!("{}: {output} is there already", outcome.input));
+            }
+            Status::Error => {
+                let error = outcome.error.as_deref().unwrap_or("unknown");
+                self.line(&format!("error: {}", named(&outcome.input, error)));
+                self.failures.push((outcome.input.clone(), error.into()));
+            }
+        }
+        if self.json {
+            let line = Line {
+                input: &outcome.input,
+                output: outcome.output.as_deref(),
+                status: outcome.status,
+                error: outcome.error.as_deref(),
+                width: outcome.size.map(|(width, _)| width),
+                height: outcome.size.map(|(_, height)| height),
+                seed: outcome.seed,
+                steps: outcome.steps,
+                seconds: (outcome.seconds * 1000.0).round() / 1000.0,
+            };
+            let text = serde_json::to_string(&line)?;
+            let mut stdout = std::io::stdout().lock();
+            writeln!(stdout, "{text}")
+                .and_then(|()| stdout.flush())
+                .context("cannot write to standard output")?;
+        }
+        Ok(())
+    }
+
+    /// Ends the bars and, for a run of several inputs, sums it up.
+    pub fn finish(&self, interrupted: bool) {
+        for bar in self.steps.iter().chain([&self.files]) {
+            bar.finish_and_clear();
+        }
+        if self.verbosity == Verbosity::Verbose
+            && let Some(peak) = peak_memory()
+        {
+            self.note(&format!("peak memory {:.2} GB", peak as f64 / 1e9));
+        }
+        if self.inputs > 1 || interrupted {
+            let left = self
+                .inputs
+                .saturating_sub(self.ok + self.skipped + self.failures.len());
+            let mut text = format!(
+                "{} done, {} skipped, {} failed",
+                self.ok,
+                self.skipped,
+                self.failures.len()
+            );
+            if interrupted {
+                text = format!("interrupted: {text}, {left} not done");
+            }
+            self.info(&text);
+            for (input, error) in &self.failures {
+                self.info(&format!("  failed: {}", named(input, error)));
+            }
+        }
+    }
+
+    pub fn failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+}
+
+/// An error with the name of its input, once.
+fn named(input: &str, error: &str) -> String {
+    match error.starts_with(input) {
+        true => error.to_string(),
+        false => format!("{input}: {error}"),
+    }
+}
+
+/// The largest resident set of this process so far, in bytes, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,41 @@
+//! The small model that is built into the binary: see assets/tiny/README.md for what it is and how it was trained.
+
+use anyhow::Context;
+
+macro_rules! built_in {
+    ($path:literal) => {
+        ($path, include_bytes!(concat!("../assets/tiny/", $path)))
+    };
+}
+
+/// Its files in the diffusers layout: (relative path, content).
+pub const FILES: &[(&str, &[u8])] = &[
+    built_in!("model_index.json"),
+    built_in!("scheduler/scheduler_config.json"),
+    built_in!("text_encoder/config.json"),
+    built_in!("text_encoder/model.safetensors"),
+    built_in!("tokenizer/merges.txt"),
+    built_in!("tokenizer/special_tokens_map.json"),
+    built_in!("tokenizer/tokenizer_config.json"),
+    built_in!("tokenizer/vocab.json"),
+    built_in!("unet/config.json"),
+    built_in!("unet/diffusion_pytorch_model.safetensors"),
+    built_in!("vae/config.json"),
+    built_in!("vae/diffusion_pytorch_model.safetensors"),
+];
+
+/// Write the built-in model out as a folder in the diffusers layout, which diffusers itself can run.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn export(folder: &std::path::Path) -> anyhow::Result<()> {
+    for (path, bytes) in FILES {
+        let path = folder.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        crate::output::write(&path, bytes)?;
+    }
+    Ok(())
+}
