@@ -158,8 +158,12 @@ impl Stage {
 pub enum Event {
     /// A stage's weights are being read.
     Loading(Stage),
-    /// A denoising step is done.
-    Step { done: usize, total: usize },
+    /// A denoising step is done, after so many seconds of its own.
+    Step {
+        done: usize,
+        total: usize,
+        seconds: f64,
+    },
     /// A stage is done, after so many seconds, loading included.
     Finished { stage: Stage, seconds: f64 },
     /// Something the user should know.
@@ -556,6 +560,7 @@ impl Upscaler {
         let mut split = self.split_guidance;
         let spread = self.sigma_range.initial_spread(sigmas[0]);
         let x = (noise * f64::from(spread))?.to_device(device)?;
+        let mut step_start = Instant::now();
         let latents = sampler::euler(x, &sigmas, |x, step| {
             let preconditioning = Preconditioning::new(sigmas[step]);
             let mut denoised = denoiser.denoise(x, &preconditioning);
@@ -565,9 +570,12 @@ impl Upscaler {
                 denoised = denoiser.denoise(x, &preconditioning);
             }
             let denoised = denoised?;
+            let seconds = step_start.elapsed().as_secs_f64();
+            step_start = Instant::now();
             on_event(Event::Step {
                 done: step + 1,
                 total: settings.steps,
+                seconds,
             })?;
             match passes {
                 1 => Ok(denoised),

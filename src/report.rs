@@ -1,7 +1,7 @@
 //! What the user sees while a run goes on and when it ends: progress, warnings, JSON lines, a summary.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -41,6 +41,7 @@ pub enum Message {
         worker: usize,
         done: usize,
         total: usize,
+        seconds: f64,
     },
     Done(Outcome),
     /// Every result is written.
@@ -74,6 +75,10 @@ pub struct Reporter {
     ok: usize,
     skipped: usize,
     inputs: usize,
+    start: Instant,
+    first_step: bool,
+    /// Seconds of the steps so far, by worker.
+    step_times: Vec<Vec<f64>>,
 }
 
 impl Reporter {
@@ -110,6 +115,9 @@ impl Reporter {
             ok: 0,
             skipped: 0,
             inputs,
+            start: Instant::now(),
+            first_step: true,
+            step_times: vec![Vec::new(); workers],
         }
     }
 
@@ -135,7 +143,21 @@ impl Reporter {
         }
     }
 
-    pub fn step(&self, worker: usize, done: usize, total: usize) {
+    pub fn step(&mut self, worker: usize, done: usize, total: usize, seconds: f64) {
+        if self.first_step {
+            self.first_step = false;
+            let before = self.start.elapsed().as_secs_f64() - seconds;
+            self.note(&format!("first step after {before:.2} s"));
+        }
+        if let Some(times) = self.step_times.get_mut(worker) {
+            times.push(seconds);
+            if done == total {
+                times.sort_by(f64::total_cmp);
+                let text = format!("step {:.3} s (median of {total})", times[times.len() / 2]);
+                times.clear();
+                self.note(&text);
+            }
+        }
         if let Some(bar) = self.steps.get(worker) {
             if done == 1 {
                 bar.reset();

@@ -167,7 +167,8 @@ fn talk(mut reporter: Reporter, inbox: Receiver<Message>, writing: &Mutex<()>) -
                 worker,
                 done,
                 total,
-            } => reporter.step(worker, done, total),
+                seconds,
+            } => reporter.step(worker, done, total, seconds),
             Message::Done(outcome) => reporter.done(&outcome)?,
             Message::Fatal(error) => {
                 let _no_file_is_half_written = writing.lock();

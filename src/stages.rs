@@ -522,10 +522,15 @@ impl Worker<'_> {
             Event::Loading(stage) => {
                 Message::Note(format!("{name}: reading the {} weights", stage.name()))
             }
-            Event::Step { done, total } => Message::Step {
+            Event::Step {
+                done,
+                total,
+                seconds,
+            } => Message::Step {
                 worker,
                 done,
                 total,
+                seconds,
             },
             Event::Finished { stage, seconds } => {
                 Message::Note(format!("{name}: {} {seconds:.2} s", stage.name()))

@@ -72,10 +72,8 @@ struct Layer {
 pub struct TextEncoder {
     config: TextConfig,
     activation: Activation,
-    /// (vocabulary, width), float32, on the CPU: rows are looked up, nothing is computed with it.
-    token_embedding: Vec<f32>,
-    /// (positions, width)
-    position_embedding: Vec<f32>,
+    /// Two tables of which a prompt reads 77 rows: they stay in the file.
+    embeddings: Weights,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
     placement: Placement,
@@ -119,12 +117,7 @@ impl TextEncoder {
         };
         Ok(Self {
             activation: Activation::from_name(&config.hidden_act)?,
-            token_embedding: embeddings
-                .pp("token_embedding")
-                .f32(&[config.vocab_size, width], "weight")?,
-            position_embedding: embeddings
-                .pp("position_embedding")
-                .f32(&[config.max_position_embeddings, width], "weight")?,
+            embeddings,
             layers: (0..config.num_hidden_layers)
                 .map(layer)
                 .collect::<Result<_>>()?,
@@ -146,6 +139,13 @@ impl TextEncoder {
     pub fn encode(&self, tokens: &Tokens) -> Result<Conditioning> {
         let width = self.config.hidden_size;
         let count = tokens.ids.len();
+        let config = &self.config;
+        let (words, places) = (
+            self.embeddings.pp("token_embedding"),
+            self.embeddings.pp("position_embedding"),
+        );
+        let words = words.f32(&[config.vocab_size, width], "weight")?;
+        let places = places.f32(&[config.max_position_embeddings, width], "weight")?;
         let mut embedded = Vec::with_capacity(count * width);
         for (position, &id) in tokens.ids.iter().enumerate() {
             let id = id as usize;
@@ -154,8 +154,8 @@ impl TextEncoder {
                 "token {id} is beyond the text encoder's vocabulary of {}; tokenizer/ and text_encoder/ do not belong together",
                 self.config.vocab_size
             );
-            let token = &self.token_embedding[id * width..][..width];
-            let position = &self.position_embedding[position * width..][..width];
+            let token = &words[id * width..][..width];
+            let position = &places[position * width..][..width];
             embedded.extend(token.iter().zip(position).map(|(t, p)| t + p));
         }
         let placement = &self.placement;

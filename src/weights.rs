@@ -1,7 +1,9 @@
 //! Tensors by name out of safetensors: memory-mapped files, one or several, or bytes built into the binary.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +43,49 @@ impl Bytes {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::BuiltIn(bytes) => bytes,
+        }
+    }
+
+    /// Lets go of the pages between two offsets, which were read for good: they would count as this process's
+    /// memory beside the copy made of them. The system keeps them in its cache.
+    fn release(&self, start: usize, end: usize) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            const PAGE: usize = 4096;
+            let start = start.next_multiple_of(PAGE);
+            let length = (end / PAGE * PAGE).saturating_sub(start);
+            if length > 0 {
+                // SAFETY: the map is of a file and read-only, so that dropped pages are read again where they
+                // are touched again. The advice failing costs memory, nothing else.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = (start, end);
+    }
+}
+
+/// A tensor's values in float32.
+pub struct Values<'a> {
+    values: Cow<'a, [f32]>,
+    /// The file's bytes that they are, to be let go of with them.
+    read: Option<(&'a Bytes, usize, usize)>,
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl Drop for Values<'_> {
+    fn drop(&mut self) {
+        if let Some((bytes, start, end)) = self.read {
+            bytes.release(start, end);
         }
     }
 }
@@ -213,19 +258,37 @@ impl Weights {
         Ok((entry, &bytes.as_slice()[entry.start..entry.end]))
     }
 
-    /// The values of a tensor in float32, whatever type the file keeps.
+    /// The values of a tensor in float32, whatever type the file keeps: straight from the mapped file where that
+    /// holds float32.
     ///
     /// # Errors
     /// The tensor is missing, has another shape than `shape`, or is not of a float type.
-    pub fn f32(&self, shape: &[usize], name: &str) -> Result<Vec<f32>> {
+    pub fn f32(&self, shape: &[usize], name: &str) -> Result<Values<'_>> {
         let (entry, bytes) = self.entry(shape, name)?;
-        to_f32(entry.dtype, bytes).ok_or_else(|| {
+        let file = &self.store.files[entry.file].1;
+        if entry.dtype == Dtype::F32 && cfg!(target_endian = "little") {
+            // SAFETY: every pattern of four bytes is a float32.
+            let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+            if before.is_empty() && after.is_empty() {
+                return Ok(Values {
+                    values: Cow::Borrowed(values),
+                    read: Some((file, entry.start, entry.end)),
+                });
+            }
+        }
+        let values = to_f32(entry.dtype, bytes);
+        file.release(entry.start, entry.end);
+        let values = values.ok_or_else(|| {
             anyhow!(
                 "{}: tensor `{}` is of type {:?}; expected F32, F16, BF16 or F64",
                 self.names(),
                 self.key(name),
                 entry.dtype
             )
+        })?;
+        Ok(Values {
+            values: Cow::Owned(values),
+            read: None,
         })
     }
 
@@ -237,7 +300,7 @@ impl Weights {
     /// The same in a dtype of the caller's choice.
     pub fn tensor_in(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let values = self.f32(shape, name)?;
-        let host = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+        let host = Tensor::from_slice(&values, shape, &Device::Cpu)?.to_dtype(dtype)?;
         Ok(host.to_device(&self.placement.device)?)
     }
 }

@@ -160,7 +160,7 @@ impl Linear {
         };
         let values = w.f32(shape, "weight")?;
         let bias = bias.then(|| w.f32(&[outputs], "bias")).transpose()?;
-        Self::from_values(inputs, outputs, values, bias, w.placement())
+        Self::from_values(inputs, outputs, &values, bias.as_deref(), w.placement())
     }
 
     /// Several layers over the same input as one: their outputs follow each other.
@@ -168,9 +168,9 @@ impl Linear {
         let mut values = Vec::new();
         let mut biases = Vec::new();
         for (w, &outputs) in parts.iter().zip(outputs) {
-            values.extend(w.f32(&[outputs, inputs], "weight")?);
+            values.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
             if bias {
-                biases.extend(w.f32(&[outputs], "bias")?);
+                biases.extend_from_slice(&w.f32(&[outputs], "bias")?);
             }
         }
         let Some(first) = parts.first() else {
@@ -180,8 +180,8 @@ impl Linear {
         Self::from_values(
             inputs,
             total,
-            values,
-            bias.then_some(biases),
+            &values,
+            bias.then_some(&*biases),
             first.placement(),
         )
     }
@@ -189,14 +189,12 @@ impl Linear {
     fn from_values(
         inputs: usize,
         outputs: usize,
-        values: Vec<f32>,
-        bias: Option<Vec<f32>>,
+        values: &[f32],
+        bias: Option<&[f32]>,
         placement: &Placement,
     ) -> Result<Self> {
         let weights = match placement.kernels {
-            true => {
-                LinearWeights::Packed(cpu::pack_linear(&values, bias.as_deref(), inputs, outputs))
-            }
+            true => LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs)),
             false => LinearWeights::Stock {
                 weight: stock::upload(values, &[outputs, inputs], placement)?,
                 bias: bias
@@ -270,9 +268,9 @@ impl Conv2d {
         let weights = match w.placement().kernels {
             true => ConvWeights::Packed(cpu::pack_conv(&values, bias.as_deref(), &shape)),
             false => ConvWeights::Stock {
-                weight: stock::upload(values, &weight_shape, w.placement())?,
+                weight: stock::upload(&values, &weight_shape, w.placement())?,
                 bias: bias
-                    .map(|bias| stock::upload(bias, &[1, shape.outputs, 1, 1], w.placement()))
+                    .map(|bias| stock::upload(&bias, &[1, shape.outputs, 1, 1], w.placement()))
                     .transpose()?,
             },
         };

@@ -9,8 +9,8 @@ use crate::weights::Placement;
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
 const SCORES_AT_ONCE: usize = 1 << 26;
 
-pub fn upload(values: Vec<f32>, shape: &[usize], placement: &Placement) -> Result<Tensor> {
-    let host = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(placement.dtype)?;
+pub fn upload(values: &[f32], shape: &[usize], placement: &Placement) -> Result<Tensor> {
+    let host = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(placement.dtype)?;
     Ok(host.to_device(&placement.device)?)
 }
 
