@@ -3,11 +3,11 @@
     pip install torch diffusers transformers pillow
     python pictures.py data && python train_tiny.py data run --steps 9000
 
-Each crop gives two lessons, both with the true picture as their target:
-1. From pure noise at sigma_max: the network learns the mean picture given the small one (what one step gives).
-2. From that picture of its own (a step later) plus noise at a lower sigma: it learns to remove the noise, keep the picture,
-   and improve it. The target's own detail never leaks through the noise, so sampling does not invent grain: any number
-   of steps ends near the mean picture, tempered to the end. That is what a small model does best, and it is no more.
+The network is trained along its own trajectories. Each crop starts from noise at sigma_max and is sampled as the pipeline
+would, with 1 to 20 steps of either schedule; at every step the denoised picture is compared with the true one, the weights
+move, and the sampler goes on. The noisy picture so never holds more than the small picture and the network's own guess
+tell, and the best answer at each sigma is the mean picture given the small one: the network learns to remove the noise and
+its own mistakes, and invents no grain. Any number of steps ends near that mean. It is tempered to the end, by design.
 """
 import argparse, math, time
 from pathlib import Path
@@ -41,41 +41,65 @@ def charbonnier(d, eps=.004):
     return (d * d + eps * eps).sqrt().mean((1, 2, 3))
 
 
-def lesson(data, n, s):
-    """Scaled (rgb target, low-res picture, condition latents): the low-res picture is box-downscaled and rounded to levels."""
-    hr = torch.from_numpy(data.batch(n, s))
-    lr = F.avg_pool2d(hr, 2).round() / 127.5 - 1
-    return hr / 127.5 - 1, lr, F.interpolate(encode(lr), scale_factor=2.)
+def schedule(steps, karras):
+    """The pipeline's sigmas: `steps` of them and then 0 (karras), or one more that ends at sigma_min (log-linear)."""
+    if karras:
+        ramp = np.linspace(0, 1, steps)
+        return [*(SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7, 0.]
+    return list(np.exp(np.linspace(math.log(SIGMA_MAX), math.log(SIGMA_MIN), steps + 1)))
 
 
-def low_sigmas(n):
-    """A third at sigma_min, where every karras schedule takes its last step; the rest log-uniform below sigma_max."""
-    s = torch.exp(torch.empty(n, 1, 1, 1).uniform_(math.log(SIGMA_MIN), math.log(SIGMA_MAX)))
-    return torch.where(torch.rand(n, 1, 1, 1) < .33, torch.full_like(s, SIGMA_MIN), s)
+class Trajectories:
+    """`n` crops of side `s`, each somewhere on its way from noise to a picture."""
+    LENGTHS, ODDS = (1, 2, 3, 5, 8, 12, 20), (.10, .14, .10, .28, .08, .06, .24)
+
+    def __init__(self, data, n, s):
+        self.data, self.side = data, s
+        self.hr, self.lr, self.cond, self.x = (torch.empty(n, *shape) for shape in ((3, s, s), (3, s // 2, s // 2), (4, s, s), (4, s, s)))
+        self.sigmas = [None] * n
+        for k in range(n):
+            self.begin(k)
+
+    def begin(self, k):
+        """A new crop; the small picture is box-downscaled and rounded to whole levels."""
+        hr = torch.from_numpy(self.data.crop(self.side))[None]
+        lr = F.avg_pool2d(hr, 2).round() / 127.5 - 1
+        self.hr[k], self.lr[k], self.cond[k] = hr[0] / 127.5 - 1, lr[0], F.interpolate(encode(lr), scale_factor=2.)[0]
+        self.x[k] = SIGMA_MAX * torch.randn_like(self.cond[k])
+        self.sigmas[k] = schedule(self.data.rng.choice(self.LENGTHS, p=self.ODDS), self.data.rng.random() < .85)
+
+    def sigma(self):
+        return torch.tensor([s[0] for s in self.sigmas], dtype=torch.float32).reshape(-1, 1, 1, 1)
+
+    def advance(self, denoised):
+        """One Euler step each; those that arrived begin anew."""
+        now, then = self.sigma(), torch.tensor([s[1] for s in self.sigmas], dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.x = self.x + (self.x - denoised) / now * (then - now)
+        for k, s in enumerate(self.sigmas):
+            self.sigmas[k] = s[1:]
+            if s[1] == 0 or len(s) == 2:
+                self.begin(k)
 
 
 @torch.no_grad()
 def watch(unet, folder, ones):
-    """PSNR of one and five karras steps, and of the five steps' box-downscaled picture against the input."""
+    """PSNR of 1, 5 and 20 karras steps on pictures never trained on, and of the last box-downscaled against its input."""
     out = []
     for name, a in np.load(Path(folder) / "watch.npz").items():
-        h, w = (v // 32 * 32 for v in a.shape[:2])
-        hr = torch.from_numpy(a[:h, :w].astype(np.float32)).permute(2, 0, 1)[None]
+        hr = torch.from_numpy(a[:224, :192].astype(np.float32)).permute(2, 0, 1)[None]
         lr = F.avg_pool2d(hr, 2).round() / 127.5 - 1
         cond, hr = F.interpolate(encode(lr), scale_factor=2.), hr / 127.5 - 1
         g = torch.Generator().manual_seed(0)
         noise = torch.randn(cond.shape, generator=g)
         psnr = lambda p, q: 10 * math.log10(4 / float((p.clamp(-1, 1) - q).square().mean()))
         row = [psnr(F.interpolate(lr, scale_factor=2., mode="bicubic"), hr)]
-        for steps in (1, 5):
-            ramp = torch.linspace(0, 1, steps)
-            sigmas = [*((SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7).tolist(), 0.]
-            x = noise * SIGMA_MAX
-            for a_, b_ in zip(sigmas, sigmas[1:]):
-                x = x + (x - denoise(unet, x, torch.full((1, 1, 1, 1), a_), cond, ones)) * (b_ - a_) / a_
+        for steps in (1, 5, 20):
+            x, sigmas = noise * SIGMA_MAX, schedule(steps, karras=True)
+            for now, then in zip(sigmas, sigmas[1:]):
+                x = x + (x - denoise(unet, x, torch.full((1, 1, 1, 1), now), cond, ones)) * (then - now) / now
             row.append(psnr(decode(x), hr))
         row.append(psnr(F.avg_pool2d(decode(x).clamp(-1, 1), 2), lr))
-        out.append(f"{name}: bicubic {row[0]:.2f}, 1 step {row[1]:.2f}, 5 steps {row[2]:.2f}, back to input {row[3]:.2f}")
+        out.append(f"{name}: bicubic {row[0]:.2f}, 1 step {row[1]:.2f}, 5 steps {row[2]:.2f}, 20 steps {row[3]:.2f}, back to input {row[4]:.2f}")
     return "; ".join(out)
 
 
@@ -119,37 +143,34 @@ def main():
                 q.copy_(v)
         return out
 
-    shown, saved, mean, old = time.time(), time.time(), {}, None
+    shown, saved, mean, ways = time.time(), time.time(), {}, None
     tick, log = time.time(), open(run / "log.txt", "a", buffering=1)
     while step < a.steps:
         progress = step / a.steps
         for group in optimiser.param_groups:
             group["lr"] = a.peak * min(1, (step + 1) / 150) * (.5 + .5 * math.cos(math.pi * progress) + .003)
-        n, s = (8, 48) if progress < .55 else (6, 64) if progress < .9 else (3, 96)
-        hr, lr, cond = lesson(data, n, s)
-        sigma, x = torch.full((n, 1, 1, 1), SIGMA_MAX), SIGMA_MAX * torch.randn_like(cond)
-        both = old is not None and old[0].shape[-1] == s and progress > .15
-        if both:                                                       # the crops of the step before, with what was made of them
-            sigma2 = low_sigmas(len(old[0]))
-            x, sigma = torch.cat([x, old[3] + sigma2 * torch.randn_like(old[3])]), torch.cat([sigma, sigma2])
-            hr, lr, cond = (torch.cat([u, v]) for u, v in zip((hr, lr, cond), old))
-        z = denoise(unet, x, sigma, cond, ones)
+        n, s = (14, 48) if progress < .5 else (8, 64) if progress < .85 else (4, 96)
+        if ways is None or ways.side != s:
+            ways = Trajectories(data, n, s)
+        sigma = ways.sigma()
+        z = denoise(unet, ways.x, sigma, ways.cond, ones)
         rgb = decode(z)
         apart = z - encode(rgb)                                        # what the decoder ignores: keep it small
-        e = charbonnier(rgb - hr)
-        loss = e.mean() + .5 * charbonnier(F.avg_pool2d(rgb, 2) - lr).mean() + .02 * apart.square().mean()
+        e = charbonnier(rgb - ways.hr)
+        loss = e.mean() + .5 * charbonnier(F.avg_pool2d(rgb, 2) - ways.lr).mean() + .02 * apart.square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         cond_proj.grad[:, 128:] = 0                                    # the pooled prompt stays unread
         torch.nn.utils.clip_grad_norm_(params, .5)
         optimiser.step()
-        old = (hr[:n], lr[:n], cond[:n], z[:n].detach())
+        ways.advance(z.detach())
         step += 1
         keep = min(.999, (step + 1) / (step + 30))
         torch._foreach_lerp_(average, [q.detach() for q in params], 1 - keep)
-        for tag, v in (("one", e[:n].mean()), ("low", e[n:].mean() if both else None)):
-            if v is not None:
-                mean[tag] = .98 * mean.get(tag, v.item()) + .02 * v.item()
+        for tag, among in (("above 3", sigma > 3), ("0.3 to 3", (sigma > .3) & (sigma <= 3)), ("below 0.3", sigma <= .3)):
+            if among.any():
+                v = e.detach()[among.flatten()].mean().item()
+                mean[tag] = .99 * mean.get(tag, v) + .01 * v
         now = time.time()
         seconds, tick = seconds + min(now - tick, 20), now              # a paused process does not count
         if now - shown > 30:
