@@ -67,6 +67,21 @@ def linear_vae(hold=32.):
     return vae
 
 
+def start_shortcut(conv, half_is_skip):
+    """Copy the input's channels (in an up block: those of the skip, its second half), and its constants into every 32."""
+    first = conv.in_channels // 2 if half_is_skip else 0
+    copied = conv.in_channels - first
+    conv.weight.mul_(.2)
+    for k in range(conv.out_channels):
+        constant = k % 32 >= 30
+        if constant or k < 2 * LATENTS:                                # nothing else may disturb these
+            conv.weight[k].zero_()
+        if k < copied:
+            conv.weight[k, first + k, 0, 0] = 1
+        elif constant:
+            conv.weight[k, first + k % 32, 0, 0] = 1
+
+
 @torch.no_grad()
 def start_unet(seed=0):
     """The UNet, started so that it enlarges by nearest, with branches that add nothing yet.
@@ -97,17 +112,8 @@ def start_unet(seed=0):
         if name.endswith("conv1"):
             for g in range(0, m.out_channels, 32):
                 m.weight[g + 30:g + 32].zero_(), m.bias[g + 30].fill_(inside), m.bias[g + 31].fill_(-inside)
-        if name.endswith("conv_shortcut"):                             # down: copy; up: the skip's half as it is, the lower path faintly
-            o, i = m.out_channels, m.in_channels
-            up = name.startswith("up_blocks")
-            skip = i // 2 if up and not name.startswith("up_blocks.0") else 0
-            m.weight[:, :skip].mul_(.2)
-            m.weight[:, skip:].mul_(.2)
-            for k in range(o):
-                if k % 32 >= 30 or k < 8:
-                    m.weight[k].zero_()
-                if skip + (k if k < i - skip else k % 32) < i and (k < i - skip or k % 32 >= 30):
-                    m.weight[k, skip + (k if k < i - skip else k % 32), 0, 0] = 1
+        if name.endswith("conv_shortcut"):
+            start_shortcut(m, half_is_skip=name.startswith("up_blocks") and not name.startswith("up_blocks.0"))
     n = LATENTS
     for conv in (unet.conv_in, unet.conv_out):
         conv.bias.zero_()
