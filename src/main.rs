@@ -2,6 +2,7 @@
 
 mod cli;
 mod dry_run;
+mod pool;
 mod report;
 mod run;
 mod stages;
@@ -10,6 +11,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sd_upscale::plan::UsageError;
+
+#[global_allocator]
+static POOL: pool::Pool = pool::Pool::new();
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();

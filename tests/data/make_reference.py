@@ -1,6 +1,7 @@
 """Writes the small model (model/) and every reference number (reference/) of the parity tests, with diffusers on the CPU.
 
     python tests/data/make_reference.py           write everything; takes about a minute
+    python tests/data/make_reference.py --tiny    write only what the built-in model (assets/tiny) gives
     python tests/data/make_reference.py --check   show that the end-to-end cases are sensitive and well conditioned
 
 The tests read the files as committed. Written again on another machine or with other versions, the numbers may differ
@@ -346,6 +347,21 @@ def end_to_end_reference():
     (REFERENCE / "end_to_end.json").write_text(json.dumps(END_TO_END, indent=1, ensure_ascii=False) + "\n")
 
 
+@torch.no_grad()
+def tiny_reference():
+    """tiny.png and tiny.safetensors: the model built into the binary, at the defaults of the command line and one step."""
+    pipe = StableDiffusionLatentUpscalePipeline.from_pretrained(HERE.parents[1] / "assets" / "tiny", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    image, out = Image.open(INPUTS / "square-64x64.png").convert("RGB"), {}
+    for steps in (1, 20):
+        out[f"steps-{steps}"] = pipe(
+            prompt="", image=image, num_inference_steps=steps, guidance_scale=1.0, generator=generator(0), output_type="latent"
+        ).images
+    decode(pipe, out["steps-20"]).save(REFERENCE / "tiny.png", optimize=True)
+    save("tiny", out)
+
+
 def versions():
     names = {"torch": torch, "diffusers": diffusers, "transformers": transformers, "numpy": np}
     return ", ".join([f"python {platform.python_version()}"] + [f"{k} {v.__version__}" for k, v in names.items()])
@@ -353,6 +369,7 @@ def versions():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="write only the built-in model's numbers")
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -365,6 +382,8 @@ def main():
         import check_cases
 
         return check_cases.check()
+    if args.tiny:
+        return tiny_reference()
     shutil.rmtree(REFERENCE, ignore_errors=True)
     REFERENCE.mkdir()
     write_inputs()
@@ -378,6 +397,7 @@ def main():
     schedule_reference()
     noise_reference()
     end_to_end_reference()
+    tiny_reference()
 
 
 if __name__ == "__main__":
