@@ -1,7 +1,7 @@
 """Train the UNet of the built-in model on the CPU; interrupt it at will, the same command goes on where it was.
 
     pip install torch diffusers transformers pillow
-    python pictures.py data && python train_tiny.py data run --steps 9000
+    python pictures.py data && python train_tiny.py data run --steps 11000
 
 The network is trained along its own trajectories. Each crop starts from noise at sigma_max and is sampled as the pipeline
 would, with 1 to 20 steps of either schedule; at every step the denoised picture is compared with the true one, the weights
@@ -106,7 +106,7 @@ def watch(unet, folder, ones):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("run")
-    p.add_argument("--steps", type=int, default=9000, help="of the whole run; a resumed run may name another number")
+    p.add_argument("--steps", type=int, default=11000, help="of the whole run; a resumed run may name another number")
     p.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
