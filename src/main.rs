@@ -2,7 +2,6 @@
 
 mod cli;
 mod dry_run;
-mod pool;
 mod report;
 mod run;
 mod stages;
@@ -11,9 +10,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sd_upscale::plan::UsageError;
-
-#[global_allocator]
-static POOL: pool::Pool = pool::Pool::new();
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();

@@ -144,8 +144,8 @@ impl TextEncoder {
             self.embeddings.pp("token_embedding"),
             self.embeddings.pp("position_embedding"),
         );
-        let words = words.f32(&[config.vocab_size, width], "weight")?;
-        let places = places.f32(&[config.max_position_embeddings, width], "weight")?;
+        let words = words.table(&[config.vocab_size, width], "weight")?;
+        let places = places.table(&[config.max_position_embeddings, width], "weight")?;
         let mut embedded = Vec::with_capacity(count * width);
         for (position, &id) in tokens.ids.iter().enumerate() {
             let id = id as usize;

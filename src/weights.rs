@@ -46,6 +46,19 @@ impl Bytes {
         }
     }
 
+    /// Brings in the pages between two offsets at once; one by one, as they are touched, takes twice as long.
+    fn fetch(&self, start: usize, end: usize) {
+        #[cfg(target_os = "linux")]
+        if let Bytes::Mapped(map) = self
+            && end - start > 1 << 20
+        {
+            // A system that does not know this advice refuses it, which costs time, nothing else.
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, start, end - start);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (start, end);
+    }
+
     /// Lets go of the pages between two offsets, which were read for good: they would count as this process's
     /// memory beside the copy made of them. The system keeps them in its cache.
     fn release(&self, start: usize, end: usize) {
@@ -264,6 +277,16 @@ impl Weights {
     /// # Errors
     /// The tensor is missing, has another shape than `shape`, or is not of a float type.
     pub fn f32(&self, shape: &[usize], name: &str) -> Result<Values<'_>> {
+        let (entry, _) = self.entry(shape, name)?;
+        self.store.files[entry.file].1.fetch(entry.start, entry.end);
+        self.table(shape, name)
+    }
+
+    /// The same for a tensor of which little is read: what is not touched stays in the file.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn table(&self, shape: &[usize], name: &str) -> Result<Values<'_>> {
         let (entry, bytes) = self.entry(shape, name)?;
         let file = &self.store.files[entry.file].1;
         if entry.dtype == Dtype::F32 && cfg!(target_endian = "little") {

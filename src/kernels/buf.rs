@@ -29,6 +29,20 @@ impl Aligned {
     }
 
     pub fn zeroed(len: usize) -> Self {
+        // SAFETY: zeroed before anybody sees it.
+        unsafe {
+            let mut buf = Self::unwritten(len);
+            buf.as_mut_ptr().write_bytes(0, len);
+            buf
+        }
+    }
+
+    /// Memory that is yet to be written, and only then exists: large weights are packed by several threads, which
+    /// so share the work of bringing in its pages too.
+    ///
+    /// # Safety
+    /// Every value must be written before it is read.
+    pub unsafe fn unwritten(len: usize) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
         let ptr = unsafe { alloc(layout) }.cast::<f32>();
@@ -36,15 +50,13 @@ impl Aligned {
             handle_alloc_error(layout);
         }
         advise_huge(ptr, len);
-        // SAFETY: just allocated; zeroed only now, so that the pages come into being as huge ones.
-        unsafe { ptr.write_bytes(0, len) };
         Self { ptr, len }
     }
 }
 
 impl Drop for Aligned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed` with the same layout.
+        // SAFETY: allocated by `unwritten` with the same layout.
         unsafe { dealloc(self.ptr.cast(), Self::layout(self.len)) }
     }
 }

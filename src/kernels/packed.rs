@@ -44,13 +44,17 @@ impl PackedConv {
         if let Some(bias) = bias {
             padded_bias[..cout].copy_from_slice(bias);
         }
-        let mut panels = Aligned::zeroed(n * taps * cin * NB);
+        // SAFETY: the tasks below write every panel, the last one's unused columns as zeros.
+        let mut panels = unsafe { Aligned::unwritten(n * taps * cin * NB) };
         let to = Shared(panels.as_mut_ptr());
         (0..n).into_par_iter().for_each(|nb| {
             // SAFETY: each task fills its own panels.
             let panel = unsafe {
                 std::slice::from_raw_parts_mut(to.get().add(nb * taps * cin * NB), taps * cin * NB)
             };
+            if cout - nb * NB < NB {
+                panel.fill(0.0);
+            }
             // In blocks of channels, so that what is written stays in the cache.
             for c0 in (0..cin).step_by(16) {
                 for j in 0..NB.min(cout - nb * NB) {
