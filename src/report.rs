@@ -251,7 +251,7 @@ impl Reporter {
 
 /// An error with the name of its input, once.
 fn named(input: &str, error: &str) -> String {
-    match error.starts_with(input) {
+    match error.contains(input) {
         true => error.to_string(),
         false => format!("{input}: {error}"),
     }
