@@ -11,6 +11,7 @@ pub mod encode;
 mod encode_tiff;
 mod exif;
 mod exif_tiff;
+pub mod files;
 pub mod hub;
 pub mod input;
 pub mod kernels;
@@ -37,7 +38,7 @@ pub mod vae;
 mod vae_names;
 pub mod weights;
 
+pub use files::ModelFiles;
 pub use pipeline::{
     Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
 };
-pub use weights::ModelFiles;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
+use crate::files::ModelFiles;
 use crate::hub::{Hub, Part};
 use crate::tiny;
 use crate::vae::VaeFiles;
-use crate::weights::ModelFiles;
 
 /// The name of the built-in model.
 pub const TINY: &str = "tiny";

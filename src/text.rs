@@ -4,9 +4,10 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
+use crate::files::ModelFiles;
 use crate::layers::{Activation, LayerNorm, Linear, attention};
 use crate::tokenizer::Tokens;
-use crate::weights::{ModelFiles, Placement, Weights};
+use crate::weights::{Placement, Weights};
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]

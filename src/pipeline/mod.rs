@@ -1,185 +1,25 @@
 //! The pipeline: encode the prompt and the picture, denoise, decode. Load once, upscale many.
 
+mod denoise;
+mod types;
+
 use std::collections::HashMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
+pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
+
+use self::denoise::{Denoiser, out_of_memory, prompted_for};
 use crate::noise::Generator;
 use crate::padding::{self, Extent};
-use crate::sampler::{self, Preconditioning, Schedule, SchedulerConfig, SigmaRange};
+use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};
 use crate::text::{Conditioning, TextEncoder};
 use crate::tokenizer::Tokenizer;
-use crate::unet::{Prompted, UNet, UNetConfig};
-use crate::vae::{Decoder, Encoder, VaeConfig, VaeFiles};
-use crate::weights::{ModelFiles, Placement};
-
-/// What to run, and on what.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub model: ModelFiles,
-    /// Another VAE than the model's own.
-    pub vae: Option<VaeFiles>,
-    pub device: Device,
-    /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
-    pub dtype: DType,
-    /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
-    /// which halves the peak for a single picture.
-    pub keep_loaded: bool,
-}
-
-/// How to upscale one picture.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// What the picture shows; only the first 75 tokens or so count.
-    pub prompt: String,
-    /// What to steer away from; used with a guidance scale above 1 alone.
-    pub negative_prompt: String,
-    /// Denoising steps, at least 1.
-    pub steps: usize,
-    /// 0 ignores the prompt; up to 1 uses it in one pass; above 1 is classifier-free guidance in two passes.
-    pub guidance: f64,
-    /// The noise that PyTorch's CPU generator gives for this seed.
-    pub seed: u64,
-    pub schedule: Schedule,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            prompt: String::new(),
-            negative_prompt: String::new(),
-            steps: 20,
-            guidance: 1.0,
-            seed: 0,
-            schedule: Schedule::Karras,
-        }
-    }
-}
-
-/// What is to be upscaled.
-#[derive(Clone, Debug)]
-pub enum LowRes {
-    /// (1, 3, h, w) in [-1, 1], float32, on the CPU; any h and w from 1.
-    Image(Tensor),
-    /// (1, 4, h, w), scaled latents, float32, on the CPU; any h and w from 1.
-    Latents(Tensor),
-}
-
-impl LowRes {
-    /// A picture of `width` x `height` pixels; `rgb` is (height, width, 3) interleaved, 0..=1.
-    ///
-    /// # Errors
-    /// The values are not width * height * 3, or there are none.
-    pub fn image(width: usize, height: usize, rgb: &[f32]) -> Result<Self> {
-        ensure!(
-            width > 0 && height > 0 && rgb.len() == width * height * 3,
-            "a picture of {width}x{height} has {} values, found {}",
-            width * height * 3,
-            rgb.len()
-        );
-        let signed: Vec<f32> = rgb.iter().map(|v| 2.0 * v - 1.0).collect();
-        let tensor = Tensor::from_vec(signed, (1, height, width, 3), &Device::Cpu)?
-            .permute((0, 3, 1, 2))?
-            .contiguous()?;
-        Ok(Self::Image(tensor))
-    }
-
-    /// Latents in the scale of Stable Diffusion's UNets (VAE output times the scaling factor): (4, height, width).
-    ///
-    /// # Errors
-    /// The values are not 4 * height * width, or there are none.
-    pub fn latents(width: usize, height: usize, values: Vec<f32>) -> Result<Self> {
-        ensure!(
-            width > 0 && height > 0 && values.len().is_multiple_of(width * height),
-            "latents of {width}x{height} were given {} values",
-            values.len()
-        );
-        let channels = values.len() / (width * height);
-        let tensor = Tensor::from_vec(values, (1, channels, height, width), &Device::Cpu)?;
-        Ok(Self::Latents(tensor))
-    }
-}
-
-/// Latents of the upscaled picture, extended to what the networks take.
-#[derive(Clone, Debug)]
-pub struct Upscaled {
-    /// (1, 4, H, W), scaled, float32, on the CPU.
-    padded: Tensor,
-    /// The picture's size in pixels, exactly twice the input's.
-    pub width: usize,
-    pub height: usize,
-    /// Pixels to a latent position.
-    factor: usize,
-}
-
-impl Upscaled {
-    /// The latents without the extension: (1, 4, h, w), scaled, float32, on the CPU.
-    pub fn latents(&self) -> Result<Tensor> {
-        let (h, w) = (
-            self.height.div_ceil(self.factor),
-            self.width.div_ceil(self.factor),
-        );
-        Ok(self.padded.narrow(2, 0, h)?.narrow(3, 0, w)?.contiguous()?)
-    }
-}
-
-/// A decoded picture: (height, width, 3) interleaved, 0..=1.
-#[derive(Clone, Debug)]
-pub struct Rgb {
-    pub width: usize,
-    pub height: usize,
-    pub values: Vec<f32>,
-}
-
-/// The parts of the work, for progress and messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    Text,
-    Encode,
-    Denoise,
-    Decode,
-}
-
-impl Stage {
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Text => "text",
-            Stage::Encode => "encode",
-            Stage::Denoise => "denoise",
-            Stage::Decode => "decode",
-        }
-    }
-}
-
-/// What a caller may want to show while a picture is made.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A stage's weights are being read.
-    Loading(Stage),
-    /// A denoising step is done, after so many seconds of its own.
-    Step {
-        done: usize,
-        total: usize,
-        seconds: f64,
-    },
-    /// A stage is done, after so many seconds, loading included.
-    Finished { stage: Stage, seconds: f64 },
-    /// Something the user should know.
-    Warning(String),
-}
-
-/// Told of every [`Event`]; an error it returns ends the work (how a caller cancels).
-pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
-
-/// Denotes results that are not numbers: the stage overflowed in its precision.
-#[derive(Debug, thiserror::Error)]
-#[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]
-pub struct NotFinite {
-    pub stage: Stage,
-    pub dtype: DType,
-}
+use crate::unet::{UNet, UNetConfig};
+use crate::vae::{Decoder, Encoder, Posterior, VaeConfig, VaeFiles};
+use crate::weights::Placement;
 
 /// The latent upscaler with all its parts.
 ///
@@ -499,7 +339,7 @@ impl Upscaler {
                     mean.shape(),
                     mean.device(),
                 )?;
-                let posterior = crate::vae::Posterior {
+                let posterior = Posterior {
                     logvar: posterior.logvar.to_device(&Device::Cpu)?,
                     mean,
                 };
@@ -647,71 +487,5 @@ impl Upscaler {
             NotFinite { stage, dtype }
         );
         Ok(())
-    }
-}
-
-/// Prepared prompts: one batch for all passes, or one a pass. Each row serves `b` pictures.
-fn prompted_for(
-    unet: &UNet,
-    conditioning: &Conditioning,
-    b: usize,
-    split: bool,
-) -> Result<Vec<Prompted>> {
-    let passes = conditioning.pooled.dim(0)?;
-    let rows = |first: usize, count: usize| -> Result<Prompted> {
-        let repeated = |t: &Tensor| -> Result<Tensor> {
-            let each: Vec<Tensor> = (first..first + count)
-                .flat_map(|i| std::iter::repeat_n(i, b))
-                .map(|i| t.narrow(0, i, 1))
-                .collect::<candle_core::Result<_>>()?;
-            Ok(Tensor::cat(&each, 0)?)
-        };
-        unet.prompted(&Conditioning {
-            context: repeated(&conditioning.context)?,
-            pooled: repeated(&conditioning.pooled)?,
-        })
-    };
-    match split {
-        true => (0..passes).map(|pass| rows(pass, 1)).collect(),
-        false => Ok(vec![rows(0, passes)?]),
-    }
-}
-
-fn out_of_memory(error: &anyhow::Error) -> bool {
-    format!("{error:#}")
-        .to_lowercase()
-        .contains("out of memory")
-}
-
-/// The network with its preconditioning: noisy latents to denoised ones.
-struct Denoiser<'a> {
-    unet: &'a UNet,
-    /// One entry a call of the network; the rows of all are the rows of the result.
-    prompted: Vec<Prompted>,
-    /// (b, 4, H, W), float32
-    condition: Tensor,
-    channels: usize,
-}
-
-impl Denoiser<'_> {
-    /// `x` (b, 4, H, W), float32 -> (passes * b, 4, H, W), float32
-    fn denoise(&self, x: &Tensor, preconditioning: &Preconditioning) -> Result<Tensor> {
-        let b = x.dim(0)?;
-        let input = Tensor::cat(&[&(x * preconditioning.c_in)?, &self.condition], 1)?;
-        let outputs: Vec<Tensor> = self
-            .prompted
-            .iter()
-            .map(|prompted| {
-                let passes = prompted.rows()? / b;
-                let input = Tensor::cat(&vec![&input; passes], 0)?;
-                self.unet.forward(&input, preconditioning.time, prompted)
-            })
-            .collect::<Result<_>>()?;
-        // The last channel is a variance that nobody reads.
-        let output = Tensor::cat(&outputs, 0)?
-            .narrow(1, 0, self.channels)?
-            .to_dtype(DType::F32)?;
-        let x = Tensor::cat(&vec![x; output.dim(0)? / b], 0)?;
-        Ok(((x * preconditioning.c_skip)? + (output * preconditioning.c_out)?)?)
     }
 }

@@ -1,0 +1,169 @@
+//! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::weights::{Placement, Weights};
+
+/// Where the files of a model in the diffusers layout come from.
+#[derive(Clone, Debug)]
+pub enum ModelFiles {
+    /// A folder: the user's own, or a snapshot in the Hub cache.
+    Folder(PathBuf),
+    /// Built into the binary: (relative path, content).
+    BuiltIn(&'static [(&'static str, &'static [u8])]),
+}
+
+impl ModelFiles {
+    /// The content of a small file, e.g. `unet/config.json`.
+    ///
+    /// # Errors
+    /// The file is missing or unreadable.
+    pub fn read(&self, relative: &str) -> Result<Vec<u8>> {
+        self.try_read(relative)?.ok_or_else(|| {
+            anyhow!(
+                "{} is missing; a model folder in the diffusers layout holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/",
+                self.name(relative)
+            )
+        })
+    }
+
+    /// The same, with `None` where there is no such file.
+    pub fn try_read(&self, relative: &str) -> Result<Option<Vec<u8>>> {
+        match self {
+            ModelFiles::Folder(folder) => {
+                let path = folder.join(relative);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => {
+                        Err(error).with_context(|| format!("cannot read {}", path.display()))
+                    }
+                }
+            }
+            ModelFiles::BuiltIn(files) => Ok(files
+                .iter()
+                .find(|(name, _)| *name == relative)
+                .map(|(_, bytes)| bytes.to_vec())),
+        }
+    }
+
+    /// A JSON file, read into a type.
+    ///
+    /// # Errors
+    /// The file is missing, is not JSON, or lacks what `T` needs; the message names file and field.
+    pub fn json<T: serde::de::DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        serde_json::from_slice(&self.read(relative)?).with_context(|| {
+            format!(
+                "{}: not the configuration expected here",
+                self.name(relative)
+            )
+        })
+    }
+
+    /// A relative path as it is shown in messages.
+    pub fn name(&self, relative: &str) -> String {
+        match self {
+            ModelFiles::Folder(folder) => folder.join(relative).display().to_string(),
+            ModelFiles::BuiltIn(_) => format!("built-in model: {relative}"),
+        }
+    }
+
+    /// The weights of a part: `part/stem.safetensors`, its shards, or its fp16 variant.
+    ///
+    /// `part` is a sub-folder, or "" for weights at the top (a bare VAE repository).
+    ///
+    /// # Errors
+    /// None of these files exists (the message lists what was looked for), or one cannot be read.
+    pub fn weights(&self, part: &str, stem: &str, placement: &Placement) -> Result<Weights> {
+        let relative = |name: String| match part {
+            "" => name,
+            part => format!("{part}/{name}"),
+        };
+        match self {
+            ModelFiles::BuiltIn(files) => {
+                let name = relative(format!("{stem}.safetensors"));
+                let (_, bytes) = files
+                    .iter()
+                    .find(|(file, _)| *file == name)
+                    .ok_or_else(|| anyhow!("{} is missing", self.name(&name)))?;
+                Weights::built_in(&self.name(&name), bytes, placement)
+            }
+            ModelFiles::Folder(folder) => {
+                let folder = match part {
+                    "" => folder.clone(),
+                    part => folder.join(part),
+                };
+                Weights::open(&weight_files(&folder, stem)?, placement)
+            }
+        }
+    }
+}
+
+/// The file or files that hold the weights `stem` in `folder`.
+fn weight_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+    for variant in ["", ".fp16"] {
+        let single = folder.join(format!("{stem}{variant}.safetensors"));
+        if single.is_file() {
+            return Ok(vec![single]);
+        }
+        let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
+        if index.is_file() {
+            return shards(folder, &index);
+        }
+    }
+    let pickled = ["bin", "pt", "ckpt", "pth"]
+        .iter()
+        .map(|extension| folder.join(format!("{stem}.{extension}")))
+        .find(|path| path.is_file());
+    let cure = match pickled {
+        Some(path) => format!(
+            "; {} is a pickled checkpoint, which is not read: save it as safetensors (diffusers: save_pretrained)",
+            path.display()
+        ),
+        None => String::new(),
+    };
+    bail!(
+        "{} is missing (looked for {stem}.safetensors, {stem}.safetensors.index.json and {stem}.fp16.safetensors){cure}",
+        folder.join(format!("{stem}.safetensors")).display()
+    )
+}
+
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let text = std::fs::read(index).with_context(|| format!("cannot read {}", index.display()))?;
+    let parsed: Index = serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not a safetensors index", index.display()))?;
+    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    names
+        .into_iter()
+        .map(|name| {
+            // A shard beside its index: a path that leaves the folder is an attack or a mistake.
+            let plain = Path::new(&name)
+                .file_name()
+                .is_some_and(|file| file == &*name);
+            let path = folder.join(&name);
+            if !plain {
+                bail!(
+                    "{}: shard `{name}` is not a plain file name",
+                    index.display()
+                );
+            }
+            if !path.is_file() {
+                bail!(
+                    "{} is missing; {} names it",
+                    path.display(),
+                    index.display()
+                );
+            }
+            Ok(path)
+        })
+        .collect()
+}

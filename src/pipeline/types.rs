@@ -1,0 +1,174 @@
+//! What goes into the pipeline and comes out of it.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use crate::files::ModelFiles;
+use crate::sampler::Schedule;
+use crate::vae::VaeFiles;
+
+/// What to run, and on what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub model: ModelFiles,
+    /// Another VAE than the model's own.
+    pub vae: Option<VaeFiles>,
+    pub device: Device,
+    /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
+    pub dtype: DType,
+    /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
+    /// which halves the peak for a single picture.
+    pub keep_loaded: bool,
+}
+
+/// How to upscale one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// What the picture shows; only the first 75 tokens or so count.
+    pub prompt: String,
+    /// What to steer away from; used with a guidance scale above 1 alone.
+    pub negative_prompt: String,
+    /// Denoising steps, at least 1.
+    pub steps: usize,
+    /// 0 ignores the prompt; up to 1 uses it in one pass; above 1 is classifier-free guidance in two passes.
+    pub guidance: f64,
+    /// The noise that PyTorch's CPU generator gives for this seed.
+    pub seed: u64,
+    pub schedule: Schedule,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            steps: 20,
+            guidance: 1.0,
+            seed: 0,
+            schedule: Schedule::Karras,
+        }
+    }
+}
+
+/// What is to be upscaled.
+#[derive(Clone, Debug)]
+pub enum LowRes {
+    /// (1, 3, h, w) in [-1, 1], float32, on the CPU; any h and w from 1.
+    Image(Tensor),
+    /// (1, 4, h, w), scaled latents, float32, on the CPU; any h and w from 1.
+    Latents(Tensor),
+}
+
+impl LowRes {
+    /// A picture of `width` x `height` pixels; `rgb` is (height, width, 3) interleaved, 0..=1.
+    ///
+    /// # Errors
+    /// The values are not width * height * 3, or there are none.
+    pub fn image(width: usize, height: usize, rgb: &[f32]) -> Result<Self> {
+        ensure!(
+            width > 0 && height > 0 && rgb.len() == width * height * 3,
+            "a picture of {width}x{height} has {} values, found {}",
+            width * height * 3,
+            rgb.len()
+        );
+        let signed: Vec<f32> = rgb.iter().map(|v| 2.0 * v - 1.0).collect();
+        let tensor = Tensor::from_vec(signed, (1, height, width, 3), &Device::Cpu)?
+            .permute((0, 3, 1, 2))?
+            .contiguous()?;
+        Ok(Self::Image(tensor))
+    }
+
+    /// Latents in the scale of Stable Diffusion's UNets (VAE output times the scaling factor): (4, height, width).
+    ///
+    /// # Errors
+    /// The values are not 4 * height * width, or there are none.
+    pub fn latents(width: usize, height: usize, values: Vec<f32>) -> Result<Self> {
+        ensure!(
+            width > 0 && height > 0 && values.len().is_multiple_of(width * height),
+            "latents of {width}x{height} were given {} values",
+            values.len()
+        );
+        let channels = values.len() / (width * height);
+        let tensor = Tensor::from_vec(values, (1, channels, height, width), &Device::Cpu)?;
+        Ok(Self::Latents(tensor))
+    }
+}
+
+/// Latents of the upscaled picture, extended to what the networks take.
+#[derive(Clone, Debug)]
+pub struct Upscaled {
+    /// (1, 4, H, W), scaled, float32, on the CPU.
+    pub(super) padded: Tensor,
+    /// The picture's size in pixels, exactly twice the input's.
+    pub width: usize,
+    pub height: usize,
+    /// Pixels to a latent position.
+    pub(super) factor: usize,
+}
+
+impl Upscaled {
+    /// The latents without the extension: (1, 4, h, w), scaled, float32, on the CPU.
+    pub fn latents(&self) -> Result<Tensor> {
+        let (h, w) = (
+            self.height.div_ceil(self.factor),
+            self.width.div_ceil(self.factor),
+        );
+        Ok(self.padded.narrow(2, 0, h)?.narrow(3, 0, w)?.contiguous()?)
+    }
+}
+
+/// A decoded picture: (height, width, 3) interleaved, 0..=1.
+#[derive(Clone, Debug)]
+pub struct Rgb {
+    pub width: usize,
+    pub height: usize,
+    pub values: Vec<f32>,
+}
+
+/// The parts of the work, for progress and messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Text,
+    Encode,
+    Denoise,
+    Decode,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Text => "text",
+            Stage::Encode => "encode",
+            Stage::Denoise => "denoise",
+            Stage::Decode => "decode",
+        }
+    }
+}
+
+/// What a caller may want to show while a picture is made.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A stage's weights are being read.
+    Loading(Stage),
+    /// A denoising step is done, after so many seconds of its own.
+    Step {
+        done: usize,
+        total: usize,
+        seconds: f64,
+    },
+    /// A stage is done, after so many seconds, loading included.
+    Finished { stage: Stage, seconds: f64 },
+    /// Something the user should know.
+    Warning(String),
+}
+
+/// Told of every [`Event`]; an error it returns ends the work (how a caller cancels).
+pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
+
+/// Denotes results that are not numbers: the stage overflowed in its precision.
+#[derive(Debug, thiserror::Error)]
+#[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]
+pub struct NotFinite {
+    pub stage: Stage,
+    pub dtype: DType,
+}

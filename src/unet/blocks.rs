@@ -1,0 +1,338 @@
+//! The levels of the UNet: resnets, attention, resampling.
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Tensor};
+
+use super::{Prompted, UNetConfig};
+use crate::layers::{
+    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, NormAct, attention, downsample,
+    map_tokens, upsample,
+};
+use crate::weights::{Placement, Weights};
+
+/// Channels of one normalisation group (`resnet_group_size`, k-diffusion's and diffusers' constant).
+const GROUP_SIZE: usize = 32;
+/// AdaGroupNorm's eps inside attention blocks, which diffusers does not take from the configuration.
+const ATTENTION_NORM_EPS: f64 = 1e-5;
+
+/// What the blocks share while they are built.
+pub struct Builder<'a> {
+    pub config: &'a UNetConfig,
+    pub activation: Activation,
+    pub time_width: usize,
+    /// Cross-attentions built so far: each takes a number, by which its keys and values are found.
+    pub cross_attentions: usize,
+}
+
+/// `norm(x) * (1 + scale) + shift`, scale and shift from the time embedding.
+struct AdaGroupNorm {
+    groups: usize,
+    eps: f64,
+    linear: Linear,
+}
+
+impl AdaGroupNorm {
+    fn new(build: &Builder, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
+        Ok(Self {
+            groups: (channels / GROUP_SIZE).max(1),
+            eps,
+            linear: Linear::new(build.time_width, 2 * channels, true, &w.pp("linear"))?,
+        })
+    }
+
+    /// `time`: (b, time width)
+    fn then(&self, time: &Tensor, activation: Activation) -> Result<NormAct> {
+        let both = self.linear.forward(time)?.to_dtype(DType::F32)?;
+        let channels = self.linear.outputs / 2;
+        Ok(NormAct {
+            groups: self.groups,
+            eps: self.eps,
+            scale: (both.narrow(1, 0, channels)? + 1.0)?,
+            shift: both.narrow(1, channels, channels)?.contiguous()?,
+            activation,
+        })
+    }
+}
+
+struct Resnet {
+    norm1: AdaGroupNorm,
+    conv1: Conv2d,
+    norm2: AdaGroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+    activation: Activation,
+}
+
+impl Resnet {
+    /// `middle` channels between the two convolutions, `outputs` behind them.
+    fn new(
+        build: &Builder,
+        inputs: usize,
+        middle: usize,
+        outputs: usize,
+        w: &Weights,
+    ) -> Result<Self> {
+        let eps = build.config.norm_eps;
+        Ok(Self {
+            norm1: AdaGroupNorm::new(build, inputs, eps, &w.pp("norm1"))?,
+            conv1: Conv2d::new(ConvShape::same(inputs, middle, 3), true, &w.pp("conv1"))?,
+            norm2: AdaGroupNorm::new(build, middle, eps, &w.pp("norm2"))?,
+            conv2: Conv2d::new(ConvShape::same(middle, outputs, 3), true, &w.pp("conv2"))?,
+            conv_shortcut: (inputs != outputs)
+                .then(|| {
+                    let shape = ConvShape::same(inputs, outputs, 1);
+                    Conv2d::new(shape, false, &w.pp("conv_shortcut"))
+                })
+                .transpose()?,
+            activation: build.activation,
+        })
+    }
+
+    fn forward(&self, x: &FeatureMap, time: &Tensor) -> Result<FeatureMap> {
+        let norm1 = self.norm1.then(time, self.activation)?;
+        let hidden = self.conv1.forward_normed(x, &norm1, None)?;
+        let norm2 = self.norm2.then(time, self.activation)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => {
+                let x = shortcut.forward(x)?;
+                self.conv2.forward_normed(&hidden, &norm2, Some(&x))
+            }
+            None => self.conv2.forward_normed(&hidden, &norm2, Some(x)),
+        }
+    }
+}
+
+struct SelfAttention {
+    norm1: AdaGroupNorm,
+    /// Query, key and value side by side.
+    qkv: Linear,
+    to_out: Linear,
+}
+
+struct CrossAttention {
+    number: usize,
+    norm2: AdaGroupNorm,
+    norm_cross: LayerNorm,
+    to_q: Linear,
+    /// Key and value side by side.
+    to_kv: Linear,
+    to_out: Linear,
+}
+
+/// Self-attention (at the lowest level only), then attention to the prompt. No feed-forward.
+pub struct AttentionBlock {
+    heads: usize,
+    width: usize,
+    self_attention: Option<SelfAttention>,
+    cross_attention: CrossAttention,
+    placement: Placement,
+}
+
+impl AttentionBlock {
+    fn new(
+        build: &mut Builder,
+        level: usize,
+        channels: usize,
+        with_self_attention: bool,
+        w: &Weights,
+    ) -> Result<Self> {
+        let head = build
+            .config
+            .attention_head_dim
+            .get(level, "attention_head_dim")?;
+        ensure!(
+            head > 0 && channels >= head,
+            "unet/config.json: attention_head_dim {head} does not fit {channels} channels"
+        );
+        let heads = channels / head;
+        let width = heads * head;
+        let context = build
+            .config
+            .cross_attention_dim
+            .get(level, "cross_attention_dim")?;
+        let self_attention = match with_self_attention {
+            false => None,
+            true => {
+                let attn = w.pp("attn1");
+                let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
+                Some(SelfAttention {
+                    norm1: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm1"))?,
+                    qkv: Linear::joined(channels, &[width; 3], true, &parts)?,
+                    to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+                })
+            }
+        };
+        let attn = w.pp("attn2");
+        let parts = ["to_k", "to_v"].map(|name| attn.pp(name));
+        let cross_attention = CrossAttention {
+            number: build.cross_attentions,
+            norm2: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm2"))?,
+            norm_cross: LayerNorm::new(context, 1e-5, &attn.pp("norm_cross"))?,
+            to_q: Linear::new(channels, width, true, &attn.pp("to_q"))?,
+            to_kv: Linear::joined(context, &[width; 2], true, &parts)?,
+            to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+        };
+        build.cross_attentions += 1;
+        Ok(Self {
+            heads,
+            width,
+            self_attention,
+            cross_attention,
+            placement: w.placement().clone(),
+        })
+    }
+
+    /// Key and value of the cross-attention for a context (b, tokens, context width).
+    pub fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
+        let cross = &self.cross_attention;
+        let both = cross.to_kv.forward(&cross.norm_cross.forward(context)?)?;
+        let part = |i: usize| both.narrow(2, i * self.width, self.width)?.contiguous();
+        Ok((part(0)?, part(1)?))
+    }
+
+    fn forward(&self, x: &FeatureMap, time: &Tensor, prompted: &Prompted) -> Result<FeatureMap> {
+        let mut x = x.clone();
+        if let Some(layer) = &self.self_attention {
+            let normed = layer.norm1.then(time, Activation::None)?.forward(&x)?;
+            x = map_tokens(&x, |tokens| {
+                let qkv = layer.qkv.forward(&normed.tokens()?)?;
+                let part = |i: usize| qkv.narrow(2, i * self.width, self.width)?.contiguous();
+                let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+                let y = attention(&q, &k, &v, self.heads, false, &self.placement)?;
+                layer.to_out.forward_add(&y, Some(tokens))
+            })?;
+        }
+        let layer = &self.cross_attention;
+        let (k, v) = &prompted.keys_values[layer.number];
+        let normed = layer.norm2.then(time, Activation::None)?.forward(&x)?;
+        map_tokens(&x, |tokens| {
+            let q = layer.to_q.forward(&normed.tokens()?)?;
+            let y = attention(&q, k, v, self.heads, false, &self.placement)?;
+            layer.to_out.forward_add(&y, Some(tokens))
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resample {
+    Half,
+    Double,
+    Not,
+}
+
+/// A level on the way down or up: resnets, each followed by attention where the block has it.
+pub struct Block {
+    resnets: Vec<Resnet>,
+    /// Empty, or one a resnet.
+    pub attentions: Vec<AttentionBlock>,
+    resample: Resample,
+    /// On the way down: whether the state before resampling is handed to the block on the way up.
+    pub gives_skip: bool,
+}
+
+/// Whether a block attends to the prompt, by the name of its type.
+fn attends(kind: &str, plain: &str, attending: &str, key: &str) -> Result<bool> {
+    match kind {
+        _ if kind == plain => Ok(false),
+        _ if kind == attending => Ok(true),
+        other => bail!(
+            "unet/config.json: {key} holds `{other}`, which the latent upscaler does not have ({plain}, {attending})"
+        ),
+    }
+}
+
+impl Block {
+    pub fn down(build: &mut Builder, level: usize, w: &Weights) -> Result<Self> {
+        let config = build.config;
+        let attending = attends(
+            &config.down_block_types[level],
+            "KDownBlock2D",
+            "KCrossAttnDownBlock2D",
+            "down_block_types",
+        )?;
+        let channels = config.block_out_channels[level];
+        let inputs = config.block_out_channels[level.saturating_sub(1)];
+        let last = level + 1 == config.block_out_channels.len();
+        let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+        for i in 0..config.layers_per_block.get(level, "layers_per_block")? {
+            let inputs = if i == 0 { inputs } else { channels };
+            let w_resnet = w.pp("resnets").pp(i);
+            resnets.push(Resnet::new(build, inputs, channels, channels, &w_resnet)?);
+            if attending {
+                let w = w.pp("attentions").pp(i);
+                attentions.push(AttentionBlock::new(build, level, channels, last, &w)?);
+            }
+        }
+        Ok(Self {
+            resnets,
+            attentions,
+            resample: if last { Resample::Not } else { Resample::Half },
+            // diffusers' KCrossAttnDownBlock2D without a downsampler returns no states
+            gives_skip: !(last && attending),
+        })
+    }
+
+    pub fn up(build: &mut Builder, index: usize, w: &Weights) -> Result<Self> {
+        let config = build.config;
+        let attending = attends(
+            &config.up_block_types[index],
+            "KUpBlock2D",
+            "KCrossAttnUpBlock2D",
+            "up_block_types",
+        )?;
+        let levels = config.block_out_channels.len();
+        let level = levels - 1 - index;
+        let channels = config.block_out_channels[level];
+        let outputs = config.block_out_channels[level.saturating_sub(1)];
+        // diffusers tells the first block, and with it self-attention and the absence of a skip, by these widths
+        let first = attending && outputs == channels && channels == build.time_width;
+        let inputs = if first { channels } else { 2 * channels };
+        let layers = config.layers_per_block.get(level, "layers_per_block")?;
+        let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+        for i in 0..layers {
+            let inputs = if i == 0 { inputs } else { channels };
+            let end = i + 1 == layers;
+            let outputs = if end { outputs } else { channels };
+            // KUpBlock2D's last resnet is narrow from its first convolution on, KCrossAttnUpBlock2D's from the second
+            let middle = if attending { channels } else { outputs };
+            let w_resnet = w.pp("resnets").pp(i);
+            resnets.push(Resnet::new(build, inputs, middle, outputs, &w_resnet)?);
+            if attending {
+                let w = w.pp("attentions").pp(i);
+                attentions.push(AttentionBlock::new(build, level, outputs, first, &w)?);
+            }
+        }
+        Ok(Self {
+            resnets,
+            attentions,
+            resample: if index + 1 == levels {
+                Resample::Not
+            } else {
+                Resample::Double
+            },
+            gives_skip: false,
+        })
+    }
+
+    /// The block's states before and after resampling.
+    pub fn forward(
+        &self,
+        x: FeatureMap,
+        time: &Tensor,
+        prompted: &Prompted,
+    ) -> Result<(FeatureMap, FeatureMap)> {
+        let mut x = x;
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.forward(&x, time)?;
+            if let Some(attention) = self.attentions.get(i) {
+                x = attention.forward(&x, time, prompted)?;
+            }
+        }
+        let resampled = match self.resample {
+            Resample::Half => downsample(&x)?,
+            Resample::Double => upsample(&x)?,
+            Resample::Not => x.clone(),
+        };
+        Ok((x, resampled))
+    }
+}

@@ -1,0 +1,225 @@
+//! The upscaler's UNet: k-diffusion's design in diffusers' names (UNet2DConditionModel with K-blocks).
+
+mod blocks;
+mod config;
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Tensor};
+
+pub use self::config::UNetConfig;
+
+use self::blocks::{Block, Builder};
+use crate::files::ModelFiles;
+use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
+use crate::text::Conditioning;
+use crate::weights::{Placement, Weights};
+
+/// Fourier features of the noise level are this many cosines and as many sines (the original's
+/// `low_res_noise_embed` has 64 frequencies).
+const NOISE_LEVEL_FEATURES: usize = 64;
+
+/// Everything that holds for one image at all its steps.
+pub struct Prompted {
+    /// Key and value of every cross-attention, (b, tokens, heads * d), in the order of their numbers.
+    pub(super) keys_values: Vec<(Tensor, Tensor)>,
+    /// Projection of the noise level and the pooled prompt, (b, time features).
+    condition: Tensor,
+}
+
+impl Prompted {
+    /// The batch that these prompts are for.
+    pub fn rows(&self) -> Result<usize> {
+        Ok(self.condition.dim(0)?)
+    }
+}
+
+/// `linear_2(act(linear_1(features + cond_proj(condition))))`, with an activation behind it.
+struct TimeEmbedding {
+    /// Frequencies of the Fourier features, (features / 2), float32.
+    frequencies: Tensor,
+    cosine_first: bool,
+    cond_proj: Option<Linear>,
+    linear_1: Linear,
+    activation: Activation,
+    linear_2: Linear,
+    post_activation: Activation,
+}
+
+/// The denoising network.
+pub struct UNet {
+    conv_in: Conv2d,
+    time: TimeEmbedding,
+    down_blocks: Vec<Block>,
+    up_blocks: Vec<Block>,
+    norm_out: Option<NormAct>,
+    conv_out: Conv2d,
+    placement: Placement,
+    pub config: UNetConfig,
+}
+
+impl UNet {
+    /// Reads `unet/`.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, a tensor does not fit config.json, or the configuration is not a latent upscaler's.
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let config: UNetConfig = files.json("unet/config.json")?;
+        let w = files.weights("unet", "diffusion_pytorch_model", placement)?;
+        Self::new(config, &w)
+    }
+
+    fn new(config: UNetConfig, w: &Weights) -> Result<Self> {
+        config.check()?;
+        let first = config.block_out_channels[0];
+        let time_width = config.time_embedding_dim.unwrap_or(2 * first);
+        let activation = Activation::from_name(&config.act_fn)?;
+        let mut build = Builder {
+            config: &config,
+            activation,
+            time_width,
+            cross_attentions: 0,
+        };
+        let embedding = w.pp("time_embedding");
+        let time = TimeEmbedding {
+            frequencies: w
+                .pp("time_proj")
+                .tensor_in(&[time_width / 2], "weight", DType::F32)?,
+            cosine_first: config.flip_sin_to_cos,
+            cond_proj: config
+                .time_cond_proj_dim
+                .map(|dim| Linear::new(dim, time_width, false, &embedding.pp("cond_proj")))
+                .transpose()?,
+            linear_1: Linear::new(time_width, time_width, true, &embedding.pp("linear_1"))?,
+            activation,
+            linear_2: Linear::new(time_width, time_width, true, &embedding.pp("linear_2"))?,
+            post_activation: match &config.timestep_post_act {
+                Some(name) => Activation::from_name(name)?,
+                None => Activation::None,
+            },
+        };
+        let levels = 0..config.block_out_channels.len();
+        let down_blocks = levels
+            .clone()
+            .map(|level| Block::down(&mut build, level, &w.pp("down_blocks").pp(level)))
+            .collect::<Result<_>>()?;
+        let up_blocks = levels
+            .map(|index| Block::up(&mut build, index, &w.pp("up_blocks").pp(index)))
+            .collect::<Result<_>>()?;
+        let norm_out = config
+            .norm_num_groups
+            .map(|groups| -> Result<NormAct> {
+                let norm = GroupNorm::new(groups, first, config.norm_eps, &w.pp("conv_norm_out"))?;
+                Ok(norm.then(activation))
+            })
+            .transpose()?;
+        let conv = |inputs: usize, outputs: usize, kernel: usize, name: &str| {
+            Conv2d::new(ConvShape::same(inputs, outputs, kernel), true, &w.pp(name))
+        };
+        Ok(Self {
+            conv_in: conv(config.in_channels, first, config.conv_in_kernel, "conv_in")?,
+            time,
+            down_blocks,
+            up_blocks,
+            norm_out,
+            conv_out: conv(
+                first,
+                config.out_channels,
+                config.conv_out_kernel,
+                "conv_out",
+            )?,
+            placement: w.placement().clone(),
+            config,
+        })
+    }
+
+    /// What holds for all steps of an image: keys and values of its prompt, the projected condition.
+    ///
+    /// The condition is the Fourier features of noise level 0, 64 ones (cosines) and 64 zeros (sines), before
+    /// the pooled prompt (pipeline_stable_diffusion_latent_upscale.py, diffusers 0.42).
+    ///
+    /// # Errors
+    /// The prompt's width is not what this network was made for.
+    pub fn prompted(&self, conditioning: &Conditioning) -> Result<Prompted> {
+        let placement = &self.placement;
+        let place = |t: &Tensor| t.to_device(&placement.device)?.to_dtype(placement.dtype);
+        let (context, pooled) = (place(&conditioning.context)?, place(&conditioning.pooled)?);
+        let (b, width) = pooled.dims2()?;
+        let Some(projection) = &self.time.cond_proj else {
+            bail!(
+                "unet/config.json: time_cond_proj_dim is missing; the latent upscaler's prompt enters there"
+            );
+        };
+        let expected = self.config.time_cond_proj_dim.unwrap_or(0);
+        let features = 2 * NOISE_LEVEL_FEATURES;
+        ensure!(
+            features + width == expected,
+            "unet/config.json: time_cond_proj_dim is {expected}, expected {features} + {width}, the text encoder's width"
+        );
+        let level = [(1.0, b), (0.0, b)].map(|(value, b)| {
+            Tensor::full(value as f32, (b, NOISE_LEVEL_FEATURES), &placement.device)?
+                .to_dtype(placement.dtype)
+        });
+        let [ones, zeros] = level;
+        let condition = Tensor::cat(&[&ones?, &zeros?, &pooled], 1)?;
+        Ok(Prompted {
+            keys_values: self
+                .blocks()
+                .flat_map(|block| &block.attentions)
+                .map(|attention| attention.keys_values(&context))
+                .collect::<Result<_>>()?,
+            condition: projection.forward(&condition)?,
+        })
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.down_blocks.iter().chain(&self.up_blocks)
+    }
+
+    /// The time embedding (b, time width) for one network time, 0.25 ln(sigma).
+    fn embed_time(&self, time: f32, prompted: &Prompted) -> Result<Tensor> {
+        let parts = &self.time;
+        let angles = (&parts.frequencies * (f64::from(time) * std::f64::consts::TAU))?;
+        let (cos, sin) = (angles.cos()?, angles.sin()?);
+        let features = match parts.cosine_first {
+            true => Tensor::cat(&[cos, sin], 0)?,
+            false => Tensor::cat(&[sin, cos], 0)?,
+        };
+        let features = features.to_dtype(self.placement.dtype)?;
+        let x = prompted.condition.broadcast_add(&features)?;
+        let x = parts
+            .activation
+            .apply(&parts.linear_1.forward(&x)?, &self.placement)?;
+        let x = parts.linear_2.forward(&x)?;
+        parts.post_activation.apply(&x, &self.placement)
+    }
+
+    /// One call: `input` (b, in_channels, h, w), the scaled noisy latents and the condition; `time` is
+    /// 0.25 ln(sigma); out comes (b, out_channels, h, w). Sides are multiples of
+    /// [`UNetConfig::side_multiple`] and no smaller than [`UNetConfig::side_minimum`].
+    ///
+    /// # Errors
+    /// The input does not have the shape described.
+    pub fn forward(&self, input: &Tensor, time: f32, prompted: &Prompted) -> Result<Tensor> {
+        let time = self.embed_time(time, prompted)?;
+        let mut x = self
+            .conv_in
+            .forward(&FeatureMap::from_nchw(input, &self.placement)?)?;
+        let mut skips = Vec::with_capacity(self.down_blocks.len());
+        for block in &self.down_blocks {
+            let (before, resampled) = block.forward(x, &time, prompted)?;
+            skips.push(block.gives_skip.then_some(before));
+            x = resampled;
+        }
+        for block in &self.up_blocks {
+            if let Some(skip) = skips.pop().flatten() {
+                x = x.cat_channels(&skip)?;
+            }
+            x = block.forward(x, &time, prompted)?.1;
+        }
+        let y = match &self.norm_out {
+            Some(norm) => self.conv_out.forward_normed(&x, norm, None)?,
+            None => self.conv_out.forward(&x)?,
+        };
+        y.to_nchw()
+    }
+}
