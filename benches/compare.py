@@ -94,12 +94,13 @@ def warm(folder):
 
 def run_binary(args, picture, steps, out):
     command = [args.binary, "-v", "--model", args.folder, "--device", "cpu", "--dtype", "f32", "--prompt", PROMPT]
-    return watch([*command, "--steps", str(steps), "--seed", "0", "-o", out, picture], environment(args))
+    command += ["--steps", str(steps), "--seed", "0", "-o", out, picture]
+    return watch(command, environment(args))
 
 
 def run_diffusers(args, picture, steps, out, latents):
-    command = [sys.executable, HERE / "full_size.py", "run", args.folder, "--prompt", PROMPT, "--threads", str(args.threads)]
-    command += ["--steps", str(steps), "--seed", "0", "--image", picture, "--out", out, "--latents", latents]
+    command = [sys.executable, HERE / "full_size.py", "run", args.folder, "--prompt", PROMPT]
+    command += ["--threads", str(args.threads), "--steps", str(steps), "--seed", "0", "--image", picture, "--out", out, "--latents", latents]
     return watch(command, environment(args))
 
 
@@ -114,7 +115,7 @@ def environment(args):
     return {name: str(args.threads) for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
 
 
-def why_not(kind, folder):
+def why_not(kind):
     """A reason that a peer cannot run here, or None."""
     if kind == "openvino" and version("openvino") is None:
         return "the package openvino is not installed"
@@ -151,14 +152,14 @@ def medians(runs, of_peer):
     """The median of each quantity and row over the runs of one program; a peer runs parts, not the whole, and its
     number of steps is its own."""
     every = [quantities(run) for run in runs]
-    left_out = ("whole process", "start to first UNet step", "denoise") if of_peer else ()
+    rows = {quantity: set.intersection(*(set(one[quantity]) for one in every)) for quantity in every[0]}
+    if of_peer:
+        rows["wall"] -= {"whole process", "start to first UNet step", "denoise"}
+        rows["cpu"] -= {"whole process", "denoise"}
+        rows["peak"] -= {"whole process"}
     return {
-        quantity: {
-            row: statistics.median(one[quantity][row] for one in every)
-            for row in every[0][quantity]
-            if row not in left_out or (quantity == "peak" and row == "denoise")
-        }
-        for quantity in every[0]
+        quantity: {row: statistics.median(one[quantity][row] for one in every) for row in of_quantity}
+        for quantity, of_quantity in rows.items()
     }
 
 
@@ -170,7 +171,8 @@ def table(size, steps, title, quantity, results):
     unit = GIB if quantity == "peak" else 1
     ours = results.get("binary", {}).get(quantity)
     peers = [kind for kind in results if kind != "binary"]
-    heads = [f"{size} -> {2 * size}, {steps} steps: {title}"] + ([NAMES["binary"]] if ours else [])
+    count = f"{steps} step{'s' * (steps > 1)}"
+    heads = [f"{size} -> {2 * size}, {count}: {title}"] + ([NAMES["binary"]] if ours else [])
     for kind in peers:
         heads += [NAMES[kind]] + (["ratio"] if ours else [])
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
@@ -180,7 +182,7 @@ def table(size, steps, title, quantity, results):
             continue
         name = f"UNet step ({size // 4}x{size // 4} latent)" if row == "UNet step" else row
         cell = lambda value: "" if value is None else f"{value / unit:.2f}"
-        line = [f"{name}, {steps} steps" if row == "denoise" else name] + ([cell(values["binary"])] if ours else [])
+        line = [f"{name}, {count}" if row == "denoise" else name] + ([cell(values["binary"])] if ours else [])
         for kind in peers:
             line.append(cell(values[kind]))
             if ours:
@@ -231,8 +233,8 @@ def one_size(args, size, steps, repeats, work):
         error = relative_error(ours.with_suffix(".safetensors"), theirs.with_suffix(".safetensors"))
         figures = {"levels_max": largest, "levels_mean": mean, "latents_relative_error": error}
         print(
-            f"Parity with diffusers at {size} -> {2 * size}: levels differ by {largest} at most, {mean:.5f} in the mean; "
-            f"latents have a relative error of {error:.1e}.\n"
+            f"Parity with diffusers at {size} -> {2 * size}: levels differ by {largest} at most, "
+            f"{mean:.5f} in the mean; latents have a relative error of {error:.1e}.\n"
         )
     sys.stdout.flush()
     return {"size": size, "steps": steps, "repeats": repeats, "runs": runs, "medians": results, "parity": figures}
@@ -256,9 +258,9 @@ def parse():
     parser.add_argument("--image", type=Path, default=HERE.parent / "assets" / "astronaut.png")
     parser.add_argument("--sizes", type=numbers, default=[256, 512], help="sides of the low-res pictures (256,512)")
     parser.add_argument("--steps", type=numbers, default=[4, 2], help="denoising steps at each size (4,2)")
-    parser.add_argument("--repeats", type=numbers, default=[2], help="runs of the binary and diffusers at each size (2)")
+    parser.add_argument("--repeats", type=numbers, default=[2], help="runs of the binary and diffusers at each (2)")
     parser.add_argument("--only", type=kinds, default=["binary", "diffusers", "openvino"], help=f"of {','.join(NAMES)}")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure of every run here")
     args = parser.parse_args()
     if not (args.folder / "unet").is_dir():
@@ -276,7 +278,7 @@ def main():
     header = {"command": f"python benches/compare.py {shlex.join(again)}", "machine": machine(args.threads)}
     header["versions"] = versions(args.binary)
     for kind in list(args.only):
-        if reason := why_not(kind, args.folder):
+        if reason := why_not(kind):
             print(f"{NAMES[kind]} is left out: {reason}.\n")
             args.only.remove(kind)
 
@@ -291,8 +293,8 @@ def main():
             steps, repeats = (of[min(i, len(of) - 1)] for of in (args.steps, args.repeats))
             sizes.append(one_size(args, size, steps, repeats, Path(work)))
     print(
-        "sd-upscale's stages include reading their weights, diffusers' do not (`load`). Its UNet step is the median of all "
-        "steps, the peers' that of the steps after the first. Ratios are peer / sd-upscale."
+        "sd-upscale's stages include reading their weights, diffusers' do not (`load`). Its UNet step is the median of "
+        "all steps, the peers' that of the steps after the first. Ratios are peer / sd-upscale."
     )
     if "openvino" in args.only:
         errors = json.loads((args.folder / "openvino" / "parity.json").read_text())

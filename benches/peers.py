@@ -24,9 +24,10 @@ def configs(folder):
 
 
 def unet_inputs(unet, side):
-    """(1, 8, side, side) noise beside the picture, a time, (1, 77, 768) context and (1, 896) condition: normal noise."""
+    """(1, 8, side, side) latents, a time, (1, 77, 768) context and (1, 896) condition: normal noise."""
     draw = np.random.default_rng(0).standard_normal
-    shapes = (1, unet["in_channels"], side, side), (1,), (1, 77, unet["cross_attention_dim"]), (1, unet["time_cond_proj_dim"])
+    channels, context, cond = (unet[key] for key in ("in_channels", "cross_attention_dim", "time_cond_proj_dim"))
+    shapes = (1, channels, side, side), (1,), (1, 77, context), (1, cond)
     return [draw(shape).astype(np.float32) for shape in shapes]
 
 

@@ -46,13 +46,17 @@ class Memory(threading.Thread):
 
     def run(self):
         while not self.stop.wait(INTERVAL):
-            now = resident_bytes(self.pid)
-            if now is not None:
-                self.highest = max(now, self.highest or 0)
+            self.read()
+
+    def read(self):
+        now = resident_bytes(self.pid)
+        if now is not None:
+            self.highest = max(now, self.highest or 0)
 
     def since_last(self):
-        """Bytes at the highest since it was last asked."""
-        highest, self.highest = self.highest, resident_bytes(self.pid)
+        """Bytes at the highest since it was last asked, or None where there is no /proc."""
+        self.read()
+        highest, self.highest = self.highest, None
         return highest
 
 
