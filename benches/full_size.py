@@ -5,8 +5,7 @@
     python benches/full_size.py run DIR --image small.png --steps 4 --out ref.png --latents ref.safetensors
     python benches/full_size.py compare ref.png ours.png                       or two latents files
 
-`run` prints the seconds of each stage and the peak memory of the process; give it and the program it is compared with
-the same cores (`taskset`) and threads.
+`run` prints the seconds of each stage and the peak memory of the process; compare.py runs it beside the binary.
 """
 
 import argparse
@@ -82,14 +81,21 @@ def prepare(args):
     resized(args.image, args.size).save(args.out)
 
 
+def finished(stages, label, start):
+    seconds = time.perf_counter() - start
+    stages.setdefault(label, []).append(round(seconds, 3))
+    print(f"{label} {seconds:.3f} s", file=sys.stderr, flush=True)
+
+
 def timed(owner, name, stages, label):
-    """Replaces the method `name` of `owner` by one that appends its seconds to stages[label]."""
+    """Replaces the method `name` of `owner` by one that appends its seconds to stages[label], and says so at once on
+    standard error, where compare.py watches the stages go by."""
     method = getattr(owner, name)
 
     def wrapper(*args, **kwargs):
         start = time.perf_counter()
         result = method(*args, **kwargs)
-        stages.setdefault(label, []).append(round(time.perf_counter() - start, 3))
+        finished(stages, label, start)
         return result
 
     setattr(owner, name, wrapper)
@@ -102,7 +108,8 @@ def run(args):
     pipe = StableDiffusionLatentUpscalePipeline.from_pretrained(args.folder, dtype=torch.float32)
     pipe.scheduler = random_model.scheduler(args.schedule)
     pipe.set_progress_bar_config(disable=True)
-    stages = {"load": [round(time.perf_counter() - start, 3)]}
+    stages = {}
+    finished(stages, "load", start)
     timed(pipe, "encode_prompt", stages, "text")
     timed(pipe.vae, "encode", stages, "encode")
     timed(pipe.unet, "forward", stages, "unet")
