@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 #[cfg(feature = "cuda")]
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 
@@ -56,11 +56,8 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
         DeviceChoice::Cpu => Ok((vec![Device::Cpu], None)),
         DeviceChoice::Cuda(numbers) => Ok((cards(numbers)?, None)),
         DeviceChoice::AllCuda => {
-            let mut devices = vec![cuda(0)?];
-            while let Ok(device) = cuda(devices.len()) {
-                devices.push(device);
-            }
-            Ok((devices, None))
+            let numbers: Vec<usize> = (0..count_cards()?.max(1)).collect();
+            Ok((cards(&numbers)?, None))
         }
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok((vec![Device::Cpu], None)),
         DeviceChoice::Auto => match cuda(0) {
@@ -73,59 +70,101 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
     }
 }
 
-/// The libraries that candle opens on a CUDA device, by the start of their file names.
-#[cfg(all(feature = "cuda", unix))]
-const LIBRARIES: [(&str, &[&str]); 4] = [
-    ("the NVIDIA driver", &["libcuda.so.1", "libcuda.so"]),
-    (
-        "cuBLAS",
-        &["libcublas.so", "libcublas.so.13", "libcublas.so.12"],
-    ),
-    (
-        "cuBLASLt",
-        &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"],
-    ),
-    ("cuRAND", &["libcurand.so", "libcurand.so.10"]),
+/// What candle opens on a CUDA device: what it is, its file where the CUDA libraries are opened at the first call (a
+/// build with `.ci/cuda`, which knows CUDA 13), and its files where they are linked and so loaded already.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const LIBRARIES: [(&str, &str, &[&str]); 5] = [
+    ("the NVIDIA driver", "libcuda.so.1", &[]),
+    ("cuBLASLt", "libcublasLt.so.13", &["libcublasLt.so.12"]),
+    ("cuBLAS", "libcublas.so.13", &["libcublas.so.12"]),
+    ("cuRAND", "libcurand.so.10", &[]),
+    ("cuDNN", "libcudnn.so.9", &["libcudnn.so.8"]),
 ];
 
-/// Looks for the libraries by name before candle does, which would end the program where one is missing.
-#[cfg(all(feature = "cuda", unix))]
+/// Looks for the libraries by name, so that every missing one is told of at once and by its name: what CUDA itself
+/// says without them is "not initialised".
+#[cfg(all(feature = "cuda", target_os = "linux"))]
 fn find_libraries() -> Result<()> {
-    let mut wanted = LIBRARIES.to_vec();
-    if cfg!(feature = "cudnn") {
-        wanted.push(("cuDNN", &["libcudnn.so", "libcudnn.so.9"]));
-    }
-    for (what, names) in wanted {
-        let found = names.iter().any(|name| {
-            let Ok(name) = std::ffi::CString::new(*name) else {
-                return false;
-            };
-            // SAFETY: a library of the system is opened by its plain name, and stays open.
-            !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) }.is_null()
-        });
-        if !found {
-            bail!(
-                "{what} was not found (looked for {}); install it, or add its folder to LD_LIBRARY_PATH",
-                names.join(", ")
-            );
-        }
+    let opens = |file: &str, flags| {
+        std::ffi::CString::new(file).is_ok_and(|file| {
+            // SAFETY: `file` ends in a zero byte. The libraries are NVIDIA's, whose loading has no conditions, and
+            // they stay open.
+            !unsafe { libc::dlopen(file.as_ptr(), flags) }.is_null()
+        })
+    };
+    let missing: Vec<String> = LIBRARIES
+        .into_iter()
+        .filter(|(what, ..)| cfg!(feature = "cudnn") || *what != "cuDNN")
+        .filter(|(_, file, linked)| {
+            !opens(file, libc::RTLD_NOW | libc::RTLD_GLOBAL)
+                && !linked
+                    .iter()
+                    .any(|file| opens(file, libc::RTLD_NOW | libc::RTLD_NOLOAD))
+        })
+        .map(|(what, file, _)| format!("{what} ({file})"))
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "CUDA cannot be used: not found: {}; install what is missing, or add its folder to LD_LIBRARY_PATH",
+            missing.join(", ")
+        );
     }
     Ok(())
 }
 
-#[cfg(all(feature = "cuda", not(unix)))]
+#[cfg(all(feature = "cuda", not(target_os = "linux")))]
 fn find_libraries() -> Result<()> {
     Ok(())
+}
+
+/// How many cards the driver shows; `CUDA_VISIBLE_DEVICES` hides the others.
+#[cfg(feature = "cuda")]
+fn count_cards() -> Result<usize> {
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    find_libraries()?;
+    let count = CudaContext::device_count().context("the NVIDIA driver cannot be used")?;
+    Ok(usize::try_from(count)?)
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device> {
-    find_libraries()?;
-    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
-    match opened {
-        Ok(device) => device.with_context(|| format!("CUDA device {number} cannot be used")),
-        Err(_) => bail!("CUDA device {number} cannot be used: its libraries do not fit this build"),
-    }
+    let count = count_cards()?;
+    ensure!(
+        number < count,
+        "there is no CUDA device {number}: the NVIDIA driver shows {count}, counted from 0"
+    );
+    let device =
+        Device::new_cuda(number).with_context(|| format!("CUDA device {number} cannot be used"))?;
+    keep_memory(device.as_cuda_device()?);
+    Ok(device)
+}
+
+/// Frees allocations of what they need not cost: two events for every tensor, and memory that goes back to the driver
+/// at every synchronisation.
+#[cfg(feature = "cuda")]
+fn keep_memory(device: &candle_core::CudaDevice) {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+    use sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: events order the work of several streams. A device has one here, and all of its tensors are made, used
+    // and dropped by the one thread that computes on it.
+    unsafe { device.disable_event_tracking() };
+    let mut threshold = u64::MAX;
+    // SAFETY: the context is alive, so its device is valid; the attribute is a u64 that the driver copies.
+    let set = unsafe {
+        result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()).and_then(
+            |pool| {
+                let value = (&raw mut threshold).cast();
+                result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, value)
+            },
+        )
+    };
+    // Cards without memory pools allocate as they always did.
+    let _ = set;
+}
+
+#[cfg(not(feature = "cuda"))]
+fn count_cards() -> Result<usize> {
+    Ok(1)
 }
 
 #[cfg(not(feature = "cuda"))]

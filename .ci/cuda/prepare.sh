@@ -1,0 +1,39 @@
+#!/bin/bash
+# Prepares a real CUDA build on an x86-64 Linux machine without a GPU, a driver or a CUDA toolkit: nvcc 13.0 and its
+# headers from PyPI, and link archives that open the CUDA libraries at the first call, so that the one binary also runs
+# where there are none. A machine with a toolkit needs none of this.
+#   usage: .ci/cuda/prepare.sh DEST
+#          cargo build --release --features cuda,cudnn --config DEST/cuda.toml
+# Needs Python 3.11 with pip, gcc and cargo; DEST takes 410 MB. CUDA_COMPUTE_CAP (default 80, the first with bfloat16) is
+# the oldest card the kernels are for: the driver compiles them for newer ones at the first use.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${1:?usage: .ci/cuda/prepare.sh DEST}"
+dest=$(cd "$1" && pwd)
+
+python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+  --no-deps --no-compile --upgrade --target "$dest/python" \
+  nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+  nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+cuda=$dest/python/nvidia/cu13
+ln -sfn lib "$cuda/lib64"
+
+# The archives follow the very sources of cudarc and candle-kernels that cargo will build.
+source_of() {
+  cargo metadata --manifest-path "$here/../../Cargo.toml" --locked --format-version 1 --all-features |
+    python3 -c 'import json, pathlib, sys
+print(*[pathlib.Path(p["manifest_path"]).parent for p in json.load(sys.stdin)["packages"] if p["name"] == sys.argv[1]])' "$1"
+}
+rm -rf "$cuda/lib/stubs"
+python3 "$here/lazy_libraries.py" "$(source_of cudarc)" "$cuda/lib/stubs"
+python3 "$here/missing_kernels.py" "$(source_of candle-kernels)" "$cuda/lib" "$cuda/lib/stubs"
+
+cat > "$dest/cuda.toml" <<TOML
+[env]
+CUDA_HOME = "$cuda"
+NVCC = "$here/nvcc"
+CUDA_COMPUTE_CAP = "${CUDA_COMPUTE_CAP:-80}"
+CUDARC_CUDA_VERSION = "13000"
+CUDAFORGE_THREADS = "$(nproc)"
+TOML
+echo "build with: cargo build --release --features cuda,cudnn --config $dest/cuda.toml"
