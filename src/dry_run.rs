@@ -9,7 +9,6 @@ use sd_upscale::plan::{Plan, Source, Target};
 use sd_upscale::{device, model};
 
 use crate::cli::Job;
-use crate::report::Reporter;
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
 const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
@@ -18,7 +17,7 @@ const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
 ///
 /// # Errors
 /// None of its own: an input that cannot be read is shown with its error.
-pub fn show(job: &Job, plan: &Plan, devices: &[Device], reporter: &Reporter) -> Result<ExitCode> {
+pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
     let mut unreadable = plan.failed.len();
     for (path, error) in &plan.failed {
         println!("{}: {error}", path.display());
@@ -64,7 +63,6 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device], reporter: &Reporter) -> 
             gigabytes + 1.7
         );
     }
-    reporter.finish(false);
     Ok(ExitCode::from(u8::from(unreadable > 0)))
 }
 

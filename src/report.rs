@@ -229,7 +229,11 @@ impl Reporter {
 
 /// An error with the name of its input, once.
 fn named(input: &str, error: &str) -> String {
-    match error.starts_with(input) {
+    let error_names_it = ["", "cannot read "]
+        .iter()
+        .filter_map(|opening| error.strip_prefix(opening))
+        .any(|rest| rest.starts_with(input));
+    match error_names_it {
         true => error.to_string(),
         false => format!("{input}: {error}"),
     }

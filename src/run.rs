@@ -42,7 +42,7 @@ pub fn run(job: Job) -> Result<ExitCode> {
         ));
     }
     if job.dry_run {
-        return crate::dry_run::show(&job, &plan, &devices, &reporter);
+        return crate::dry_run::show(&job, &plan, &devices);
     }
     for (path, error) in &plan.failed {
         reporter.done(&unread(&job, path, error))?;
