@@ -43,7 +43,12 @@ pub struct Args {
     guidance: f64,
 
     /// Noise seed: the noise of PyTorch's CPU generator; every input starts from the same
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     seed: u64,
 
     /// Noise schedule; log-linear is what the published pipeline runs

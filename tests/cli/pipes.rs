@@ -51,7 +51,10 @@ fn an_image_by_way_of_latents_is_the_image_made_at_once() {
     let bytes = fs::read(folder.path().join("up.safetensors")).unwrap();
     let (shape, _) = tensor(&bytes, "latents");
     assert_eq!(shape, [1, 4, 32, 16]);
-    assert_eq!(files(folder.path()), ["direct.png", "in.png", "up.safetensors"]);
+    assert_eq!(
+        files(folder.path()),
+        ["direct.png", "in.png", "up.safetensors"]
+    );
     // The upscaled latents, decoded as they are, are the direct picture.
     run(folder.path(), "up.safetensors -o again.png --save-low-res").ends_in(0);
     assert_eq!(

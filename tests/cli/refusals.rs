@@ -16,7 +16,11 @@ fn refused(extension: &str, bytes: &[u8], words: &[&str]) {
 #[test]
 fn a_truncated_png_is_refused() {
     let bytes = fs::read(data("inputs/square-64x64.png")).unwrap();
-    refused("png", &bytes[..bytes.len() / 2], &["unexpected end of file"]);
+    refused(
+        "png",
+        &bytes[..bytes.len() / 2],
+        &["unexpected end of file"],
+    );
 }
 
 #[test]
@@ -94,10 +98,7 @@ fn a_missing_weight_file_is_named() {
     fs::remove_file(model.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
     plain(folder.path(), "in.png -o out.png -s 1 --model model")
         .ends_in(1)
-        .says(&[
-            "model/vae/diffusion_pytorch_model.safetensors",
-            "missing",
-        ]);
+        .says(&["model/vae/diffusion_pytorch_model.safetensors", "missing"]);
     assert!(!folder.path().join("out.png").exists());
 }
 
@@ -178,7 +179,9 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
     ] {
         run(folder.path(), arguments).ends_in(2).says(&[words]);
     }
-    finish(program(folder.path()), b"").ends_in(2).says(&["<INPUT>"]);
+    finish(program(folder.path()), b"")
+        .ends_in(2)
+        .says(&["<INPUT>"]);
     assert_eq!(files(folder.path()), ["in.png", "other.png"]);
 }
 

@@ -1,8 +1,8 @@
 //! Running the program in a folder of its own, and looking at what it left there.
 
 pub use std::fs;
-pub use std::path::{Path, PathBuf};
 use std::io::Write;
+pub use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use image::{DynamicImage, RgbImage};

@@ -36,10 +36,6 @@ fn every_format_that_is_read_is_upscaled_and_every_format_that_is_named_is_writt
         let bytes = fs::read(folder.path().join(&output)).unwrap();
         let written = image::guess_format(&bytes).unwrap();
         assert_eq!(Some(written), image::ImageFormat::from_extension(extension));
-        assert_eq!(
-            size(folder.path().join(output)),
-            (40, 24),
-            "{extension}"
-        );
+        assert_eq!(size(folder.path().join(output)), (40, 24), "{extension}");
     }
 }

@@ -247,7 +247,10 @@ fn weights_kept_in_16_bits_give_the_picture_of_the_same_values_in_32_and_64() {
         let in_16_bits = made(folder.path(), "");
         for wide in [Dtype::F32, Dtype::F64] {
             as_dtype(wide);
-            assert!(made(folder.path(), "") == in_16_bits, "{narrow:?}, {wide:?}");
+            assert!(
+                made(folder.path(), "") == in_16_bits,
+                "{narrow:?}, {wide:?}"
+            );
         }
         assert!(
             in_16_bits != expected(folder.path()),

@@ -42,6 +42,10 @@ fn exporting_to_a_place_that_cannot_be_written_is_exit_code_1() {
         .says(&["file/model"]);
 }
 
+/// dB. Seen: 31.4 (bicubic: 30.2). The margin is for other processors' rounding and small changes of the kernels;
+/// red and blue swapped give 15.1, a shift by one pixel 25.7.
+const FLOOR: f64 = 30.7;
+
 /// Peak signal-to-noise ratio in dB.
 fn psnr(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
     assert_eq!(a.dimensions(), b.dimensions());
@@ -92,5 +96,3 @@ fn the_built_in_model_brings_back_a_photo_that_was_halved() {
     assert!(psnr(&swapped, &photo) < FLOOR);
     assert!(psnr(&shifted, &photo) < FLOOR);
 }
-
-const FLOOR: f64 = 10.0;
