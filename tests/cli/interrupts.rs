@@ -3,6 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use super::hub_server::{HubServer, REPO};
 use super::setup::*;
 
 fn many(count: usize, side: u32) -> TempDir {
@@ -70,6 +71,49 @@ fn an_interrupt_ends_a_batch_in_order() {
         assert_eq!(left, outputs(folder.path()), "temporary files are left");
         all_are_whole(folder.path());
     }
+}
+
+#[test]
+fn an_interrupted_download_goes_on_at_the_next_run() {
+    let server = HubServer::of_folder(&data("model"));
+    server.slow_down(Duration::from_millis(20));
+    let folder = folder_of(&[("in.png", 16, 16)]);
+    let start = || {
+        program(folder.path())
+            .env("HF_ENDPOINT", server.url())
+            .env("HF_HOME", folder.path().join("hf"))
+            .args(["in.png", "-o", "out.png", "-s", "1", "--model", REPO])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let child = start();
+    let began = Instant::now();
+    let is_cut = |name: &String| name.ends_with(".incomplete");
+    // Some of a weights file is there.
+    let partial = || {
+        let hf = folder.path().join("hf");
+        let found = match hf.exists() {
+            true => files(&hf).into_iter().find(is_cut),
+            false => None,
+        };
+        found.is_some_and(|name| fs::metadata(hf.join(name)).is_ok_and(|m| m.len() > 40_000))
+    };
+    while !partial() {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SAFETY: a signal to a process of ours that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(!folder.path().join("out.png").exists());
+    server.slow_down(Duration::ZERO);
+    server.seen();
+    assert_eq!(start().wait().unwrap().code(), Some(0));
+    let resumed = server.seen().iter().any(|seen| seen.range.unwrap_or(0) > 0);
+    assert!(resumed, "everything was fetched anew");
+    assert!(folder.path().join("out.png").exists());
 }
 
 #[test]

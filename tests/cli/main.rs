@@ -2,6 +2,7 @@
 //! All on the small model in `tests/data/model`, on the CPU.
 
 mod damaged;
+mod environment;
 mod fidelity;
 mod folders;
 mod hub;

@@ -103,6 +103,28 @@ fn a_missing_weight_file_is_named() {
 }
 
 #[test]
+fn without_a_model_json_still_has_a_line_for_each_input() {
+    let folder = folder_of(&[("in/a.png", 8, 8), ("in/b.png", 8, 8)]);
+    fs::write(folder.path().join("in/c.png"), "no image").unwrap();
+    let ran = plain(folder.path(), "in -o out --json --model ./nothing").ends_in(1);
+    let mut told: Vec<(String, String)> = Vec::new();
+    for line in ran.json() {
+        assert_eq!(line["status"], "error");
+        let text = |key: &str| line[key].as_str().unwrap().to_string();
+        told.push((text("input"), text("error")));
+    }
+    told.sort();
+    let inputs: Vec<&str> = told.iter().map(|(input, _)| &**input).collect();
+    assert_eq!(inputs, ["in/a.png", "in/b.png", "in/c.png"]);
+    assert!(told[0].1.contains("./nothing"), "{}", told[0].1);
+    assert!(
+        files(folder.path())
+            .iter()
+            .all(|file| file.starts_with("in/"))
+    );
+}
+
+#[test]
 fn a_missing_shard_and_a_missing_config_are_named() {
     for file in [
         "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
