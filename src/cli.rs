@@ -39,11 +39,16 @@ pub struct Args {
     steps: u32,
 
     /// 0: ignore the prompt; above 0 up to 1: one pass; above 1: classifier-free guidance, two passes
-    #[arg(short, long, value_name = "G", default_value_t = 1.0, value_parser = guidance)]
+    #[arg(short, long, value_name = "G", default_value_t = 1.0, value_parser = guidance, allow_negative_numbers = true)]
     guidance: f64,
 
     /// Noise seed: the noise of PyTorch's CPU generator; every input starts from the same
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     seed: u64,
 
     /// Noise schedule; log-linear is what the published pipeline runs

@@ -1,27 +1,29 @@
 //! `--dry-run`: what would be done, without doing it.
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use sd_upscale::input::{self, Loaded};
 use sd_upscale::plan::{Plan, Source, Target};
 use sd_upscale::{device, model};
 
 use crate::cli::Job;
-use crate::report::Reporter;
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
 const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
 
-/// Prints each input with its output and sizes, and what the run needs. Nothing is downloaded.
+/// Prints each input with its output and sizes, and what the run needs: on standard error where standard output is
+/// for JSON. Nothing is downloaded. An input that cannot be read is shown with its error.
 ///
 /// # Errors
-/// None of its own: an input that cannot be read is shown with its error.
-pub fn show(job: &Job, plan: &Plan, devices: &[Device], reporter: &Reporter) -> Result<ExitCode> {
+/// The output is closed.
+pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
+    let mut lines = Vec::new();
     let mut unreadable = plan.failed.len();
     for (path, error) in &plan.failed {
-        println!("{}: {error}", path.display());
+        lines.push(format!("{}: {error}", path.display()));
     }
     let mut largest = 0;
     for task in &plan.tasks {
@@ -31,7 +33,7 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device], reporter: &Reporter) -> 
                 Ok(Loaded::Picture(picture)) => Some((picture.width, picture.height)),
                 Ok(Loaded::Latents(latents)) => Some((8 * latents.width, 8 * latents.height)),
                 Err(error) => {
-                    println!("{error:#}");
+                    lines.push(format!("{error:#}"));
                     unreadable += 1;
                     continue;
                 }
@@ -47,24 +49,34 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device], reporter: &Reporter) -> 
         };
         match size {
             Some((w, h)) => {
-                println!("{} {w}x{h} -> {place} {}x{}", task.source, 2 * w, 2 * h);
+                lines.push(format!(
+                    "{} {w}x{h} -> {place} {}x{}",
+                    task.source,
+                    2 * w,
+                    2 * h
+                ));
                 largest = largest.max((4 * w * h) as u64);
             }
-            None => println!("{} -> {place}", task.source),
+            None => lines.push(format!("{} -> {place}", task.source)),
         }
     }
     let names: Vec<String> = devices.iter().map(device::name).collect();
-    println!("device: {}", names.join(", "));
-    println!("model: {}", weights(job));
+    lines.push(format!("device: {}", names.join(", ")));
+    lines.push(format!("model: {}", weights(job)));
     if job.model != model::TINY {
         // The decoder's widest maps: two of 256 channels and one of 128 at the output's size, in float32.
         let gigabytes = (largest * 2600) as f64 / 1e9;
-        println!(
+        lines.push(format!(
             "memory: about {:.1} GB ({gigabytes:.1} GB for the largest picture)",
             gigabytes + 1.7
-        );
+        ));
     }
-    reporter.finish(false);
+    let text = lines.join("\n");
+    match job.json {
+        true => writeln!(std::io::stderr(), "{text}"),
+        false => writeln!(std::io::stdout(), "{text}"),
+    }
+    .context("cannot write what would be done")?;
     Ok(ExitCode::from(u8::from(unreadable > 0)))
 }
 

@@ -6,6 +6,7 @@ mod report;
 mod run;
 mod stages;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
             .and_then(run::run),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // Where no one reads standard error, the exit status remains.
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
 }

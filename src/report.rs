@@ -1,5 +1,6 @@
 //! What the user sees while a run goes on and when it ends: progress, warnings, JSON lines, a summary.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,8 @@ pub struct Reporter {
     first_step: bool,
     /// Seconds of the steps so far, by worker.
     step_times: Vec<Vec<f64>>,
+    /// Inputs that `--json` has told of.
+    told: HashSet<String>,
 }
 
 impl Reporter {
@@ -118,11 +121,15 @@ impl Reporter {
             start: Instant::now(),
             first_step: true,
             step_times: vec![Vec::new(); workers],
+            told: HashSet::new(),
         }
     }
 
     fn line(&self, text: &str) {
-        self.bars.suspend(|| eprintln!("{text}"));
+        // A batch goes on where no one reads any more (`2>&1 | head`, a connection that is gone).
+        self.bars.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
     }
 
     pub fn note(&self, text: &str) {
@@ -193,7 +200,26 @@ impl Reporter {
                 self.failures.push((outcome.input.clone(), error.into()));
             }
         }
+        self.json_line(outcome)
+    }
+
+    /// Ends a run that cannot go on: `--json` gets a line for each of `inputs` that had none.
+    ///
+    /// # Errors
+    /// Standard output is closed.
+    pub fn give_up(&mut self, inputs: Vec<Outcome>) -> Result<()> {
+        for outcome in inputs {
+            if !self.told.contains(&outcome.input) {
+                self.json_line(&outcome)?;
+            }
+        }
+        self.finish(false);
+        Ok(())
+    }
+
+    fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
         if self.json {
+            self.told.insert(outcome.input.clone());
             let line = Line {
                 input: &outcome.input,
                 output: outcome.output.as_deref(),
@@ -234,8 +260,11 @@ impl Reporter {
                 self.skipped,
                 self.failures.len()
             );
+            if left > 0 {
+                text = format!("{text}, {left} not done");
+            }
             if interrupted {
-                text = format!("interrupted: {text}, {left} not done");
+                text = format!("interrupted: {text}");
             }
             self.info(&text);
             for (input, error) in &self.failures {
@@ -251,7 +280,11 @@ impl Reporter {
 
 /// An error with the name of its input, once.
 fn named(input: &str, error: &str) -> String {
-    match error.contains(input) {
+    let error_names_it = ["", "cannot read "]
+        .iter()
+        .filter_map(|opening| error.strip_prefix(opening))
+        .any(|rest| rest.starts_with(input));
+    match error_names_it {
         true => error.to_string(),
         false => format!("{input}: {error}"),
     }

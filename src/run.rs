@@ -42,10 +42,11 @@ pub fn run(job: Job) -> Result<ExitCode> {
         ));
     }
     if job.dry_run {
-        return crate::dry_run::show(&job, &plan, &devices, &reporter);
+        return crate::dry_run::show(&job, &plan, &devices);
     }
     for (path, error) in &plan.failed {
-        reporter.done(&unread(&job, path, error))?;
+        let input = path.display().to_string();
+        reporter.done(&failed(&job, input, error))?;
     }
     if plan.tasks.is_empty() {
         if inputs == 0 {
@@ -58,9 +59,10 @@ pub fn run(job: Job) -> Result<ExitCode> {
     work(Arc::new(job), plan, devices, reporter)
 }
 
-fn unread(job: &Job, path: &std::path::Path, error: &str) -> Outcome {
+/// An input that failed before it was worked on.
+fn failed(job: &Job, input: String, error: &str) -> Outcome {
     Outcome {
-        input: path.display().to_string(),
+        input,
         output: None,
         status: Status::Error,
         error: Some(error.to_string()),
@@ -119,6 +121,10 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
     watch_for_interrupts(messages.clone())?;
 
     let many = plan.tasks.len() > 1;
+    let inputs: Vec<String> = match job.json {
+        true => plan.tasks.iter().map(|t| t.source.to_string()).collect(),
+        false => Vec::new(),
+    };
     {
         let (job, messages) = (job.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
@@ -142,7 +148,10 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
             let _ = messages.send(Message::AllWritten);
         });
     }
-    talk(reporter, inbox, &writing)
+    talk(reporter, inbox, &writing, |error| {
+        let failed = |input| failed(&job, input, &format!("{error:#}"));
+        inputs.into_iter().map(failed).collect()
+    })
 }
 
 /// A first interrupt ends the run in order; a second one at once.
@@ -157,7 +166,13 @@ fn watch_for_interrupts(messages: std::sync::mpsc::Sender<Message>) -> Result<()
     .context("cannot watch for interrupts")
 }
 
-fn talk(mut reporter: Reporter, inbox: Receiver<Message>, writing: &Mutex<()>) -> Result<ExitCode> {
+/// `undone` gives what becomes of the inputs where the run cannot go on.
+fn talk(
+    mut reporter: Reporter,
+    inbox: Receiver<Message>,
+    writing: &Mutex<()>,
+    undone: impl FnOnce(&anyhow::Error) -> Vec<Outcome>,
+) -> Result<ExitCode> {
     for message in inbox {
         match message {
             Message::Note(text) => reporter.note(&text),
@@ -172,7 +187,7 @@ fn talk(mut reporter: Reporter, inbox: Receiver<Message>, writing: &Mutex<()>) -
             Message::Done(outcome) => reporter.done(&outcome)?,
             Message::Fatal(error) => {
                 let _no_file_is_half_written = writing.lock();
-                reporter.finish(false);
+                reporter.give_up(undone(&error))?;
                 return Err(error);
             }
             Message::Interrupt => {

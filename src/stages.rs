@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sd_upscale::input::{self, Loaded};
-use sd_upscale::latents::{Latents, SDXL_NOTE};
+use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::{Claims, Kind, Source, Target, Task};
@@ -54,6 +54,8 @@ pub struct Item {
     pub low_res: Option<PathBuf>,
     /// Whether its file holds others.
     pub of_many: bool,
+    /// Of latents: decided, and for all of a file alike.
+    latent_scale: LatentScale,
     pub start: Instant,
 }
 
@@ -179,6 +181,16 @@ impl Reader<'_> {
             Source::Path(path) => input::read_path(path, &self.job.limits)?,
             Source::Stdin => input::read_stdin(&self.job.limits)?,
         };
+        let mut latent_scale = self.job.latent_scale;
+        let mut judgement = None;
+        if let Loaded::Latents(latents) = &loaded {
+            let (raw, message) = latents.is_raw(latent_scale);
+            latent_scale = match raw {
+                true => LatentScale::Raw,
+                false => LatentScale::Scaled,
+            };
+            judgement = message;
+        }
         let contents = match loaded {
             Loaded::Picture(picture) => vec![Content::Picture(picture)],
             Loaded::Latents(latents) => one_each(latents)
@@ -194,8 +206,14 @@ impl Reader<'_> {
                 self.warn_of(task, &content);
             }
             if let Some(item) = self.item(task, start, content, number)? {
-                items.push(item);
+                items.push(Item {
+                    latent_scale,
+                    ..item
+                });
             }
+        }
+        if let Some(text) = judgement.filter(|_| !items.is_empty()) {
+            self.say(Message::Info(format!("{}: {text}", task.source)));
         }
         Ok(items)
     }
@@ -272,6 +290,7 @@ impl Reader<'_> {
             place,
             low_res,
             of_many: number.is_some(),
+            latent_scale: self.job.latent_scale,
             start,
         }))
     }
@@ -421,7 +440,7 @@ impl Worker<'_> {
     fn run(&self, upscaler: &mut Upscaler, group: Vec<Item>) -> Results {
         let group: Vec<Item> = group
             .into_iter()
-            .map(|item| self.scaled(upscaler, item))
+            .map(|item| Self::scaled(upscaler, item))
             .collect();
         let made = self.make(upscaler, &group.iter().collect::<Vec<_>>());
         match made {
@@ -468,15 +487,10 @@ impl Worker<'_> {
     }
 
     /// Latents in the UNet's scale, whatever the file's.
-    fn scaled(&self, upscaler: &Upscaler, mut item: Item) -> Item {
+    fn scaled(upscaler: &Upscaler, mut item: Item) -> Item {
         if let Content::Latents(latents) = item.content {
             let factor = upscaler.vae_config().scaling_factor as f32;
-            let (latents, message) = latents.into_scaled(self.job.latent_scale, factor);
-            if let Some(message) = message {
-                let _ = self
-                    .messages
-                    .send(Message::Info(format!("{}: {message}", item.source)));
-            }
+            let (latents, _) = latents.into_scaled(item.latent_scale, factor);
             item.content = Content::Latents(latents);
         }
         item

@@ -1,7 +1,12 @@
 //! What a download shows on standard error: bars on a terminal, one line per file elsewhere, or nothing.
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+
+/// Where no one reads any more, the download goes on.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// How much to show while downloading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +31,7 @@ impl Report {
     /// One line on what is going on.
     pub(super) fn note(self, text: &str) {
         if self != Report::Quiet {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
@@ -34,7 +39,7 @@ impl Report {
     pub(super) fn file(self, path: &str, size: Option<u64>) -> ProgressBar {
         let size_text = size.map_or(String::new(), |size| format!(" ({})", HumanBytes(size)));
         if self == Report::Lines {
-            eprintln!("downloading {path}{size_text}");
+            say(&format!("downloading {path}{size_text}"));
         }
         if self != Report::Bars {
             return ProgressBar::hidden();

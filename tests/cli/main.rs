@@ -1,0 +1,20 @@
+//! The program itself, as people and scripts meet it: arguments and files in; exit code, files and messages out.
+//! All on the small model in `tests/data/model`, on the CPU.
+
+mod damaged;
+mod environment;
+mod fidelity;
+mod folders;
+mod hub;
+#[path = "../common/hub_server.rs"]
+mod hub_server;
+#[cfg(target_os = "linux")]
+mod interrupts;
+mod latents;
+mod pipes;
+mod reference;
+mod refusals;
+mod setup;
+mod sizes;
+mod spellings;
+mod tiny;
