@@ -12,30 +12,37 @@ use candle_core::{DType, Device};
 pub enum DeviceChoice {
     /// CUDA where the build and the machine have it, else the CPU.
     Auto,
-    Cpu,
     /// Every CUDA card of the machine.
     AllCuda,
-    /// Cards by number; a batch is spread over them.
-    Cuda(Vec<usize>),
+    /// By name; the inputs of a run are spread over them.
+    List(Vec<One>),
+}
+
+/// One device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum One {
+    Cpu,
+    /// A card by its number.
+    Cuda(usize),
 }
 
 impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let card = |name: &str| match name {
-            "cuda" => Some(0),
-            _ => name.strip_prefix("cuda:")?.parse().ok(),
+        let one = |name: &str| match name {
+            "cpu" => Some(One::Cpu),
+            "cuda" => Some(One::Cuda(0)),
+            _ => name.strip_prefix("cuda:")?.parse().ok().map(One::Cuda),
         };
         match text {
             "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
             "cuda:all" => Ok(Self::AllCuda),
             _ => text
                 .split(',')
-                .map(|name| card(name.trim()))
-                .collect::<Option<Vec<usize>>>()
-                .map(Self::Cuda)
+                .map(|name| one(name.trim()))
+                .collect::<Option<Vec<One>>>()
+                .map(Self::List)
                 .ok_or_else(|| {
                     "expected auto, cpu, cuda, cuda:N, a list such as cuda:0,cuda:1, or cuda:all"
                         .into()
@@ -49,15 +56,17 @@ impl FromStr for DeviceChoice {
 /// # Errors
 /// CUDA was asked for by name and is not to be had; the message says what is missing.
 pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
-    let cards = |numbers: &[usize]| -> Result<Vec<Device>> {
-        numbers.iter().map(|&number| cuda(number)).collect()
-    };
     match choice {
-        DeviceChoice::Cpu => Ok((vec![Device::Cpu], None)),
-        DeviceChoice::Cuda(numbers) => Ok((cards(numbers)?, None)),
+        DeviceChoice::List(names) => {
+            let open = |one: &One| match *one {
+                One::Cpu => Ok(Device::Cpu),
+                One::Cuda(number) => cuda(number),
+            };
+            Ok((names.iter().map(open).collect::<Result<_>>()?, None))
+        }
         DeviceChoice::AllCuda => {
-            let numbers: Vec<usize> = (0..count_cards()?.max(1)).collect();
-            Ok((cards(&numbers)?, None))
+            let devices = (0..count_cards()?.max(1)).map(cuda);
+            Ok((devices.collect::<Result<_>>()?, None))
         }
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok((vec![Device::Cpu], None)),
         DeviceChoice::Auto => match cuda(0) {
@@ -196,8 +205,10 @@ mod tests {
 
     #[test]
     fn devices_are_read_as_they_are_written() {
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(vec![0])));
-        assert_eq!("cuda:0,cuda:3".parse(), Ok(DeviceChoice::Cuda(vec![0, 3])));
+        let list = |devices: &[One]| Ok(DeviceChoice::List(devices.to_vec()));
+        assert_eq!("cpu".parse(), list(&[One::Cpu]));
+        assert_eq!("cuda".parse(), list(&[One::Cuda(0)]));
+        assert_eq!("cuda:0,cuda:3".parse(), list(&[One::Cuda(0), One::Cuda(3)]));
         assert_eq!("cuda:all".parse(), Ok(DeviceChoice::AllCuda));
         assert!("gpu".parse::<DeviceChoice>().is_err());
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
