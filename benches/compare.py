@@ -100,7 +100,8 @@ def run_binary(args, picture, steps, out):
 
 def run_diffusers(args, picture, steps, out, latents):
     command = [sys.executable, HERE / "full_size.py", "run", args.folder, "--prompt", PROMPT]
-    command += ["--threads", str(args.threads), "--steps", str(steps), "--seed", "0", "--image", picture, "--out", out, "--latents", latents]
+    command += ["--threads", str(args.threads), "--steps", str(steps), "--seed", "0"]
+    command += ["--image", picture, "--out", out, "--latents", latents]
     return watch(command, environment(args))
 
 

@@ -116,8 +116,9 @@ def run_openvino(args):
     for name, label, values, count in parts:
         start = time.perf_counter()
         model = core.read_model(args.folder / "openvino" / f"{name}.xml")
-        # The batch stays open: with every shape fixed, OpenVINO 2026.4.1 crashes while it compiles the UNet.
-        shapes = [openvino.PartialShape([-1, *value.shape[1:]]) for value in values]
+        # The UNet's batch stays open: with every shape fixed, OpenVINO 2026.4.1 crashes while it compiles that.
+        batch = -1 if name == "unet" else 1
+        shapes = [openvino.PartialShape([batch, *value.shape[1:]]) for value in values]
         model.reshape(dict(zip(model.inputs, shapes)))
         compiled = core.compile_model(model, "CPU", settings(args.threads))
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
