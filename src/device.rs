@@ -114,7 +114,7 @@ fn find_libraries() -> Result<()> {
         .collect();
     if !missing.is_empty() {
         bail!(
-            "CUDA cannot be used: not found: {}; install what is missing, or add its folder to LD_LIBRARY_PATH",
+            "CUDA needs {}, not found on this machine: install what is missing, or add its folder to LD_LIBRARY_PATH",
             missing.join(", ")
         );
     }
@@ -154,8 +154,8 @@ fn cuda(number: usize) -> Result<Device> {
 fn keep_memory(device: &candle_core::CudaDevice) {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
     use sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: events order the work of several streams. A device has one here, and all of its tensors are made, used
-    // and dropped by the one thread that computes on it.
+    // SAFETY: events order the work of several streams. A device has one here, for which cudarc makes events that it
+    // neither records nor awaits.
     unsafe { device.disable_event_tracking() };
     let mut threshold = u64::MAX;
     // SAFETY: the context is alive, so its device is valid; the attribute is a u64 that the driver copies.
