@@ -36,14 +36,11 @@ fn a_batch_goes_on_when_no_one_reads_standard_error_any_more() {
 fn a_closed_standard_output_is_an_error_and_no_panic() {
     let folder = folder_of(&[("in/a.png", 64, 64), ("in/b.png", 64, 64)]);
     for arguments in ["in/a.png -o -", "in -o out --json", "in -o out --dry-run"] {
-        let mut child = small(folder.path(), arguments)
-            .args(["-s", "1"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = small(folder.path(), arguments);
+        command.args(["-s", "1"]).stdout(writer);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments}: {stderr}");
         assert!(stderr.contains("cannot write"), "{arguments}: {stderr}");
@@ -100,8 +97,9 @@ fn lower_precisions_give_nearly_the_picture_of_float32() {
         image(folder.path().join("out.png")).to_rgb8()
     };
     let expected = pixels("f32");
-    // Levels of 255 in the mean. f16 has 11 bits, bf16 8: eight times the error.
-    for (dtype, bound) in [("f16", 1.5), ("bf16", 12.0)] {
+    // Levels of 255 in the mean; seen: 0.03 and 6.7. The UNet's files hold f16, so f16 rounds little of the model;
+    // bf16 rounds all of it to 8 bits, and the random weights amplify that.
+    for (dtype, bound) in [("f16", 0.2), ("bf16", 12.0)] {
         let made = pixels(dtype);
         let sum: u64 = made
             .iter()

@@ -92,6 +92,52 @@ fn metadata_is_kept_and_the_settings_are_added() {
 }
 
 #[test]
+fn exiftool_reads_the_metadata_that_was_written() {
+    let exiftool = |path: &Path, tag: &str| {
+        let output = std::process::Command::new("exiftool")
+            .args(["-s3", tag])
+            .arg(path)
+            .output();
+        output.map(|output| {
+            let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() && warnings.is_empty(), "{warnings}");
+            String::from_utf8(output.stdout).unwrap().trim().to_string()
+        })
+    };
+    if exiftool(&data("files/rgb.png"), "-FileType").is_err() {
+        println!("not run: there is no exiftool here");
+        return;
+    }
+    let before = data("files/orientation-6.jpg");
+    for (extension, tag) in [
+        ("png", "-Parameters"),
+        ("jpg", "-UserComment"),
+        ("webp", "-UserComment"),
+        ("tif", "-UserComment"),
+    ] {
+        let folder = folder();
+        let arguments = "--seed 42 -p lighthouse";
+        let (path, _) = upscaled(folder.path(), "orientation-6.jpg", extension, arguments);
+        let read = |tag: &str| exiftool(&path, tag).unwrap();
+        assert!(read(tag).starts_with("lighthouse"), "{}", read(tag));
+        assert!(read(tag).contains("Seed: 42"), "{}", read(tag));
+        let (width, height) = size(&path);
+        assert_eq!(read("-ImageSize"), format!("{width}x{height}"));
+        for kept in ["-Make", "-Model"] {
+            let expected = exiftool(&before, kept).unwrap();
+            assert_eq!(read(kept), expected, "{kept} of {extension}");
+        }
+        let orientation = read("-Orientation");
+        assert!(
+            ["", "Horizontal (normal)"].contains(&&*orientation),
+            "turned twice: {orientation}"
+        );
+        assert_eq!(read("-Warning"), "", "{extension}");
+    }
+    assert_ne!(exiftool(&before, "-Make").unwrap(), "");
+}
+
+#[test]
 fn strip_writes_no_metadata_at_all() {
     for (name, extension) in [
         ("a1111.png", "png"),

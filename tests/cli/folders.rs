@@ -28,7 +28,9 @@ fn a_folder_is_done_in_natural_order_and_the_rest_of_it_passed_over() {
         inputs(&ran),
         ["in/Shot1.png", "in/shot2.png", "in/shot10.png"]
     );
-    ran.says(&["notes.txt", "Thumbs.db", ".hidden.png"]);
+    let ran = ran.says(&["notes.txt", "Thumbs.db", ".hidden.png"]);
+    // Progress is for terminals.
+    assert!(!ran.stderr.contains(['\r', '\x1b']), "{:?}", ran.stderr);
     assert_eq!(
         files(&folder.path().join("out")),
         ["Shot1.png", "shot10.png", "shot2.png"]

@@ -38,6 +38,33 @@ fn a_batch_of_latents_gives_one_numbered_picture_each() {
 }
 
 #[test]
+fn a_batch_is_resumed_where_it_ended() {
+    let folder = folder();
+    let arguments = format!(
+        "{} -o out.png --skip-existing --json",
+        input("batch3.safetensors")
+    );
+    run(folder.path(), &arguments).ends_in(0);
+    fs::remove_file(folder.path().join("out-2.png")).unwrap();
+    let ran = run(folder.path(), &arguments).ends_in(0);
+    let mut told: Vec<(String, String)> = Vec::new();
+    for line in ran.json() {
+        let text = |key: &str| line[key].as_str().unwrap().to_string();
+        told.push((text("output"), text("status")));
+    }
+    told.sort();
+    let expected = [
+        ("out-1.png", "skipped"),
+        ("out-2.png", "ok"),
+        ("out-3.png", "skipped"),
+    ];
+    assert_eq!(
+        told,
+        expected.map(|(output, status)| (output.into(), status.into()))
+    );
+}
+
+#[test]
 fn a_batch_has_one_scale() {
     let folder = folder();
     // Scaled by their spread together, though the first alone would pass for raw.

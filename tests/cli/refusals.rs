@@ -192,6 +192,7 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         ("in.png --shard 3/3", "3/3"),
         ("in.png -o out.xyz", "out.xyz"),
         ("in.png -o out.gif", "gif"),
+        ("in.png -o out.npz", "npz"),
         ("in.png -o in.png", "over the input"),
         ("in.png other.png -o one.png", "one.png"),
         ("in.png --json -o -", "standard output"),
