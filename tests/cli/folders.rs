@@ -259,3 +259,19 @@ fn an_empty_folder_is_no_error_but_is_said() {
         .ends_in(0)
         .says(&["nothing to do"]);
 }
+
+#[test]
+fn several_devices_share_a_folder_and_make_the_same_files() {
+    let folder = folder_of(&[
+        ("in/a.png", 16, 8),
+        ("in/b.png", 24, 8),
+        ("in/c.png", 8, 16),
+    ]);
+    // Two workers on the CPU stand in for two cards.
+    run(folder.path(), "in -o one --device cpu").ends_in(0);
+    run(folder.path(), "in -o two --device cpu,cpu").ends_in(0);
+    for name in ["a.png", "b.png", "c.png"] {
+        let read = |out: &str| fs::read(folder.path().join(out).join(name)).unwrap();
+        assert_eq!(read("one"), read("two"), "{name}");
+    }
+}

@@ -1,0 +1,102 @@
+//! The three stages of a run, each in threads of its own so that reading, computing and writing overlap:
+//! files to items, items to upscaled pictures, pictures to files.
+
+mod compute;
+mod read;
+mod write;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use sd_upscale::latents::{LatentScale, Latents};
+use sd_upscale::picture::Picture;
+use sd_upscale::plan::{Kind, Source};
+use sd_upscale::{Rgb, Settings};
+
+pub use self::compute::compute;
+pub use self::read::read;
+pub use self::write::write;
+
+use crate::report::{Outcome, Status};
+
+/// Where a result goes.
+#[derive(Clone, Debug)]
+pub enum Place {
+    File(PathBuf),
+    Stdout,
+}
+
+impl Place {
+    pub fn name(&self) -> String {
+        match self {
+            Place::File(path) => path.display().to_string(),
+            Place::Stdout => "-".into(),
+        }
+    }
+}
+
+/// What an item was read from.
+pub enum Content {
+    Picture(Picture),
+    /// One of a file's latents, as the file holds them.
+    Latents(Latents),
+}
+
+/// One picture to make.
+pub struct Item {
+    pub source: Source,
+    pub content: Content,
+    pub settings: Settings,
+    pub kind: Kind,
+    pub place: Place,
+    /// Where the decoded input goes, where it was asked for.
+    pub low_res: Option<PathBuf>,
+    /// Whether its file holds others.
+    pub of_many: bool,
+    /// Of latents: decided, and for all of a file alike.
+    latent_scale: LatentScale,
+    pub start: Instant,
+}
+
+impl Item {
+    /// What a batch must have in common: kind, size and all settings.
+    pub fn shares_a_batch(&self, other: &Self) -> bool {
+        let size = |item: &Self| match &item.content {
+            Content::Picture(picture) => (true, picture.width, picture.height),
+            Content::Latents(latents) => (false, latents.width, latents.height),
+        };
+        size(self) == size(other) && self.settings == other.settings
+    }
+
+    pub fn outcome(&self, seed: u64, status: Status, error: Option<String>) -> Outcome {
+        Outcome {
+            input: self.source.to_string(),
+            output: Some(self.place.name()),
+            status,
+            error,
+            size: None,
+            seed,
+            steps: self.settings.steps,
+            seconds: self.start.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// A result on its way to its file.
+pub struct Finished {
+    pub item: Item,
+    pub result: Made,
+    pub low_res: Option<Rgb>,
+    /// The VAE's, to write raw latents.
+    pub scaling_factor: f32,
+}
+
+pub enum Made {
+    Picture(Rgb),
+    /// (4, h, w), scaled.
+    Latents {
+        values: Vec<f32>,
+        height: usize,
+        width: usize,
+    },
+}
