@@ -1,6 +1,6 @@
 """This program against diffusers on a CUDA card, side by side and in turns: parity first, then time and memory.
 
-    python benches/cuda.py --program target/release/sd-upscale --work /tmp/bench          every part
+    python benches/cuda.py --program target/release/sd-upscale --work WORK                every part
     python benches/cuda.py --program ... --work ... --part time                           one part, within ten minutes
     python benches/cuda.py --program ... --work ... --dry       the small model on the CPU: checks this script alone
 
