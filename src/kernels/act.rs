@@ -19,7 +19,7 @@ pub enum Act {
 #[inline(always)]
 pub(super) unsafe fn exp<S: Simd>(x: S) -> S {
     unsafe {
-        // `max` and `min` return the second operand if either is NaN.
+        // `max` and `min` keep a NaN in the second operand.
         let x = S::splat(88.0).min(S::splat(-87.3).max(x));
         // Adding 1.5 * 2^23 rounds to an integer, left in the low bits.
         let magic = S::splat(12_582_912.0);

@@ -1,5 +1,5 @@
-//! The CPU kernels: f32, channels last, several threads (rayon's global pool), AVX-512, AVX2 or portable vectors chosen at
-//! run time.
+//! The CPU kernels: f32, channels last, several threads (rayon's global pool), AVX-512, AVX2, SSE2, NEON or portable vectors,
+//! chosen at run time.
 //!
 //! Maps are (b, h, w, c), tokens (b, n, c); an [`Input`] says how a kernel reads its map (concatenated, normalised,
 //! activated, upsampled), so that none of that is ever written to memory. Convolutions and linear layers take weights packed

@@ -85,7 +85,9 @@ pub(super) trait Simd: Copy {
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
     unsafe fn div(self, o: Self) -> Self;
+    /// NaN where `o` is; where only `self` is, the machines differ.
     unsafe fn max(self, o: Self) -> Self;
+    /// As [`Simd::max`].
     unsafe fn min(self, o: Self) -> Self;
     /// `self * m + a`, fused where the instruction set can.
     unsafe fn mul_add(self, m: Self, a: Self) -> Self;

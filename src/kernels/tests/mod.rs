@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod point;
+mod vectors;
 
 use super::Isa;
 
