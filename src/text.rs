@@ -1,7 +1,7 @@
 //! CLIP's text encoder: a prompt becomes what the UNet attends to, and one vector that steers its norms.
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::files::ModelFiles;
@@ -194,15 +194,5 @@ impl TextEncoder {
             Some(id) => id,
         };
         ids.iter().position(|&id| id == end).unwrap_or(0)
-    }
-}
-
-/// Prompts in float32 for whoever compares or stores them.
-impl Conditioning {
-    pub fn to_f32(&self) -> Result<Self> {
-        Ok(Self {
-            context: self.context.to_dtype(DType::F32)?,
-            pooled: self.pooled.to_dtype(DType::F32)?,
-        })
     }
 }

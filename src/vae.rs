@@ -210,6 +210,26 @@ struct Level {
     resample: Option<Conv2d>,
 }
 
+/// The `count` resnets of level `index`; `widths` are the levels' channels in the order in which data passes them.
+fn resnets(
+    config: &VaeConfig,
+    widths: &[usize],
+    index: usize,
+    count: usize,
+    w: &Weights,
+) -> Result<Vec<Resnet>> {
+    let outputs = widths[index];
+    let resnet = |i: usize| {
+        let inputs = if i == 0 {
+            widths[index.saturating_sub(1)]
+        } else {
+            outputs
+        };
+        Resnet::new(config, inputs, outputs, &w.pp("resnets").pp(i))
+    };
+    (0..count).map(resnet).collect()
+}
+
 /// The distribution that an image is encoded to, before scaling. Each (b, latent channels, h, w), float32.
 pub struct Posterior {
     pub mean: Tensor,
@@ -251,14 +271,6 @@ impl Encoder {
         let level = |index: usize| -> Result<Level> {
             let w = w.pp("down_blocks").pp(index);
             let outputs = widths[index];
-            let resnet = |i: usize| {
-                let inputs = if i == 0 {
-                    widths[index.saturating_sub(1)]
-                } else {
-                    outputs
-                };
-                Resnet::new(&config, inputs, outputs, &w.pp("resnets").pp(i))
-            };
             // diffusers pads this convolution below and on the right alone
             let shape = ConvShape {
                 inputs: outputs,
@@ -269,9 +281,7 @@ impl Encoder {
             };
             let down = || Conv2d::new(shape, true, &w.pp("downsamplers.0.conv"));
             Ok(Level {
-                resnets: (0..config.layers_per_block)
-                    .map(resnet)
-                    .collect::<Result<_>>()?,
+                resnets: resnets(&config, widths, index, config.layers_per_block, &w)?,
                 resample: (index + 1 < widths.len()).then(down).transpose()?,
             })
         };
@@ -355,22 +365,12 @@ impl Decoder {
         let level = |index: usize| -> Result<Level> {
             let w = w.pp("up_blocks").pp(index);
             let outputs = widths[index];
-            let resnet = |i: usize| {
-                let inputs = if i == 0 {
-                    widths[index.saturating_sub(1)]
-                } else {
-                    outputs
-                };
-                Resnet::new(&config, inputs, outputs, &w.pp("resnets").pp(i))
-            };
             let up = || {
                 let shape = ConvShape::same(outputs, outputs, 3);
                 Conv2d::new(shape, true, &w.pp("upsamplers.0.conv"))
             };
             Ok(Level {
-                resnets: (0..=config.layers_per_block)
-                    .map(resnet)
-                    .collect::<Result<_>>()?,
+                resnets: resnets(&config, &widths, index, config.layers_per_block + 1, &w)?,
                 resample: (index + 1 < widths.len()).then(up).transpose()?,
             })
         };

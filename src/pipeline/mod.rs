@@ -58,6 +58,9 @@ pub struct Upscaler {
     decoder: Option<Decoder>,
 }
 
+/// Prompts whose conditioning is kept between pictures.
+const PROMPTS_KEPT: usize = 16;
+
 /// The VAE's precision for a run in `dtype`: half precision overflows in its decoder.
 fn vae_dtype(dtype: DType) -> DType {
     match dtype {
@@ -253,6 +256,11 @@ impl Upscaler {
         for text in &texts {
             if !self.conditionings.contains_key(*text) {
                 let conditioning = self.encode_text(text, on_event)?;
+                // A folder may bring a prompt a file, each of a quarter of a megabyte.
+                if self.conditionings.len() >= PROMPTS_KEPT {
+                    self.conditionings
+                        .retain(|kept, _| texts.contains(&&**kept));
+                }
                 self.conditionings.insert(text.to_string(), conditioning);
             }
         }
@@ -476,14 +484,9 @@ impl Upscaler {
 
     /// An error where `values` holds anything that is not a number.
     fn check(&self, values: &Tensor, stage: Stage, dtype: DType) -> Result<()> {
-        let sum = values
-            .to_dtype(DType::F32)?
-            .abs()?
-            .max_all()?
-            .to_scalar::<f32>()?;
-        let poisoned = values.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+        let values: Vec<f32> = values.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         ensure!(
-            sum.is_finite() && !poisoned.is_nan(),
+            values.iter().all(|v| v.is_finite()),
             NotFinite { stage, dtype }
         );
         Ok(())

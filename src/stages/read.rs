@@ -137,12 +137,7 @@ impl Reader<'_> {
             if index == 0 {
                 self.warn_of(task, &content);
             }
-            if let Some(item) = self.item(task, start, content, number)? {
-                items.push(Item {
-                    latent_scale,
-                    ..item
-                });
-            }
+            items.extend(self.item(task, start, content, number, latent_scale)?);
         }
         if let Some(text) = judgement.filter(|_| !items.is_empty()) {
             self.say(Message::Info(format!("{}: {text}", task.source)));
@@ -169,6 +164,7 @@ impl Reader<'_> {
         start: Instant,
         content: Content,
         number: Option<(usize, usize)>,
+        latent_scale: LatentScale,
     ) -> Result<Option<Item>> {
         // Every latent the tool reads stands for 8 x 8 pixels; models with another factor size their own output.
         let (width, height) = match &content {
@@ -222,7 +218,7 @@ impl Reader<'_> {
             place,
             low_res,
             of_many: number.is_some(),
-            latent_scale: self.job.latent_scale,
+            latent_scale,
             start,
         }))
     }
