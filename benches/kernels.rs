@@ -5,9 +5,10 @@
 //! nothing else to do), the rate in GFLOP/s by the direct definition (a Winograd convolution may pass the peak), and that
 //! rate's share of the machine's peak, which is the GEMM register tile on data in the cache, on all threads.
 
-use sd_upscale::kernels::*;
 use std::hint::black_box;
 use std::time::Instant;
+
+use sd_upscale::kernels::*;
 
 fn main() {
     let wanted = std::env::var("ISA").unwrap_or_default();

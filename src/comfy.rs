@@ -196,8 +196,9 @@ fn join(texts: Vec<String>, between: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     fn comfy(graph: Value) -> Option<(String, String)> {
         from_graph(&graph.to_string()).map(|f| (f.prompt, f.negative))

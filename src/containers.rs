@@ -135,7 +135,8 @@ pub(crate) fn gif_frames(bytes: &[u8]) -> (usize, bool) {
 
 /// Whether a TIFF's first directory and the pixel data it points to lie inside the file.
 pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
-    use tiff::{decoder::Decoder, tags::Tag};
+    use tiff::decoder::Decoder;
+    use tiff::tags::Tag;
     let mut decoder = match Decoder::new(std::io::Cursor::new(bytes)) {
         Ok(decoder) => decoder,
         Err(_) => return false,

@@ -3,9 +3,11 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Result, bail, ensure};
-use image::codecs::{
-    bmp::BmpDecoder, gif::GifDecoder, jpeg::JpegDecoder, tiff::TiffDecoder, webp::WebPDecoder,
-};
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::tiff::TiffDecoder;
+use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, Limits};
 
@@ -51,7 +53,8 @@ fn png(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         let pairs = pixels.as_chunks::<2>().0;
         pairs.iter().map(|&p| u16::from_be_bytes(p)).collect()
     };
-    use png::{BitDepth::*, ColorType::*};
+    use png::BitDepth::*;
+    use png::ColorType::*;
     let image = match (frame.color_type, frame.bit_depth) {
         (Grayscale, Eight) => ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageLuma8),
         (GrayscaleAlpha, Eight) => {

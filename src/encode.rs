@@ -1,7 +1,8 @@
 //! [`Picture`] -> the bytes of a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
 
 use anyhow::{Context, Result, bail, ensure};
-use image::codecs::{bmp::BmpEncoder, jpeg::JpegEncoder};
+use image::codecs::bmp::BmpEncoder;
+use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 

@@ -10,6 +10,8 @@ mod progress;
 mod remote;
 mod settings;
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use cache::RepoCache;
 use errors::{Failure, Fault, explain};
@@ -20,7 +22,6 @@ use indicatif::HumanBytes;
 pub use progress::Report;
 use remote::{Meta, Remote};
 pub use settings::Settings;
-use std::path::PathBuf;
 
 /// The repository of the published model.
 pub const DEFAULT_REPO: &str = "stabilityai/sd-x2-latent-upscaler";

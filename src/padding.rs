@@ -42,8 +42,9 @@ fn source(i: usize, n: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use candle_core::Device;
+
+    use super::*;
 
     fn row(n: usize, multiple: usize, minimum: usize) -> Vec<f32> {
         let x = Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap();

@@ -1,7 +1,8 @@
 //! The picture that goes in and comes out: RGB in 0..=1, an optional alpha, and what must be kept of its file.
 //! Also the file formats by name, and the conversions between pixels of every depth and `f32`.
 
-use image::{DynamicImage, metadata::Orientation};
+use image::DynamicImage;
+use image::metadata::Orientation;
 use rayon::prelude::*;
 
 use crate::metadata::Metadata;

@@ -101,8 +101,9 @@ pub(crate) fn found(prompt: &str, negative: &str, origin: &'static str) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn a1111_text_is_split_into_prompt_negative_and_settings() {

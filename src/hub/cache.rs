@@ -2,11 +2,12 @@
 //! `models--ORG--NAME/{blobs/ETAG, snapshots/COMMIT/PATH -> blob, refs/REVISION, .no_exist/COMMIT/PATH}`
 //! and `.locks/models--ORG--NAME/ETAG.lock`.
 
-use super::errors::Fault;
-use super::files::Part;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use super::errors::Fault;
+use super::files::Part;
 
 /// One repository at one revision in the cache.
 pub(super) struct RepoCache {

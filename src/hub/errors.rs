@@ -1,9 +1,10 @@
 //! What can go wrong on the way from the Hub to the cache, and how the user is told.
 
-use super::{Part, Settings};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use super::{Part, Settings};
 
 /// One thing that went wrong, before it is put into words.
 #[derive(Debug)]

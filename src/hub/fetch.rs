@@ -1,14 +1,16 @@
 //! Brings one blob into the cache: locked, resumed, checked, and only then given its final name.
 
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
 use super::Settings;
 use super::cache::{RepoCache, make_parent};
 use super::errors::Fault;
 use super::remote::{Meta, Remote, content_range};
-use indicatif::ProgressBar;
-use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
 
 /// Bytes per read: large enough to cost nothing per call, small enough that an interruption loses little.
 const CHUNK: usize = 256 * 1024;

@@ -1,7 +1,8 @@
 //! What a download shows on standard error: bars on a terminal, one line per file elsewhere, or nothing.
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where no one reads any more, the download goes on.
 fn say(text: &str) {

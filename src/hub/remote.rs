@@ -1,14 +1,16 @@
 //! The Hub's HTTP side: what a file is (`HEAD`) and its bytes (`GET`), with time limits on every wait.
 
-use super::Settings;
-use super::errors::Fault;
-use super::files::is_plain;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
+
+use super::Settings;
+use super::errors::Fault;
+use super::files::is_plain;
 
 /// As many redirects as browsers and `huggingface_hub` follow in practice; the Hub uses one or two.
 const MAX_REDIRECTS: u32 = 10;
@@ -174,6 +176,7 @@ impl Remote {
 
     fn connection_fault(&self, error: ureq::Error) -> Fault {
         use std::io::ErrorKind;
+
         use ureq::{Error, Timeout};
         let host = host(&self.endpoint);
         let no_address = || {

@@ -1,11 +1,13 @@
 //! Where the Hub and its cache are, from the environment variables that `huggingface_hub` has.
 
-use super::Report;
-use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Report;
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
 

@@ -3,11 +3,12 @@
 //! Both products run on the GEMM register tile. Keys and values are packed into its panels once; a task then takes a block of
 //! queries of one head through all blocks of keys.
 
+use rayon::prelude::*;
+
 use super::act::exp;
 use super::buf::{Scratch, Shared, filled};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::simd::{Isa, Simd, isa_fn};
-use rayon::prelude::*;
 
 /// Queries of a task.
 const QUERIES: usize = 96;

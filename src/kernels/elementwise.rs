@@ -1,11 +1,12 @@
 //! Point by point: activations, sums, and an [`Input`] written out.
 
+use rayon::prelude::*;
+
 use super::act::{Act, PointFn, with_act};
 use super::buf::{Scratch, Shared, filled};
 use super::input::{Input, Region, stage_region};
 use super::micro::SLAB;
 use super::simd::{Isa, Simd, isa_fn};
-use rayon::prelude::*;
 
 /// Values per task.
 const CHUNK: usize = 1 << 14;

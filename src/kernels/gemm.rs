@@ -1,12 +1,13 @@
 //! Matrix products with packed weights: the driver behind linear layers, 1x1 convolutions and every convolution that is
 //! not done by Winograd's algorithm (as a sum over the kernel's taps, rows gathered tap by tap).
 
+use rayon::prelude::*;
+
 use super::act::{Act, PointFn, with_act};
 use super::buf::{Scratch, Shared};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, Simd, isa_fn};
-use rayon::prelude::*;
 
 /// Rows of a task: enough to reuse each panel of weights that comes from far, few enough to stay in the L2 cache.
 const TASK_ROWS: usize = 96;

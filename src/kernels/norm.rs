@@ -1,10 +1,11 @@
 //! Group and layer normalisation.
 
+use rayon::prelude::*;
+
 use super::act::Act;
 use super::buf::{Shared, filled};
 use super::input::Prologue;
 use super::simd::{Isa, Simd, isa_fn};
-use rayon::prelude::*;
 
 /// Pixels summed by one task: fixed, so that the order of summation never depends on the number of threads.
 const CHUNK: usize = 256;

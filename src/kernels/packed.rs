@@ -1,8 +1,9 @@
 //! Weights packed once for the GEMM register tile.
 
+use rayon::prelude::*;
+
 use super::buf::{Aligned, Shared};
 use super::micro::NB;
-use rayon::prelude::*;
 
 /// A convolution's (or linear layer's) weights and bias, packed in panels of [`NB`] output channels:
 /// `(cout / NB, kh * kw, cin, NB)`, zeros filling up the last panel.

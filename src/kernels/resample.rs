@@ -1,9 +1,10 @@
 //! The upscaler's fixed depthwise filters: [1, 3, 3, 1] / 8 down and twice that up, reflecting at the edges
 //! (diffusers' KDownsample2D and KUpsample2D).
 
+use rayon::prelude::*;
+
 use super::buf::{Shared, filled};
 use super::simd::{Isa, Simd, isa_fn};
-use rayon::prelude::*;
 
 /// A line of the output as a sum over lines of the input: index and weight of up to four.
 type Taps = [(usize, f32); 4];

@@ -204,8 +204,9 @@ const ONE: i32 = 0x3f80_0000;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{ONE, Simd};
     use std::arch::x86_64::*;
+
+    use super::{ONE, Simd};
 
     #[inline(always)]
     unsafe fn exp2_16(x: __m512) -> __m512 {
@@ -260,8 +261,9 @@ pub(super) use x86::{V4, V8, V16};
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    use super::{ONE, Simd};
     use std::arch::aarch64::*;
+
+    use super::{ONE, Simd};
 
     #[inline(always)]
     unsafe fn exp2_4(x: float32x4_t) -> float32x4_t {

@@ -2,13 +2,14 @@
 //! with few weights by blocks of tiles, all weights transformed once per call; all others by panels of output channels, some
 //! tiles at a time, each thread transforming the weights it needs. Both give the same bits.
 
+use rayon::prelude::*;
+
 use super::buf::{Scratch, Shared};
 use super::input::{Input, Region, stage_region};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, prefetch};
 use super::transform::{OUT, OutputRow, POINTS, TileLayout, TileRow, inputs, outputs, weights};
-use rayon::prelude::*;
 
 /// The fewest and most tiles of a task over a large map.
 const BLOCK: [usize; 2] = [16, 64];

@@ -9,9 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
-pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
-
 use self::denoise::{Denoiser, out_of_memory, prompted_for};
+pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
 use crate::noise::Generator;
 use crate::padding::{self, Extent};
 use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};

@@ -16,7 +16,6 @@ use sd_upscale::{Rgb, Settings};
 pub use self::compute::compute;
 pub use self::read::read;
 pub use self::write::write;
-
 use crate::report::{Outcome, Status};
 
 /// Where a result goes.

@@ -11,8 +11,7 @@ use sd_upscale::latents::Latents;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::Kind;
-use sd_upscale::{Rgb, Settings};
-use sd_upscale::{alpha, color, encode, output, resize, settings};
+use sd_upscale::{Rgb, Settings, alpha, color, encode, output, resize, settings};
 
 use super::{Content, Finished, Item, Made, Place};
 use crate::cli::{ColorFix, Job};

@@ -6,9 +6,8 @@ mod config;
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-pub use self::config::UNetConfig;
-
 use self::blocks::{Block, Builder};
+pub use self::config::UNetConfig;
 use crate::files::ModelFiles;
 use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
 use crate::text::Conditioning;

@@ -2,13 +2,14 @@
 //! and faults on demand. Point `HF_ENDPOINT` (or `Settings::endpoint`) to `HubServer::url`.
 #![allow(dead_code)] // Each test file that includes this one uses a part of it.
 
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 pub const REPO: &str = "org/model";
 /// The one commit of the repository; `main` stands for it too.

@@ -1,11 +1,13 @@
 //! A repository on a loopback server, and a cache folder for one test.
 
-pub use crate::hub_server::{COMMIT, Fault, HubServer, REPO, etag};
-pub use sd_upscale::hub::{Hub, Part, Report, Settings};
 pub use std::fs;
 pub use std::path::{Path, PathBuf};
 pub use std::time::{Duration, Instant};
+
+pub use sd_upscale::hub::{Hub, Part, Report, Settings};
 use tempfile::TempDir;
+
+pub use crate::hub_server::{COMMIT, Fault, HubServer, REPO, etag};
 
 pub const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 pub const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
