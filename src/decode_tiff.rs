@@ -8,7 +8,7 @@ use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
-use crate::input::ReadLimits;
+use crate::limits::ReadLimits;
 
 /// Photometric interpretations (TIFF 6.0): indices into a palette, and plain grey.
 const PALETTE: u16 = 3;

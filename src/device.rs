@@ -3,9 +3,31 @@
 use std::str::FromStr;
 
 #[cfg(feature = "cuda")]
-use anyhow::{Context, ensure};
+use anyhow::Context;
+#[cfg(feature = "cuda")]
+use anyhow::ensure;
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
+
+/// Where a model runs and in which precision its weights and activations are kept.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub device: Device,
+    pub dtype: DType,
+    /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
+    pub kernels: bool,
+}
+
+impl Placement {
+    /// `device` in `dtype`, with our kernels where they exist: on the CPU.
+    pub fn new(device: &Device, dtype: DType) -> Self {
+        Self {
+            device: device.clone(),
+            dtype,
+            kernels: device.is_cpu(),
+        }
+    }
+}
 
 /// `--device`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::weights::{Placement, Weights};
+use crate::device::Placement;
+use crate::weights::Weights;
 
 /// Where the files of a model in the diffusers layout come from.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::comfy;
-use crate::input::ReadLimits;
+use crate::limits::ReadLimits;
 use crate::metadata::Metadata;
 use crate::prompt::FoundPrompt;
 

@@ -33,6 +33,7 @@ pub mod input;
 pub mod kernels;
 pub mod latents;
 pub mod layers;
+pub mod limits;
 pub mod metadata;
 pub mod model;
 pub mod noise;

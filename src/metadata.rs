@@ -2,8 +2,12 @@
 //! joined by our own settings, and searched for the prompt.
 
 use crate::comfy;
-use crate::exif::{self, Exif};
-use crate::prompt::{self, FoundPrompt};
+use crate::exif::{
+    Exif, {self},
+};
+use crate::prompt::{
+    FoundPrompt, {self},
+};
 use crate::settings::Settings;
 
 /// Metadata as the formats share it.

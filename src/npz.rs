@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use zip::ZipArchive;
 
-use crate::input::ReadLimits;
 use crate::latents::{LatentKind, Latents};
+use crate::limits::ReadLimits;
 
 /// Reads the latents of an `.npz`: `latents`, else the largest `latents_HxW`, else the only array.
 pub fn read(bytes: &[u8], limits: &ReadLimits) -> Result<Latents> {

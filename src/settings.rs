@@ -1,6 +1,8 @@
 //! What we did to a picture, in the words of A1111's `parameters`, and how that joins the text of the picture's maker.
 
-use crate::prompt::{self, split_settings};
+use crate::prompt::{
+    split_settings, {self},
+};
 
 /// The settings of one upscale, as they go into the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

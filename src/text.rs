@@ -4,10 +4,11 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use crate::device::Placement;
 use crate::files::ModelFiles;
 use crate::layers::{Activation, LayerNorm, Linear, attention};
 use crate::tokenizer::Tokens;
-use crate::weights::{Placement, Weights};
+use crate::weights::Weights;
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]

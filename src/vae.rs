@@ -6,12 +6,13 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use crate::device::Placement;
 use crate::files::ModelFiles;
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
 };
 use crate::vae_names;
-use crate::weights::{Placement, Weights};
+use crate::weights::Weights;
 
 /// The eps of every norm in diffusers' AutoencoderKL.
 const EPS: f64 = 1e-6;

@@ -13,25 +13,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-/// Where a model runs and in which precision its weights and activations are kept.
-#[derive(Clone, Debug)]
-pub struct Placement {
-    pub device: Device,
-    pub dtype: DType,
-    /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
-    pub kernels: bool,
-}
-
-impl Placement {
-    /// `device` in `dtype`, with our kernels where they exist: on the CPU.
-    pub fn new(device: &Device, dtype: DType) -> Self {
-        Self {
-            device: device.clone(),
-            dtype,
-            kernels: device.is_cpu(),
-        }
-    }
-}
+use crate::device::Placement;
 
 enum Bytes {
     Mapped(Mmap),

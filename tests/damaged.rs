@@ -8,8 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sd_upscale::encode;
-use sd_upscale::input::{self, Loaded, ReadLimits};
+use sd_upscale::input::{
+    Loaded, {self},
+};
 use sd_upscale::latents::LatentScale;
+use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Format;
 use sd_upscale::settings::Settings;
 

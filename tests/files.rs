@@ -6,7 +6,8 @@ mod samples;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use samples::{folder, latents, picture};
-use sd_upscale::input::{self, ReadLimits};
+use sd_upscale::input::{self};
+use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Depth;
 
 /// What the other program read: height, width, channels, values in levels, and the highest level.

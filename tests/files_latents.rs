@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use samples::{folder, latents, refusal};
-use sd_upscale::input::{self, Loaded, ReadLimits};
+use sd_upscale::input::{
+    Loaded, {self},
+};
 use sd_upscale::latents::{LatentKind, LatentScale};
+use sd_upscale::limits::ReadLimits;
 
 /// The largest difference from the latents that all the files hold, in scaled units.
 fn off_by(name: &str, choice: LatentScale) -> (f32, Option<String>) {

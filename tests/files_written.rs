@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use samples::{latents, picture};
-use sd_upscale::input::{self, Loaded, ReadLimits};
+use sd_upscale::input::{
+    Loaded, {self},
+};
+use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::{Depth, Format, Picture};
 use sd_upscale::settings::Settings;
 use sd_upscale::{encode, output};

@@ -257,7 +257,11 @@ mod x86 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{V4, V8, V16};
+pub(super) use x86::V4;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::V8;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::V16;
 
 #[cfg(target_arch = "aarch64")]
 mod neon {

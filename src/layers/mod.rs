@@ -7,8 +7,9 @@ mod stock;
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
+use crate::device::Placement;
 use crate::kernels::PackedConv;
-use crate::weights::{Placement, Weights};
+use crate::weights::Weights;
 
 /// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.
 #[derive(Clone)]

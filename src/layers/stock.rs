@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
 use super::{Activation, ConvShape, FeatureMap, NormAct};
-use crate::weights::Placement;
+use crate::device::Placement;
 
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
 const SCORES_AT_ONCE: usize = 1 << 26;

@@ -4,11 +4,12 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use super::{Prompted, UNetConfig};
+use crate::device::Placement;
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, NormAct, attention, downsample,
     map_tokens, upsample,
 };
-use crate::weights::{Placement, Weights};
+use crate::weights::Weights;
 
 /// Channels of one normalisation group (`resnet_group_size`, k-diffusion's and diffusers' constant).
 const GROUP_SIZE: usize = 32;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::ModelFiles;
-use sd_upscale::weights::Placement;
+use sd_upscale::device::Placement;
 
 pub fn data(relative: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use sd_upscale::input::{self, Loaded, ReadLimits};
+use sd_upscale::input::{
+    Loaded, {self},
+};
 use sd_upscale::latents::Latents;
+use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Picture;
 
 pub fn folder() -> PathBuf {
