@@ -11,11 +11,9 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, Limits};
 
-use crate::exif::{
-    Exif, {self},
-};
 use crate::limits::ReadLimits;
 use crate::metadata::Metadata;
+use crate::metadata::exif::{self, Exif};
 use crate::picture::{Format, Picture};
 use crate::{containers, decode_tiff};
 

@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::plan::{Plan, Source, Target};
 use sd_upscale::{device, model};
 

@@ -3,17 +3,13 @@
 use std::io::Cursor;
 
 use anyhow::Result;
-use tiff::encoder::colortype::{
-    ColorType, {self},
-};
+use tiff::encoder::colortype::{self, ColorType};
 use tiff::encoder::{
     Compression, DeflateLevel, DirectoryEncoder, Predictor, TiffEncoder, TiffKind, TiffValue,
 };
 use tiff::tags::{Tag, Type};
 
-use crate::exif::{
-    EXIF_IFD, Exif, GPS_IFD, {self},
-};
+use crate::metadata::exif::{self, EXIF_IFD, Exif, GPS_IFD};
 use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
 
 type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;

@@ -7,10 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::comfy;
 use crate::limits::ReadLimits;
-use crate::metadata::Metadata;
-use crate::prompt::FoundPrompt;
+use crate::metadata::{FoundPrompt, Metadata, comfy};
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;

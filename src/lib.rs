@@ -18,15 +18,12 @@
 
 pub mod alpha;
 pub mod color;
-mod comfy;
 mod containers;
 mod decode;
 mod decode_tiff;
 pub mod device;
 pub mod encode;
 mod encode_tiff;
-mod exif;
-mod exif_tiff;
 pub mod files;
 pub mod hub;
 pub mod input;
@@ -43,10 +40,8 @@ pub mod padding;
 pub mod picture;
 mod pipeline;
 pub mod plan;
-pub mod prompt;
 pub mod resize;
 pub mod sampler;
-pub mod settings;
 pub mod text;
 pub mod tiny;
 pub mod tokenizer;

@@ -1,8 +1,6 @@
 //! Finished bytes -> a file that is there whole or not at all, and the check that an earlier one is whole.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -10,9 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::containers;
-use crate::input::{
-    Kind, {self},
-};
+use crate::input::{self, Kind};
 use crate::picture::Format;
 
 /// Parts of a temporary file's name.

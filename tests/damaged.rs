@@ -8,13 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sd_upscale::encode;
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
+use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::Format;
-use sd_upscale::settings::Settings;
 
 /// Longer than any input may hold up a batch.
 const HANG: Duration = Duration::from_secs(10);
@@ -44,9 +42,9 @@ fn refused(name: &str, bytes: &[u8]) -> bool {
             assert!(picture.alpha.as_ref().is_none_or(|a| a.len() == pixels));
             assert!(picture.rgb.iter().all(|v| (0.0..=1.0).contains(v)));
             let _ = picture.metadata.prompt();
-            picture.metadata.add_settings(&Settings {
+            picture.metadata.add_settings(&Parameters {
                 prompt: "a cat".into(),
-                ..Settings::default()
+                ..Parameters::default()
             });
             // A size that a flipped bit made large tells nothing new about the encoders.
             if pixels < 1_000_000 {

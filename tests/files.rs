@@ -6,7 +6,7 @@ mod samples;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use samples::{folder, latents, picture};
-use sd_upscale::input::{self};
+use sd_upscale::input;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Depth;
 

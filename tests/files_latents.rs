@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use samples::{folder, latents, refusal};
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::latents::{LatentKind, LatentScale};
 use sd_upscale::limits::ReadLimits;
 

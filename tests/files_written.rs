@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use samples::{latents, picture};
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
+use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::{Depth, Format, Picture};
-use sd_upscale::settings::Settings;
 use sd_upscale::{encode, output};
 
 /// Writes and reads back.
@@ -86,7 +84,7 @@ fn quality_rules_jpeg_and_webp_and_transparency_is_laid_on_white_with_a_warning(
     assert!(encode::encode(&photo, Format::Gif, None).is_err());
 }
 
-fn settings() -> Settings {
+fn settings() -> Parameters {
     let fields = [
         ("Steps", "20"),
         ("Sampler", "Euler"),
@@ -94,7 +92,7 @@ fn settings() -> Settings {
         ("Seed", "0"),
         ("Upscaler", "sd-upscale"),
     ];
-    Settings {
+    Parameters {
         prompt: "an astronaut".into(),
         negative_prompt: String::new(),
         fields: fields.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),

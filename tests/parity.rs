@@ -11,9 +11,7 @@ use candle_core::{DType, Device};
 use common::*;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
 use sd_upscale::noise::Generator;
-use sd_upscale::sampler::{
-    Preconditioning, Schedule, SchedulerConfig, {self},
-};
+use sd_upscale::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
 use sd_upscale::text::{Conditioning, TextEncoder};
 use sd_upscale::tokenizer::{Tokenizer, Tokens};
 use sd_upscale::unet::UNet;

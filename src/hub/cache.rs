@@ -2,9 +2,7 @@
 //! `models--ORG--NAME/{blobs/ETAG, snapshots/COMMIT/PATH -> blob, refs/REVISION, .no_exist/COMMIT/PATH}`
 //! and `.locks/models--ORG--NAME/ETAG.lock`.
 
-use std::fs::{
-    File, TryLockError, {self},
-};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,6 @@
 //! Brings one blob into the cache: locked, resumed, checked, and only then given its final name.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 

@@ -13,12 +13,8 @@ use self::denoise::{Denoiser, out_of_memory, prompted_for};
 pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
 use crate::device::Placement;
 use crate::noise::Generator;
-use crate::padding::{
-    Extent, {self},
-};
-use crate::sampler::{
-    Preconditioning, SchedulerConfig, SigmaRange, {self},
-};
+use crate::padding::{self, Extent};
+use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};
 use crate::text::{Conditioning, TextEncoder};
 use crate::tokenizer::Tokenizer;
 use crate::unet::{UNet, UNetConfig};

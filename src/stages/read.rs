@@ -5,9 +5,7 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
 use sd_upscale::plan::{Claims, Kind, Source, Target, Task};
 use sd_upscale::{Settings, output};

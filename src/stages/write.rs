@@ -11,7 +11,7 @@ use sd_upscale::latents::Latents;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::Kind;
-use sd_upscale::{Rgb, Settings, alpha, color, encode, output, resize, settings};
+use sd_upscale::{Rgb, Settings, alpha, color, encode, metadata, output, resize};
 
 use super::{Content, Finished, Item, Made, Place};
 use crate::cli::{ColorFix, Job};
@@ -151,7 +151,7 @@ fn written_settings(
     job: &Job,
     settings: &Settings,
     (width, height): (usize, usize),
-) -> settings::Settings {
+) -> Parameters {
     let schedule = match settings.schedule {
         sd_upscale::sampler::Schedule::Karras => "Karras",
         sd_upscale::sampler::Schedule::LogLinear => "Log-linear",
@@ -170,7 +170,7 @@ fn written_settings(
             concat!("sd-upscale ", env!("CARGO_PKG_VERSION")).into(),
         ),
     ];
-    settings::Settings {
+    Parameters {
         prompt: settings.prompt.clone(),
         negative_prompt: if settings.guidance > 1.0 {
             settings.negative_prompt.clone()

@@ -1,9 +1,7 @@
 //! What a picture has besides its colours: metadata, alpha, depth, greyness; and the flags that rule the output file.
 
 use image::ColorType;
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::Picture;

@@ -3,9 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sd_upscale::input::{
-    Loaded, {self},
-};
+use sd_upscale::input::{self, Loaded};
 use sd_upscale::latents::Latents;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Picture;

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::prompt::{FoundPrompt, found};
+use crate::metadata::FoundPrompt;
+use crate::metadata::a1111::found;
 
 /// Reads ComfyUI's `prompt`, a graph of nodes: the texts that the sampler behind the saved picture was given.
 pub fn from_graph(json: &str) -> Option<FoundPrompt> {

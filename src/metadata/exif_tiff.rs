@@ -1,6 +1,6 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use crate::exif::{EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
+use crate::metadata::exif::{EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
 
 /// Points to a directory that few write and none read; not carried into another file's structure.
 const INTEROP_IFD: u16 = 0xA005;

@@ -1,14 +1,13 @@
 //! What a picture carries besides pixels: EXIF, ICC profile, XMP, PNG text. Read from each format, kept for the output,
 //! joined by our own settings, and searched for the prompt.
 
-use crate::comfy;
-use crate::exif::{
-    Exif, {self},
-};
-use crate::prompt::{
-    FoundPrompt, {self},
-};
-use crate::settings::Settings;
+mod a1111;
+pub(crate) mod comfy;
+pub(crate) mod exif;
+pub(crate) mod exif_tiff;
+
+pub use self::a1111::{FoundPrompt, Parameters};
+use self::exif::Exif;
 
 /// Metadata as the formats share it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,13 +95,13 @@ impl Metadata {
     /// The prompt that the file's metadata states: A1111's `parameters` (PNG text or EXIF comment), or ComfyUI's graph.
     pub fn prompt(&self) -> Option<FoundPrompt> {
         let comment = || self.block()?.user_comment();
-        let a1111 = || prompt::from_parameters(&as_utf8(self.text(PARAMETERS)?));
+        let a1111 = || a1111::from_parameters(&as_utf8(self.text(PARAMETERS)?));
         let in_comment = || {
             // A camera's comment is no prompt: only text with settings, or JSON, counts.
             let text = comment()?;
             let marked =
-                prompt::split_settings(&text).1.is_some() || text.contains("Negative prompt:");
-            (marked || text.starts_with('{')).then(|| prompt::from_parameters(&text))?
+                a1111::split_settings(&text).1.is_some() || text.contains("Negative prompt:");
+            (marked || text.starts_with('{')).then(|| a1111::from_parameters(&text))?
         };
         let graph = || comfy::from_graph(&as_utf8(self.text("prompt")?));
         let in_exif = || {
@@ -118,8 +117,8 @@ impl Metadata {
         a1111().or_else(in_comment).or_else(graph).or_else(in_exif)
     }
 
-    /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Settings::after`]).
-    pub fn add_settings(&mut self, settings: &Settings) {
+    /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Parameters::after`]).
+    pub fn add_settings(&mut self, settings: &Parameters) {
         let existing = self.text(PARAMETERS).map(str::to_owned);
         let existing = existing.or_else(|| self.block()?.user_comment());
         match settings.after(existing.as_deref().unwrap_or_default()) {
