@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::latents::Latents;
 use crate::limits::ReadLimits;
-use crate::picture::{Format, Picture};
-use crate::{decode, npz};
+use crate::npz;
+use crate::picture::{self, Format, Picture};
 
 /// What an input turned out to hold.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ const HEAD: u64 = 512;
 
 fn parse(kind: Kind, bytes: &[u8], limits: &ReadLimits) -> Result<Loaded> {
     Ok(match kind {
-        Kind::Image(format) => Loaded::Picture(decode::decode(format, bytes, limits)?),
+        Kind::Image(format) => Loaded::Picture(picture::decode(format, bytes, limits)?),
         Kind::Safetensors => Loaded::Latents(Latents::from_safetensors(bytes, limits)?),
         Kind::Npz => Loaded::Latents(npz::read(bytes, limits)?),
     })

@@ -16,14 +16,7 @@
 //! Arrows go one way: the binary uses everything; `pipeline` uses the networks; networks use `layers` and `weights`; the
 //! sampler takes closures and knows no network.
 
-pub mod alpha;
-pub mod color;
-mod containers;
-mod decode;
-mod decode_tiff;
 pub mod device;
-pub mod encode;
-mod encode_tiff;
 pub mod files;
 pub mod hub;
 pub mod input;
@@ -40,7 +33,6 @@ pub mod padding;
 pub mod picture;
 mod pipeline;
 pub mod plan;
-pub mod resize;
 pub mod sampler;
 pub mod text;
 pub mod tiny;

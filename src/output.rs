@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::containers;
 use crate::input::{self, Kind};
-use crate::picture::Format;
+use crate::picture::{Format, structure};
 
 /// Parts of a temporary file's name.
 const MARK: &str = ".sd-upscale-";
@@ -97,16 +96,16 @@ pub fn is_complete(path: &Path) -> bool {
 
 fn is_whole(bytes: &[u8]) -> bool {
     match input::sniff(bytes) {
-        Ok(Kind::Image(Format::Png)) => containers::png_is_whole(bytes),
+        Ok(Kind::Image(Format::Png)) => structure::png_is_whole(bytes),
         Ok(Kind::Image(Format::Jpeg)) => {
-            containers::map_jpeg(bytes).is_some_and(|map| map.end.is_some())
+            structure::map_jpeg(bytes).is_some_and(|map| map.end.is_some())
         }
         Ok(Kind::Image(Format::WebP)) => {
-            containers::webp_chunks(bytes).is_some_and(|c| !c.is_empty())
+            structure::webp_chunks(bytes).is_some_and(|c| !c.is_empty())
         }
-        Ok(Kind::Image(Format::Tiff)) => containers::tiff_is_whole(bytes),
-        Ok(Kind::Image(Format::Bmp)) => containers::bmp_is_whole(bytes),
-        Ok(Kind::Image(Format::Gif)) => containers::gif_frames(bytes).1,
+        Ok(Kind::Image(Format::Tiff)) => structure::tiff_is_whole(bytes),
+        Ok(Kind::Image(Format::Bmp)) => structure::bmp_is_whole(bytes),
+        Ok(Kind::Image(Format::Gif)) => structure::gif_frames(bytes).1,
         Ok(Kind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
         Ok(Kind::Npz) | Err(_) => false,
     }

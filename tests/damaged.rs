@@ -7,12 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sd_upscale::encode;
 use sd_upscale::input::{self, Loaded};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
-use sd_upscale::picture::Format;
+use sd_upscale::picture::{Format, encode};
 
 /// Longer than any input may hold up a batch.
 const HANG: Duration = Duration::from_secs(10);
@@ -49,8 +48,8 @@ fn refused(name: &str, bytes: &[u8]) -> bool {
             // A size that a flipped bit made large tells nothing new about the encoders.
             if pixels < 1_000_000 {
                 for format in Format::WRITABLE {
-                    let encoded = encode::encode(&picture, format, None)
-                        .expect("what was read can be written");
+                    let encoded =
+                        encode(&picture, format, None).expect("what was read can be written");
                     let read = input::read_bytes(&encoded.bytes, "ours", &ReadLimits::default());
                     assert!(
                         read.is_ok(),

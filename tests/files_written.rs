@@ -9,12 +9,12 @@ use samples::{latents, picture};
 use sd_upscale::input::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
-use sd_upscale::picture::{Depth, Format, Picture};
-use sd_upscale::{encode, output};
+use sd_upscale::output;
+use sd_upscale::picture::{DEFAULT_JPEG_QUALITY, Depth, Format, Picture, encode};
 
 /// Writes and reads back.
 fn through(picture: &Picture, format: Format, quality: Option<u8>) -> Picture {
-    let encoded = encode::encode(picture, format, quality).unwrap();
+    let encoded = encode(picture, format, quality).unwrap();
     match input::read_bytes(&encoded.bytes, "the output", &ReadLimits::default()).unwrap() {
         Loaded::Picture(picture) => picture,
         Loaded::Latents(_) => panic!("latents"),
@@ -57,16 +57,16 @@ fn lossless_formats_give_back_what_was_written_in_every_kind() {
 #[test]
 fn quality_rules_jpeg_and_webp_and_transparency_is_laid_on_white_with_a_warning() {
     let photo = picture("rgb.png");
-    let size = |format, quality| encode::encode(&photo, format, quality).unwrap().bytes.len();
+    let size = |format, quality| encode(&photo, format, quality).unwrap().bytes.len();
     assert!(size(Format::Jpeg, Some(30)) < size(Format::Jpeg, None));
     assert_eq!(
-        size(Format::Jpeg, Some(encode::DEFAULT_JPEG_QUALITY)),
+        size(Format::Jpeg, Some(DEFAULT_JPEG_QUALITY)),
         size(Format::Jpeg, None)
     );
     assert!(size(Format::WebP, Some(30)) < size(Format::WebP, Some(95)));
     let rgba = picture("rgba.png");
     for format in [Format::Jpeg, Format::Bmp] {
-        let encoded = encode::encode(&rgba, format, None).unwrap();
+        let encoded = encode(&rgba, format, None).unwrap();
         assert!(
             encoded.warnings[0].contains("laid on white"),
             "{:?}",
@@ -81,7 +81,7 @@ fn quality_rules_jpeg_and_webp_and_transparency_is_laid_on_white_with_a_warning(
             &flat.rgb[..3]
         );
     }
-    assert!(encode::encode(&photo, Format::Gif, None).is_err());
+    assert!(encode(&photo, Format::Gif, None).is_err());
 }
 
 fn settings() -> Parameters {
@@ -167,7 +167,7 @@ fn png_text_of_every_kind_is_kept_beside_our_settings() {
     comfy.metadata.text.retain(|(key, _)| key != "parameters");
     let webp = through(&comfy, Format::WebP, None).metadata;
     assert_eq!(webp.prompt().unwrap().negative, "text, watermark");
-    let warnings = encode::encode(&comfy, Format::Jpeg, None).unwrap().warnings;
+    let warnings = encode(&comfy, Format::Jpeg, None).unwrap().warnings;
     assert_eq!(warnings, ["not kept in JPEG: prompt, workflow"]);
 }
 
@@ -178,12 +178,7 @@ fn a_finished_file_is_complete_and_no_beginning_of_it_is() {
     let photo = picture("rgba.png");
     let mut files: Vec<(String, Vec<u8>)> = Format::WRITABLE
         .iter()
-        .map(|&f| {
-            (
-                f.name().to_owned(),
-                encode::encode(&photo, f, None).unwrap().bytes,
-            )
-        })
+        .map(|&f| (f.name().to_owned(), encode(&photo, f, None).unwrap().bytes))
         .collect();
     let ours = latents("f32.safetensors")
         .to_safetensors(&BTreeMap::new())

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
+use sd_upscale::picture::alpha;
 use sd_upscale::plan::Kind;
-use sd_upscale::{Event, LowRes, Rgb, Upscaler, alpha};
+use sd_upscale::{Event, LowRes, Rgb, Upscaler};
 
 use super::{Content, Finished, Item, Made};
 use crate::cli::Job;

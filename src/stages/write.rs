@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, Result, bail};
 use sd_upscale::latents::Latents;
-use sd_upscale::metadata::Metadata;
-use sd_upscale::picture::Picture;
+use sd_upscale::metadata::{Metadata, Parameters};
+use sd_upscale::picture::{self, Picture, alpha, color_fix};
 use sd_upscale::plan::Kind;
-use sd_upscale::{Rgb, Settings, alpha, color, encode, metadata, output, resize};
+use sd_upscale::{Rgb, Settings, output};
 
 use super::{Content, Finished, Item, Made, Place};
 use crate::cli::{ColorFix, Job};
@@ -57,7 +57,7 @@ fn write_one(
             };
             let size = (rgb.width, rgb.height);
             let picture = picture(job, item, rgb)?;
-            let encoded = encode::encode(&picture, format, job.quality)
+            let encoded = picture::encode(&picture, format, job.quality)
                 .with_context(|| item.source.to_string())?;
             for warning in encoded.warnings {
                 let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
@@ -88,7 +88,7 @@ fn write_one(
                     Kind::Image(format) => format,
                     _ => sd_upscale::picture::Format::Png,
                 };
-                write_file(path, &encode::encode(&picture, format, job.quality)?.bytes)?;
+                write_file(path, &picture::encode(&picture, format, job.quality)?.bytes)?;
             }
         }
         Place::Stdout => {
@@ -120,10 +120,10 @@ fn picture(job: &Job, item: &mut Item, rgb: &mut Rgb) -> Result<Picture> {
     match &mut item.content {
         Content::Picture(low) => {
             if job.color_fix != ColorFix::None {
-                let reference = resize::double(&low.rgb, low.width, low.height, 3);
+                let reference = picture::double(&low.rgb, low.width, low.height, 3);
                 match job.color_fix {
-                    ColorFix::Adain => color::adain(&mut made.rgb, &reference),
-                    _ => color::wavelet(&mut made.rgb, &reference, width, height),
+                    ColorFix::Adain => color_fix::adain(&mut made.rgb, &reference),
+                    _ => color_fix::wavelet(&mut made.rgb, &reference, width, height),
                 }
             }
             made.alpha = low
@@ -147,11 +147,7 @@ fn picture(job: &Job, item: &mut Item, rgb: &mut Rgb) -> Result<Picture> {
 }
 
 /// The settings in the words that viewers of A1111's pictures know.
-fn written_settings(
-    job: &Job,
-    settings: &Settings,
-    (width, height): (usize, usize),
-) -> Parameters {
+fn written_settings(job: &Job, settings: &Settings, (width, height): (usize, usize)) -> Parameters {
     let schedule = match settings.schedule {
         sd_upscale::sampler::Schedule::Karras => "Karras",
         sd_upscale::sampler::Schedule::LogLinear => "Log-linear",

@@ -1,100 +1,25 @@
-//! The picture that goes in and comes out: RGB in 0..=1, an optional alpha, and what must be kept of its file.
-//! Also the file formats by name, and the conversions between pixels of every depth and `f32`.
+//! The picture that goes in and comes out: RGB in 0..=1, an optional alpha, and what must be kept of its file; and the
+//! conversions between pixels of every depth and `f32`.
+
+pub mod alpha;
+pub mod color_fix;
+mod decode;
+mod decode_tiff;
+mod double;
+mod encode;
+mod encode_tiff;
+mod format;
+pub(crate) mod structure;
 
 use image::DynamicImage;
 use image::metadata::Orientation;
 use rayon::prelude::*;
 
+pub(crate) use self::decode::decode;
+pub use self::double::double;
+pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
+pub use self::format::Format;
 use crate::metadata::Metadata;
-
-/// A raster file format that is read; all but GIF are written too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    Png,
-    Jpeg,
-    WebP,
-    Tiff,
-    Bmp,
-    Gif,
-}
-
-impl Format {
-    /// The formats that can be written.
-    pub const WRITABLE: [Format; 5] = [
-        Format::Png,
-        Format::Jpeg,
-        Format::WebP,
-        Format::Tiff,
-        Format::Bmp,
-    ];
-
-    /// The format meant by a file extension or a `--format` value, in any case and without the dot.
-    pub fn from_extension(extension: &str) -> Option<Self> {
-        Some(match extension.to_ascii_lowercase().as_str() {
-            "png" | "apng" => Format::Png,
-            "jpg" | "jpeg" | "jpe" | "jfif" => Format::Jpeg,
-            "webp" => Format::WebP,
-            "tif" | "tiff" => Format::Tiff,
-            "bmp" | "dib" => Format::Bmp,
-            "gif" => Format::Gif,
-            _ => return None,
-        })
-    }
-
-    /// The usual extension, without the dot.
-    pub fn extension(self) -> &'static str {
-        match self {
-            Format::Png => "png",
-            Format::Jpeg => "jpg",
-            Format::WebP => "webp",
-            Format::Tiff => "tif",
-            Format::Bmp => "bmp",
-            Format::Gif => "gif",
-        }
-    }
-
-    /// The name people know it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::Png => "PNG",
-            Format::Jpeg => "JPEG",
-            Format::WebP => "WebP",
-            Format::Tiff => "TIFF",
-            Format::Bmp => "BMP",
-            Format::Gif => "GIF",
-        }
-    }
-
-    pub fn is_writable(self) -> bool {
-        self != Format::Gif
-    }
-
-    /// The largest side that the format's header can state, in pixels.
-    pub fn max_side(self) -> usize {
-        match self {
-            Format::WebP => 16383,
-            Format::Jpeg | Format::Gif => 65535,
-            Format::Png | Format::Tiff | Format::Bmp => i32::MAX as usize,
-        }
-    }
-
-    pub fn keeps_alpha(self) -> bool {
-        matches!(self, Format::Png | Format::WebP | Format::Tiff)
-    }
-
-    /// Whether grey is written as one channel: libwebp takes none, and few readers know TIFF's grey with alpha.
-    pub fn keeps_gray(self, with_alpha: bool) -> bool {
-        match self {
-            Format::WebP => false,
-            Format::Tiff => !with_alpha,
-            _ => true,
-        }
-    }
-
-    pub fn keeps_sixteen_bits(self) -> bool {
-        matches!(self, Format::Png | Format::Tiff)
-    }
-}
 
 /// Bits of a channel in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,8 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
+use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
 use crate::metadata::XMP_KEY;
-use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
-use crate::{containers, encode_tiff};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -180,7 +179,7 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
             )),
         }
     }
-    let map = containers::map_jpeg(&bytes).context("the encoder wrote no JPEG")?;
+    let map = structure::map_jpeg(&bytes).context("the encoder wrote no JPEG")?;
     let after_jfif = map
         .segments
         .first()
@@ -230,7 +229,7 @@ fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
     if icc.is_none() && exif.is_none() && xmp.is_none() {
         return Ok(simple.to_vec());
     }
-    let inner = containers::webp_chunks(simple).context("libwebp wrote no WebP")?;
+    let inner = structure::webp_chunks(simple).context("libwebp wrote no WebP")?;
     let flag = |there: bool, bit: u8| u8::from(there) << bit;
     let flags = flag(icc.is_some(), 5)
         | flag(picture.alpha.is_some(), 4)

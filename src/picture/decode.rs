@@ -11,11 +11,10 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, Limits};
 
+use super::{Format, Picture, decode_tiff, structure};
 use crate::limits::ReadLimits;
 use crate::metadata::Metadata;
 use crate::metadata::exif::{self, Exif};
-use crate::picture::{Format, Picture};
-use crate::{containers, decode_tiff};
 
 /// Decodes a whole file of a known format. Errors say what is wrong with the content; the caller adds the name.
 pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -85,7 +84,7 @@ fn png(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn jpeg(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let map = containers::map_jpeg(bytes).context("it does not begin as a JPEG")?;
+    let map = structure::map_jpeg(bytes).context("it does not begin as a JPEG")?;
     let decoder = JpegDecoder::new(Cursor::new(bytes))?;
     limits.check_decoder(&decoder)?;
     ensure!(
@@ -96,7 +95,7 @@ fn jpeg(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let chunks = containers::webp_chunks(bytes)
+    let chunks = structure::webp_chunks(bytes)
         .context("it ends before the length its header states: the file was cut short")?;
     let frames = chunks.iter().filter(|(name, _)| name == b"ANMF").count();
     let decoder = WebPDecoder::new(Cursor::new(bytes))?;
@@ -119,12 +118,12 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         }
         Err(error) => return Err(error.into()),
     };
-    if containers::tiff_has_more_pages(bytes) {
+    if structure::tiff_has_more_pages(bytes) {
         picture
             .warnings
             .push("several pages: the first is used, the others are dropped".into());
     }
-    if !containers::tiff_is_whole(bytes) {
+    if !structure::tiff_is_whole(bytes) {
         let warning =
             "its directory points past its end: if it was cut short, metadata may be missing";
         picture.warnings.push(warning.into());
@@ -150,7 +149,7 @@ fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn gif(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let (frames, whole) = containers::gif_frames(bytes);
+    let (frames, whole) = structure::gif_frames(bytes);
     ensure!(
         frames > 0,
         "it ends before its first frame is complete: the file was cut short"

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::resize;
+use super::double::double as enlarge;
 
 /// Alpha below this is too little to trust the colour beneath, which editors round or drop.
 const TRUSTED: f32 = 1.0 / 16.0;
@@ -37,7 +37,7 @@ pub fn bleed(rgb: &mut [f32], alpha: &[f32], width: usize, height: usize) {
 
 /// Doubles alpha, (height, width) to (2 height, 2 width): Catmull-Rom, clamped to 0..=1.
 pub fn double(alpha: &[f32], width: usize, height: usize) -> Vec<f32> {
-    let mut out = resize::double(alpha, width, height, 1);
+    let mut out = enlarge(alpha, width, height, 1);
     out.par_iter_mut().for_each(|a| *a = a.clamp(0.0, 1.0));
     out
 }

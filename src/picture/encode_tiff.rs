@@ -9,8 +9,8 @@ use tiff::encoder::{
 };
 use tiff::tags::{Tag, Type};
 
+use super::{Depth, Format, Picture, to_u8, to_u16};
 use crate::metadata::exif::{self, EXIF_IFD, Exif, GPS_IFD};
-use crate::picture::{Depth, Format, Picture, to_u8, to_u16};
 
 type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;
 
