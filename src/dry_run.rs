@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::plan::{Plan, Source, Target};
 use sd_upscale::{device, model};
 
@@ -29,7 +29,7 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
     for task in &plan.tasks {
         let size = match &task.source {
             Source::Stdin => None,
-            Source::Path(path) => match input::read_path(path, &job.limits) {
+            Source::Path(path) => match files::read_path(path, &job.limits) {
                 Ok(Loaded::Picture(picture)) => Some((picture.width, picture.height)),
                 Ok(Loaded::Latents(latents)) => Some((8 * latents.width, 8 * latents.height)),
                 Err(error) => {

@@ -19,16 +19,14 @@
 pub mod device;
 pub mod files;
 pub mod hub;
-pub mod input;
 pub mod kernels;
 pub mod latents;
 pub mod layers;
 pub mod limits;
 pub mod metadata;
 pub mod model;
+pub mod model_files;
 pub mod noise;
-pub mod npz;
-pub mod output;
 pub mod padding;
 pub mod picture;
 mod pipeline;
@@ -42,7 +40,7 @@ pub mod vae;
 mod vae_names;
 pub mod weights;
 
-pub use files::ModelFiles;
+pub use model_files::ModelFiles;
 pub use pipeline::{
     Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
 };

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::files::ModelFiles;
 use crate::hub::{Hub, Part};
+use crate::model_files::ModelFiles;
 use crate::tiny;
 use crate::vae::VaeFiles;
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use sd_upscale::hub::Hub;
 use sd_upscale::plan::{self, Plan};
-use sd_upscale::{Options, Upscaler, device, model, output};
+use sd_upscale::{Options, Upscaler, device, files, model};
 
 use crate::cli::{Job, Verbosity};
 use crate::report::{Message, Outcome, Reporter, Status};
@@ -87,7 +87,7 @@ fn sweep(plan: &Plan) {
     folders.sort();
     folders.dedup();
     for folder in folders {
-        output::clean_stale(&folder);
+        files::clean_stale(&folder);
     }
 }
 

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::device::Placement;
-use crate::files::ModelFiles;
 use crate::layers::{Activation, LayerNorm, Linear, attention};
+use crate::model_files::ModelFiles;
 use crate::tokenizer::Tokens;
 use crate::weights::Weights;
 

@@ -35,7 +35,7 @@ pub fn export(folder: &std::path::Path) -> anyhow::Result<()> {
             std::fs::create_dir_all(parent)
                 .with_context(|| format!("cannot create {}", parent.display()))?;
         }
-        crate::output::write(&path, bytes)?;
+        crate::files::write(&path, bytes)?;
     }
     Ok(())
 }

@@ -7,10 +7,10 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::device::Placement;
-use crate::files::ModelFiles;
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
 };
+use crate::model_files::ModelFiles;
 use crate::vae_names;
 use crate::weights::Weights;
 

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
@@ -18,7 +18,7 @@ const HANG: Duration = Duration::from_secs(10);
 
 /// Reads an input and, if that succeeds, checks what was read and uses it. `true` if it was refused.
 fn refused(name: &str, bytes: &[u8]) -> bool {
-    match input::read_bytes(bytes, name, &ReadLimits::default()) {
+    match files::read_bytes(bytes, name, &ReadLimits::default()) {
         Err(error) => {
             let message = format!("{error:#}");
             assert!(
@@ -50,7 +50,7 @@ fn refused(name: &str, bytes: &[u8]) -> bool {
                 for format in Format::WRITABLE {
                     let encoded =
                         encode(&picture, format, None).expect("what was read can be written");
-                    let read = input::read_bytes(&encoded.bytes, "ours", &ReadLimits::default());
+                    let read = files::read_bytes(&encoded.bytes, "ours", &ReadLimits::default());
                     assert!(
                         read.is_ok(),
                         "our {} cannot be read: {:#}",
@@ -91,7 +91,7 @@ fn a_truncated_file_is_refused_unless_every_pixel_is_there() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
     let mut accepted = Vec::new();
     for input in damage::corpus().iter().filter(|i| i.name.contains("-cut-")) {
-        let Ok(loaded) = input::read_bytes(&input.bytes, &input.name, &ReadLimits::default())
+        let Ok(loaded) = files::read_bytes(&input.bytes, &input.name, &ReadLimits::default())
         else {
             continue;
         };
@@ -99,7 +99,7 @@ fn a_truncated_file_is_refused_unless_every_pixel_is_there() {
         accepted.push(input.name.clone());
         let (stem, _) = input.name.split_once("-cut-").unwrap();
         let extension = Path::new(&input.name).extension().unwrap();
-        let whole = input::read_path(
+        let whole = files::read_path(
             &folder.join(stem).with_extension(extension),
             &ReadLimits::default(),
         );
@@ -120,7 +120,7 @@ fn absurd_sizes_and_wrong_types_are_refused() {
         .iter()
         .filter(|i| i.name.starts_with("absurd-") || i.name.starts_with("wrong-"))
     {
-        let result = input::read_bytes(&input.bytes, &input.name, &ReadLimits::default());
+        let result = files::read_bytes(&input.bytes, &input.name, &ReadLimits::default());
         assert!(result.is_err(), "{} is accepted", input.name);
     }
 }

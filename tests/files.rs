@@ -6,7 +6,7 @@ mod samples;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use samples::{folder, latents, picture};
-use sd_upscale::input;
+use sd_upscale::files;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Depth;
 
@@ -258,7 +258,7 @@ fn what_is_no_image_is_named_and_limits_are_named_with_their_flag() {
     let read = |bytes: &[u8]| {
         format!(
             "{:#}",
-            input::read_bytes(bytes, "x", &ReadLimits::default()).unwrap_err()
+            files::read_bytes(bytes, "x", &ReadLimits::default()).unwrap_err()
         )
     };
     assert!(read(b"").contains("it is empty"));
@@ -274,7 +274,7 @@ fn what_is_no_image_is_named_and_limits_are_named_with_their_flag() {
     let small = ReadLimits { max_pixels: 1000 };
     let message = format!(
         "{:#}",
-        input::read_path(&folder().join("rgb.png"), &small).unwrap_err()
+        files::read_path(&folder().join("rgb.png"), &small).unwrap_err()
     );
     assert!(
         message.contains("40x30 = 1200 pixels, above the limit of 1000"),
@@ -293,10 +293,10 @@ fn what_is_no_image_is_named_and_limits_are_named_with_their_flag() {
     ] {
         let message = format!(
             "{:#}",
-            input::read_path(&folder().join(name), &small).unwrap_err()
+            files::read_path(&folder().join(name), &small).unwrap_err()
         );
         assert!(message.contains("--max-pixels"), "{name}: {message}");
     }
-    let message = format!("{:#}", input::read_path(&folder(), &small).unwrap_err());
+    let message = format!("{:#}", files::read_path(&folder(), &small).unwrap_err());
     assert!(message.contains("it is a folder"), "{message}");
 }

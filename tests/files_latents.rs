@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use samples::{folder, latents, refusal};
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentKind, LatentScale};
 use sd_upscale::limits::ReadLimits;
 
@@ -65,7 +65,7 @@ fn latents_are_written_so_that_each_kind_is_read_back_as_it_was() {
         .into_scaled(LatentScale::Auto, 0.18215)
         .0;
     let metadata = BTreeMap::from([("seed".to_owned(), "7".to_owned())]);
-    let read = |bytes: &[u8]| match input::read_bytes(bytes, "the output", &ReadLimits::default())
+    let read = |bytes: &[u8]| match files::read_bytes(bytes, "the output", &ReadLimits::default())
         .unwrap()
     {
         Loaded::Latents(latents) => latents,

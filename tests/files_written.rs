@@ -6,16 +6,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use samples::{latents, picture};
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
-use sd_upscale::output;
 use sd_upscale::picture::{DEFAULT_JPEG_QUALITY, Depth, Format, Picture, encode};
 
 /// Writes and reads back.
 fn through(picture: &Picture, format: Format, quality: Option<u8>) -> Picture {
     let encoded = encode(picture, format, quality).unwrap();
-    match input::read_bytes(&encoded.bytes, "the output", &ReadLimits::default()).unwrap() {
+    match files::read_bytes(&encoded.bytes, "the output", &ReadLimits::default()).unwrap() {
         Loaded::Picture(picture) => picture,
         Loaded::Latents(_) => panic!("latents"),
     }
@@ -185,18 +184,18 @@ fn a_finished_file_is_complete_and_no_beginning_of_it_is() {
         .unwrap();
     files.push(("safetensors".into(), ours));
     for (name, bytes) in files {
-        output::write(&path, &bytes).unwrap();
-        assert!(output::is_complete(&path), "{name}");
+        files::write(&path, &bytes).unwrap();
+        assert!(files::is_complete(&path), "{name}");
         for length in (0..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
             std::fs::write(&path, &bytes[..length]).unwrap();
             assert!(
-                !output::is_complete(&path),
+                !files::is_complete(&path),
                 "{name} cut to {length} of {} bytes",
                 bytes.len()
             );
         }
     }
-    assert!(!output::is_complete(&folder.path().join("absent")));
+    assert!(!files::is_complete(&folder.path().join("absent")));
 }
 
 #[test]
@@ -209,8 +208,8 @@ fn writing_leaves_nothing_behind_when_it_fails_and_replaces_whole_files_when_it_
             .collect()
     };
     let path = folder.path().join("out.png");
-    output::write(&path, b"first").unwrap();
-    output::write(&path, b"second").unwrap();
+    files::write(&path, b"first").unwrap();
+    files::write(&path, b"second").unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"second");
     assert_eq!(names(), ["out.png"]);
 
@@ -218,12 +217,12 @@ fn writing_leaves_nothing_behind_when_it_fails_and_replaces_whole_files_when_it_
     let taken = folder.path().join("taken.png");
     std::fs::create_dir(&taken).unwrap();
     std::fs::write(taken.join("inside"), b"").unwrap();
-    let message = format!("{:#}", output::write(&taken, b"bytes").unwrap_err());
+    let message = format!("{:#}", files::write(&taken, b"bytes").unwrap_err());
     assert!(message.contains("taken.png"), "{message}");
     assert_eq!(names().len(), 2, "no temporary file is left: {:?}", names());
     let message = format!(
         "{:#}",
-        output::write(&folder.path().join("no/such/out.png"), b"").unwrap_err()
+        files::write(&folder.path().join("no/such/out.png"), b"").unwrap_err()
     );
     assert!(message.contains("cannot create a file in"), "{message}");
 }
@@ -241,7 +240,7 @@ fn only_our_own_old_temporary_files_are_swept_away() {
         file.set_modified(old).unwrap();
     }
     std::fs::write(folder.path().join(".new.png.sd-upscale-AbCdEf.tmp"), b"").unwrap();
-    assert_eq!(output::clean_stale(folder.path()), 1);
+    assert_eq!(files::clean_stale(folder.path()), 1);
     assert!(!folder.path().join(".a.png.sd-upscale-AbCdEf.tmp").exists());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
 }
@@ -253,10 +252,10 @@ fn a_new_file_has_the_mode_of_any_new_file_and_an_existing_one_keeps_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
-    output::write(&ours, b"x").unwrap();
+    files::write(&ours, b"x").unwrap();
     std::fs::write(&plain, b"x").unwrap();
     assert_eq!(mode(&ours), mode(&plain));
     std::fs::set_permissions(&ours, std::fs::Permissions::from_mode(0o640)).unwrap();
-    output::write(&ours, b"y").unwrap();
+    files::write(&ours, b"y").unwrap();
     assert_eq!(mode(&ours), 0o640);
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use crate::files::ModelFiles;
+use crate::model_files::ModelFiles;
 use crate::sampler::Schedule;
 use crate::vae::VaeFiles;
 

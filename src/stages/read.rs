@@ -5,10 +5,10 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::Settings;
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
 use sd_upscale::plan::{Claims, Kind, Source, Target, Task};
-use sd_upscale::{Settings, output};
 
 use super::{Content, Item, Place};
 use crate::cli::Job;
@@ -88,7 +88,7 @@ impl Reader<'_> {
 
     /// Whether `path` was finished by an earlier run; then it is reported.
     fn skips(&self, task: &Task, start: Instant, path: &Path) -> bool {
-        let skips = self.job.skip_existing && output::is_complete(path);
+        let skips = self.job.skip_existing && files::is_complete(path);
         if skips {
             let place = Some(path.display().to_string());
             self.say(Message::Done(self.outcome(task, start, place)));
@@ -109,8 +109,8 @@ impl Reader<'_> {
             }
         }
         let loaded = match &task.source {
-            Source::Path(path) => input::read_path(path, &self.job.limits)?,
-            Source::Stdin => input::read_stdin(&self.job.limits)?,
+            Source::Path(path) => files::read_path(path, &self.job.limits)?,
+            Source::Stdin => files::read_stdin(&self.job.limits)?,
         };
         let mut latent_scale = self.job.latent_scale;
         let mut judgement = None;

@@ -11,7 +11,7 @@ use sd_upscale::latents::Latents;
 use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{self, Picture, alpha, color_fix};
 use sd_upscale::plan::Kind;
-use sd_upscale::{Rgb, Settings, output};
+use sd_upscale::{Rgb, Settings, files};
 
 use super::{Content, Finished, Item, Made, Place};
 use crate::cli::{ColorFix, Job};
@@ -110,7 +110,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
-    output::write(path, bytes)
+    files::write(path, bytes)
 }
 
 /// The upscaled picture with what the input had besides colour: alpha, depth, greyness, metadata.

@@ -9,8 +9,8 @@ use candle_core::{DType, Tensor};
 use self::blocks::{Block, Builder};
 pub use self::config::UNetConfig;
 use crate::device::Placement;
-use crate::files::ModelFiles;
 use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
+use crate::model_files::ModelFiles;
 use crate::text::Conditioning;
 use crate::weights::Weights;
 

@@ -1,7 +1,7 @@
 //! What a picture has besides its colours: metadata, alpha, depth, greyness; and the flags that rule the output file.
 
 use image::ColorType;
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::Picture;
@@ -19,7 +19,7 @@ fn upscaled(folder: &Path, name: &str, extension: &str, arguments: &str) -> (Pat
 
 /// As the library reads it: upright.
 fn picture_of(path: &Path) -> Picture {
-    match input::read_path(path, &ReadLimits::default()).unwrap() {
+    match files::read_path(path, &ReadLimits::default()).unwrap() {
         Loaded::Picture(picture) => picture,
         Loaded::Latents(_) => panic!("latents"),
     }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sd_upscale::input::{self, Loaded};
+use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::Latents;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Picture;
@@ -13,7 +13,7 @@ pub fn folder() -> PathBuf {
 }
 
 pub fn read(name: &str) -> anyhow::Result<Loaded> {
-    input::read_path(&folder().join(name), &ReadLimits::default())
+    files::read_path(&folder().join(name), &ReadLimits::default())
 }
 
 pub fn picture(name: &str) -> Picture {

@@ -7,71 +7,74 @@ use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use zip::ZipArchive;
 
-use crate::latents::{LatentKind, Latents};
+use super::{LatentKind, Latents};
 use crate::limits::ReadLimits;
 
-/// Reads the latents of an `.npz`: `latents`, else the largest `latents_HxW`, else the only array.
-pub fn read(bytes: &[u8], limits: &ReadLimits) -> Result<Latents> {
-    let mut zip = ZipArchive::new(Cursor::new(bytes))
-        .context("its zip directory cannot be read: it was cut short, or is no .npz")?;
-    let entries = zip.file_names().map(|n| Ok(n?.into_owned()));
-    let entries: Vec<String> = entries
-        .collect::<Result<_>>()
-        .context("its zip directory is damaged")?;
-    if entries.iter().any(|n| n.ends_with("data.pkl")) {
-        bail!("it is a PyTorch file, which is not supported; save the latents as safetensors");
-    }
-    let mut arrays: Vec<&str> = entries
-        .iter()
-        .filter_map(|n| n.strip_suffix(".npy"))
-        .collect();
-    arrays.sort_unstable();
-    let sized = arrays.iter().filter_map(|n| Some((area_of(n)?, *n)));
-    let (name, kind) = if arrays.contains(&"latents") {
-        ("latents", LatentKind::SdScripts)
-    } else if let Some((_, name)) = sized.max() {
-        (name, LatentKind::SdScripts)
-    } else if let [only] = arrays[..] {
-        (only, LatentKind::Unstated)
-    } else {
-        bail!(
-            "its arrays ({}) hold no latents; expected `latents` or `latents_HxW`",
-            if arrays.is_empty() {
-                "none".into()
-            } else {
-                arrays.join(", ")
-            }
-        )
-    };
-    let others = arrays
-        .iter()
-        .filter(|n| area_of(n).is_some() && **n != name)
-        .count();
+impl Latents {
+    /// Reads the latents of an `.npz`: `latents`, else the largest `latents_HxW`, else the only array.
+    pub fn from_npz(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
+        let mut zip = ZipArchive::new(Cursor::new(bytes))
+            .context("its zip directory cannot be read: it was cut short, or is no .npz")?;
+        let entries = zip.file_names().map(|n| Ok(n?.into_owned()));
+        let entries: Vec<String> = entries
+            .collect::<Result<_>>()
+            .context("its zip directory is damaged")?;
+        if entries.iter().any(|n| n.ends_with("data.pkl")) {
+            bail!("it is a PyTorch file, which is not supported; save the latents as safetensors");
+        }
+        let mut arrays: Vec<&str> = entries
+            .iter()
+            .filter_map(|n| n.strip_suffix(".npy"))
+            .collect();
+        arrays.sort_unstable();
+        let sized = arrays.iter().filter_map(|n| Some((area_of(n)?, *n)));
+        let (name, kind) = if arrays.contains(&"latents") {
+            ("latents", LatentKind::SdScripts)
+        } else if let Some((_, name)) = sized.max() {
+            (name, LatentKind::SdScripts)
+        } else if let [only] = arrays[..] {
+            (only, LatentKind::Unstated)
+        } else {
+            bail!(
+                "its arrays ({}) hold no latents; expected `latents` or `latents_HxW`",
+                if arrays.is_empty() {
+                    "none".into()
+                } else {
+                    arrays.join(", ")
+                }
+            )
+        };
+        let others = arrays
+            .iter()
+            .filter(|n| area_of(n).is_some() && **n != name)
+            .count();
 
-    // 8 bytes a value, 4 values for 64 pixels, and a batch as large as memory may take.
-    let most = limits.max_bytes();
-    let entry = zip
-        .by_name(&format!("{name}.npy"))
-        .with_context(|| format!("its array `{name}` cannot be unpacked"))?;
-    let mut npy = Vec::new();
-    entry
-        .take(most.saturating_add(1))
-        .read_to_end(&mut npy)
-        .with_context(|| format!("its array `{name}` cannot be unpacked"))?;
-    ensure!(
-        npy.len() as u64 <= most,
-        "its array `{name}` unpacks to more than {most} bytes (--max-pixels raises the limit)"
-    );
-    let array = Npy::parse(&npy).with_context(|| format!("its array `{name}` is damaged"))?;
-    let mut latents = Latents::from_array(name, &array.shape, kind, limits, || array.values(name))?;
-    if others > 0 {
-        let warning = format!(
-            "it holds latents of {} sizes; the largest, `{name}`, is used",
-            others + 1
+        // 8 bytes a value, 4 values for 64 pixels, and a batch as large as memory may take.
+        let most = limits.max_bytes();
+        let entry = zip
+            .by_name(&format!("{name}.npy"))
+            .with_context(|| format!("its array `{name}` cannot be unpacked"))?;
+        let mut npy = Vec::new();
+        entry
+            .take(most.saturating_add(1))
+            .read_to_end(&mut npy)
+            .with_context(|| format!("its array `{name}` cannot be unpacked"))?;
+        ensure!(
+            npy.len() as u64 <= most,
+            "its array `{name}` unpacks to more than {most} bytes (--max-pixels raises the limit)"
         );
-        latents.warnings.push(warning);
+        let array = Npy::parse(&npy).with_context(|| format!("its array `{name}` is damaged"))?;
+        let mut latents =
+            Latents::from_array(name, &array.shape, kind, limits, || array.values(name))?;
+        if others > 0 {
+            let warning = format!(
+                "it holds latents of {} sizes; the largest, `{name}`, is used",
+                others + 1
+            );
+            latents.warnings.push(warning);
+        }
+        Ok(latents)
     }
-    Ok(latents)
 }
 
 /// h x w of `latents_HxW`.

@@ -1,14 +1,11 @@
-//! Finished bytes -> a file that is there whole or not at all, and the check that an earlier one is whole.
+//! Finished bytes -> a file that is there whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-
-use crate::input::{self, Kind};
-use crate::picture::{Format, structure};
 
 /// Parts of a temporary file's name.
 const MARK: &str = ".sd-upscale-";
@@ -84,29 +81,4 @@ pub fn clean_stale(folder: &Path) -> usize {
         .filter(stale)
         .filter(|entry| fs::remove_file(entry.path()).is_ok())
         .count()
-}
-
-/// Whether a file at `path` is a whole image or safetensors file, by its structure (no pixel is decoded). Used to skip
-/// what an earlier run finished, whatever killed it.
-pub fn is_complete(path: &Path) -> bool {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
-    read.is_ok() && is_whole(&bytes)
-}
-
-fn is_whole(bytes: &[u8]) -> bool {
-    match input::sniff(bytes) {
-        Ok(Kind::Image(Format::Png)) => structure::png_is_whole(bytes),
-        Ok(Kind::Image(Format::Jpeg)) => {
-            structure::map_jpeg(bytes).is_some_and(|map| map.end.is_some())
-        }
-        Ok(Kind::Image(Format::WebP)) => {
-            structure::webp_chunks(bytes).is_some_and(|c| !c.is_empty())
-        }
-        Ok(Kind::Image(Format::Tiff)) => structure::tiff_is_whole(bytes),
-        Ok(Kind::Image(Format::Bmp)) => structure::bmp_is_whole(bytes),
-        Ok(Kind::Image(Format::Gif)) => structure::gif_frames(bytes).1,
-        Ok(Kind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
-        Ok(Kind::Npz) | Err(_) => false,
-    }
 }

@@ -1,11 +1,11 @@
-//! Stable Diffusion latents from safetensors files (diffusers' and ComfyUI's), their scale, and writing them back.
-//! `.npz` is read in `npz.rs`. *Scaled* means VAE output x the VAE's scaling factor (0.18215); *raw* is without it.
+//! Stable Diffusion latents from files, and the scale of their values. *Scaled* means VAE output x the VAE's scaling factor (0.18215); *raw* is without it.
 
-use std::collections::{BTreeMap, HashMap};
+mod npz;
+mod safetensors;
 
-use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail, ensure};
 
 use crate::limits::ReadLimits;
 use crate::metadata::{FoundPrompt, Metadata, comfy};
@@ -14,14 +14,9 @@ use crate::metadata::{FoundPrompt, Metadata, comfy};
 const PIXELS_PER_LATENT: u64 = 8;
 /// Stable Diffusion 1, 2 and XL latents have 4 channels.
 const CHANNELS: usize = 4;
-/// ComfyUI's mark for raw values (`nodes.py`, `SaveLatent`): an empty tensor of this name.
-const COMFY_MARK: &str = "latent_format_version_0";
-const COMFY_KEY: &str = "latent_tensor";
 /// What no check can find out, to be said when latents are read.
 pub const SDXL_NOTE: &str = "latents of Stable Diffusion XL have the same shape as those of 1 and 2 and cannot be told \
      apart; this upscaler gives wrong colours for them";
-/// Our own files state their scale under this metadata key.
-const SCALE_KEY: &str = "latent_scale";
 /// Between the spread of scaled latents (near 1) and of raw ones (near 1 / 0.18215 = 5.5), nearer to the middle of
 /// the two on a logarithmic scale (2.34) and a little above, as scaled is the convention where nothing is stated.
 const SPREAD_BETWEEN: f32 = 2.5;
@@ -82,59 +77,6 @@ impl Latents {
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
         }
-    }
-
-    /// Reads a safetensors blob. The tensor is `latents`, `latent`, `latent_tensor` (ComfyUI) or `samples`, else the
-    /// only one; of rank 3 or 4 with 4 channels, F16, BF16, F32 or F64.
-    pub fn from_safetensors(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
-        check_header(bytes)?;
-        let file = SafeTensors::deserialize(bytes)
-            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
-        let (_, header) = SafeTensors::read_metadata(bytes)
-            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
-        let metadata: BTreeMap<String, String> = header
-            .metadata()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
-
-        let mut names: Vec<&str> = file.names();
-        names.sort_unstable();
-        let name = ["latents", "latent", COMFY_KEY, "samples"]
-            .into_iter()
-            .find(|n| names.contains(n));
-        let name = match (name, names.as_slice()) {
-            (Some(name), _) => name,
-            (None, [only]) => only,
-            (None, []) => bail!("it holds no tensor"),
-            (None, several) => {
-                let weights = several.len() > 8 || several.iter().any(|n| n.ends_with(".weight"));
-                let what = if weights {
-                    ": it looks like a model's weights, not latents"
-                } else {
-                    ""
-                };
-                bail!(
-                    "it holds {} tensors ({}{}){what}; expected one named `latents`, `latent` or `{COMFY_KEY}`, \
-                     or a single tensor",
-                    several.len(),
-                    several[..several.len().min(3)].join(", "),
-                    if several.len() > 3 { ", ..." } else { "" }
-                )
-            }
-        };
-        let kind = match name {
-            COMFY_KEY if names.contains(&COMFY_MARK) => LatentKind::ComfyRaw,
-            COMFY_KEY => LatentKind::ComfyScaled,
-            _ if metadata.get(SCALE_KEY).is_some_and(|s| s == "scaled") => LatentKind::Ours,
-            _ => LatentKind::Unstated,
-        };
-        let tensor = file.tensor(name)?;
-        let mut latents =
-            Self::from_array(name, tensor.shape(), kind, limits, || floats(name, &tensor))?;
-        latents.metadata = metadata;
-        Ok(latents)
     }
 
     /// Checks an array's shape, then its values, which `values` gives in C order.
@@ -261,59 +203,9 @@ impl Latents {
         (self, message)
     }
 
-    /// A safetensors file: one F32 tensor `latents` (batch, 4, h, w), scaled, and `metadata` as the file's.
-    /// `self` must be scaled (see [`Self::into_scaled`]).
-    pub fn to_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
-        let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-        metadata.insert(SCALE_KEY.into(), "scaled".into());
-        let bytes = le_bytes(&self.data);
-        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
-        Ok(safetensors::serialize(
-            [("latents", tensor)],
-            Some(metadata),
-        )?)
-    }
-
-    /// A ComfyUI `.latent`: F32 `latent_tensor`, raw, marked as such. `self` must be scaled; `scaling_factor` is the
-    /// VAE's. ComfyUI itself reads `prompt` and `workflow` of `metadata`.
-    pub fn to_comfy(
-        &self,
-        scaling_factor: f32,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Vec<u8>> {
-        let raw: Vec<f32> = self.data.iter().map(|v| v / scaling_factor).collect();
-        let bytes = le_bytes(&raw);
-        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
-        let mark = TensorView::new(Dtype::F32, vec![0], &[])?;
-        let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
-        Ok(safetensors::serialize(
-            [(COMFY_KEY, tensor), (COMFY_MARK, mark)],
-            metadata,
-        )?)
-    }
-
     fn shape(&self) -> Vec<usize> {
         vec![self.batch, CHANNELS, self.height, self.width]
     }
-}
-
-/// Errors that the safetensors crate words for programmers, worded for people.
-fn check_header(bytes: &[u8]) -> Result<()> {
-    let length = bytes
-        .first_chunk::<8>()
-        .map(|b| u64::from_le_bytes(*b))
-        .with_context(|| {
-            format!(
-                "its {} bytes are too few for a safetensors header: it was cut short",
-                bytes.len()
-            )
-        })?;
-    let held = bytes.len() as u64 - 8;
-    ensure!(
-        length <= held,
-        "its safetensors header should have {length} bytes, but only {held} follow: it was cut short"
-    );
-    Ok(())
 }
 
 /// (batch, height, width) of an array of 4-channel latents; other models' latents are refused by name.
@@ -348,40 +240,4 @@ fn check_shape(name: &str, shape: &[usize]) -> Result<(usize, usize, usize)> {
         _ => "",
     };
     bail!("{found}{owner}; {WANT}")
-}
-
-/// A tensor's values, whatever its float type.
-fn floats(name: &str, tensor: &TensorView) -> Result<Vec<f32>> {
-    let data = tensor.data();
-    Ok(match tensor.dtype() {
-        Dtype::F32 => data
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
-        Dtype::F16 => data
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| f16::from_le_bytes(b).to_f32())
-            .collect(),
-        Dtype::BF16 => data
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| bf16::from_le_bytes(b).to_f32())
-            .collect(),
-        Dtype::F64 => data
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| f64::from_le_bytes(b) as f32)
-            .collect(),
-        other => bail!("tensor `{name}` holds {other:?} values; expected F16, BF16, F32 or F64"),
-    })
-}
-
-fn le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -1,0 +1,88 @@
+//! Files and standard input -> pictures or latents, told apart by content and never by name.
+
+mod sniff;
+mod whole;
+mod write;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use self::sniff::HEAD;
+pub use self::sniff::{FileKind, sniff};
+pub use self::whole::is_complete;
+pub use self::write::{clean_stale, write};
+use crate::latents::Latents;
+use crate::limits::ReadLimits;
+use crate::picture::{self, Format, Picture};
+
+/// What an input turned out to hold.
+#[derive(Clone, Debug)]
+pub enum Loaded {
+    Picture(Picture),
+    Latents(Latents),
+}
+
+/// Reads one file. Errors name the file.
+pub fn read_path(path: &Path, limits: &ReadLimits) -> Result<Loaded> {
+    let read = || {
+        let mut file = File::open(path)?;
+        ensure!(!file.metadata()?.is_dir(), "it is a folder, not a file");
+        // The first bytes decide, so that a 100 GB file that is no image is not read whole.
+        let mut bytes = Vec::new();
+        file.by_ref().take(HEAD).read_to_end(&mut bytes)?;
+        let kind = sniff(&bytes)?;
+        file.read_to_end(&mut bytes)?;
+        let mut loaded = parse(kind, &bytes, limits)?;
+        if let (Loaded::Picture(picture), FileKind::Image(format)) = (&mut loaded, kind) {
+            picture.warnings.extend(misnamed(path, format));
+        }
+        Ok(loaded)
+    };
+    let named = |e: anyhow::Error| e.context(format!("cannot read {}", path.display()));
+    read().map_err(named)
+}
+
+/// Reads bytes that came from elsewhere, such as standard input; `name` is what errors call them.
+pub fn read_bytes(bytes: &[u8], name: &str, limits: &ReadLimits) -> Result<Loaded> {
+    let read = sniff(bytes).and_then(|kind| parse(kind, bytes, limits));
+    read.with_context(|| format!("cannot read {name}"))
+}
+
+/// Reads all of standard input.
+pub fn read_stdin(limits: &ReadLimits) -> Result<Loaded> {
+    let mut bytes = Vec::new();
+    let stdin = &mut std::io::stdin().lock();
+    let read = stdin
+        .take(HEAD)
+        .read_to_end(&mut bytes)
+        .context("reading failed");
+    let read = read.and_then(|_| {
+        let kind = sniff(&bytes)?;
+        stdin.read_to_end(&mut bytes).context("reading failed")?;
+        parse(kind, &bytes, limits)
+    });
+    read.context("cannot read standard input")
+}
+
+fn parse(kind: FileKind, bytes: &[u8], limits: &ReadLimits) -> Result<Loaded> {
+    Ok(match kind {
+        FileKind::Image(format) => Loaded::Picture(picture::decode(format, bytes, limits)?),
+        FileKind::Safetensors => Loaded::Latents(Latents::from_safetensors(bytes, limits)?),
+        FileKind::Npz => Loaded::Latents(Latents::from_npz(bytes, limits)?),
+    })
+}
+
+/// Whether the extension promises another format than the content has.
+fn misnamed(path: &Path, format: Format) -> Option<String> {
+    let extension = path.extension()?.to_str()?;
+    let named = Format::from_extension(extension)?;
+    (named != format).then(|| {
+        format!(
+            "named .{extension}, but its content is {}: read as {0}",
+            format.name()
+        )
+    })
+}

@@ -1,0 +1,138 @@
+//! Latents in safetensors: diffusers' and ComfyUI's spellings read, ours and ComfyUI's written.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::{LatentKind, Latents};
+use crate::limits::ReadLimits;
+
+/// ComfyUI's mark for raw values (`nodes.py`, `SaveLatent`): an empty tensor of this name.
+const COMFY_MARK: &str = "latent_format_version_0";
+const COMFY_KEY: &str = "latent_tensor";
+/// Our own files state their scale under this metadata key.
+const SCALE_KEY: &str = "latent_scale";
+
+impl Latents {
+    /// Reads a safetensors blob. The tensor is `latents`, `latent`, `latent_tensor` (ComfyUI) or `samples`, else the
+    /// only one; of rank 3 or 4 with 4 channels, F16, BF16, F32 or F64.
+    pub fn from_safetensors(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
+        check_header(bytes)?;
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
+        let (_, header) = SafeTensors::read_metadata(bytes)
+            .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
+        let metadata: BTreeMap<String, String> = header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+
+        let mut names: Vec<&str> = file.names();
+        names.sort_unstable();
+        let name = ["latents", "latent", COMFY_KEY, "samples"]
+            .into_iter()
+            .find(|n| names.contains(n));
+        let name = match (name, names.as_slice()) {
+            (Some(name), _) => name,
+            (None, [only]) => only,
+            (None, []) => bail!("it holds no tensor"),
+            (None, several) => {
+                let weights = several.len() > 8 || several.iter().any(|n| n.ends_with(".weight"));
+                let what = if weights {
+                    ": it looks like a model's weights, not latents"
+                } else {
+                    ""
+                };
+                bail!(
+                    "it holds {} tensors ({}{}){what}; expected one named `latents`, `latent` or `{COMFY_KEY}`, \
+                     or a single tensor",
+                    several.len(),
+                    several[..several.len().min(3)].join(", "),
+                    if several.len() > 3 { ", ..." } else { "" }
+                )
+            }
+        };
+        let kind = match name {
+            COMFY_KEY if names.contains(&COMFY_MARK) => LatentKind::ComfyRaw,
+            COMFY_KEY => LatentKind::ComfyScaled,
+            _ if metadata.get(SCALE_KEY).is_some_and(|s| s == "scaled") => LatentKind::Ours,
+            _ => LatentKind::Unstated,
+        };
+        let tensor = file.tensor(name)?;
+        let mut latents =
+            Self::from_array(name, tensor.shape(), kind, limits, || floats(name, &tensor))?;
+        latents.metadata = metadata;
+        Ok(latents)
+    }
+
+    /// A safetensors file: one F32 tensor `latents` (batch, 4, h, w), scaled, and `metadata` as the file's.
+    /// `self` must be scaled (see [`Self::into_scaled`]).
+    pub fn to_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+        let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+        metadata.insert(SCALE_KEY.into(), "scaled".into());
+        let bytes = le_bytes(&self.data);
+        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
+        Ok(safetensors::serialize(
+            [("latents", tensor)],
+            Some(metadata),
+        )?)
+    }
+
+    /// A ComfyUI `.latent`: F32 `latent_tensor`, raw, marked as such. `self` must be scaled; `scaling_factor` is the
+    /// VAE's. ComfyUI itself reads `prompt` and `workflow` of `metadata`.
+    pub fn to_comfy(
+        &self,
+        scaling_factor: f32,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Vec<u8>> {
+        let raw: Vec<f32> = self.data.iter().map(|v| v / scaling_factor).collect();
+        let bytes = le_bytes(&raw);
+        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
+        let mark = TensorView::new(Dtype::F32, vec![0], &[])?;
+        let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
+        Ok(safetensors::serialize(
+            [(COMFY_KEY, tensor), (COMFY_MARK, mark)],
+            metadata,
+        )?)
+    }
+}
+
+/// Errors that the safetensors crate words for programmers, worded for people.
+fn check_header(bytes: &[u8]) -> Result<()> {
+    let length = bytes
+        .first_chunk::<8>()
+        .map(|b| u64::from_le_bytes(*b))
+        .with_context(|| {
+            format!(
+                "its {} bytes are too few for a safetensors header: it was cut short",
+                bytes.len()
+            )
+        })?;
+    let held = bytes.len() as u64 - 8;
+    ensure!(
+        length <= held,
+        "its safetensors header should have {length} bytes, but only {held} follow: it was cut short"
+    );
+    Ok(())
+}
+
+/// A tensor's values, whatever its float type.
+fn floats(name: &str, tensor: &TensorView) -> Result<Vec<f32>> {
+    match tensor.dtype() {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 => Ok(tensor
+            .load(&Device::Cpu)?
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .to_vec1()?),
+        other => bail!("tensor `{name}` holds {other:?} values; expected F16, BF16, F32 or F64"),
+    }
+}
+
+fn le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
