@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
+use sd_upscale::Settings;
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
+use sd_upscale::model::hub;
 use sd_upscale::plan::{Output, Request, Shard, Source, Template, UsageError};
 use sd_upscale::sampler::Schedule;
-use sd_upscale::{Settings, hub};
 
 /// Upscale images and latents 2x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]

@@ -18,14 +18,12 @@
 
 pub mod device;
 pub mod files;
-pub mod hub;
 pub mod kernels;
 pub mod latents;
 pub mod layers;
 pub mod limits;
 pub mod metadata;
 pub mod model;
-pub mod model_files;
 pub mod noise;
 pub mod padding;
 pub mod picture;
@@ -33,14 +31,12 @@ mod pipeline;
 pub mod plan;
 pub mod sampler;
 pub mod text;
-pub mod tiny;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 mod vae_names;
-pub mod weights;
 
-pub use model_files::ModelFiles;
+pub use model::ModelFiles;
 pub use pipeline::{
     Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
 };

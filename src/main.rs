@@ -2,6 +2,7 @@
 
 mod cli;
 mod dry_run;
+mod export_tiny;
 mod report;
 mod run;
 mod stages;
@@ -15,7 +16,7 @@ use sd_upscale::plan::UsageError;
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     let result = match &args.export_tiny {
-        Some(folder) => sd_upscale::tiny::export(folder).map(|()| ExitCode::SUCCESS),
+        Some(folder) => export_tiny::export(folder).map(|()| ExitCode::SUCCESS),
         None => cli::Job::try_from(args)
             .map_err(anyhow::Error::from)
             .and_then(run::run),

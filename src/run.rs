@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use sd_upscale::hub::Hub;
+use sd_upscale::model::Hub;
 use sd_upscale::plan::{self, Plan};
 use sd_upscale::{Options, Upscaler, device, files, model};
 

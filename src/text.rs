@@ -6,9 +6,8 @@ use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::{Activation, LayerNorm, Linear, attention};
-use crate::model_files::ModelFiles;
+use crate::model::{ModelFiles, Weights};
 use crate::tokenizer::Tokens;
-use crate::weights::Weights;
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]

@@ -1,7 +1,5 @@
 //! Stable Diffusion's KL autoencoder: images to latents and back.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -10,9 +8,7 @@ use crate::device::Placement;
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
 };
-use crate::model_files::ModelFiles;
-use crate::vae_names;
-use crate::weights::Weights;
+use crate::model::{PartFiles, Weights};
 
 /// The eps of every norm in diffusers' AutoencoderKL.
 const EPS: f64 = 1e-6;
@@ -54,30 +50,12 @@ impl Default for VaeConfig {
 }
 
 impl VaeConfig {
-    /// Pixels to a latent position, in each direction.
-    pub fn factor(&self) -> usize {
-        1 << self.block_out_channels.len().saturating_sub(1)
-    }
-}
-
-/// Where a VAE's files are: a part of a model, or a repository of its own.
-#[derive(Clone, Debug)]
-pub struct VaeFiles {
-    pub files: ModelFiles,
-    /// The sub-folder, or "".
-    pub part: &'static str,
-    /// A safetensors file to read in place of the folder's weights, in diffusers' or the original spelling.
-    pub weights: Option<PathBuf>,
-}
-
-impl VaeFiles {
+    /// Reads a VAE's `config.json`.
+    ///
     /// # Errors
-    /// config.json is missing or is not an AutoencoderKL's.
-    pub fn config(&self) -> Result<VaeConfig> {
-        let config: VaeConfig = self.files.json(&match self.part {
-            "" => "config.json".to_string(),
-            part => format!("{part}/config.json"),
-        })?;
+    /// It is missing or is not an AutoencoderKL's.
+    pub fn load(files: &PartFiles) -> Result<Self> {
+        let config: VaeConfig = files.json("config.json")?;
         ensure!(
             !config.block_out_channels.is_empty(),
             "vae/config.json: block_out_channels is empty"
@@ -85,16 +63,17 @@ impl VaeFiles {
         Ok(config)
     }
 
-    fn weights(&self, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
-        let levels = config.block_out_channels.len();
-        let weights = match &self.weights {
-            Some(path) => Weights::open(std::slice::from_ref(path), placement)?,
-            None => self
-                .files
-                .weights(self.part, "diffusion_pytorch_model", placement)?,
-        };
-        Ok(weights.renamed(|key| vae_names::to_diffusers(key, levels)))
+    /// Pixels to a latent position, in each direction.
+    pub fn factor(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1)
     }
+}
+
+/// A VAE's tensors under diffusers' names, whichever spelling its file has.
+fn weights(files: &PartFiles, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
+    let levels = config.block_out_channels.len();
+    let weights = files.weights("diffusion_pytorch_model", placement)?;
+    Ok(weights.renamed(|key| crate::vae_names::to_diffusers(key, levels)))
 }
 
 struct Resnet {
@@ -263,9 +242,9 @@ impl Encoder {
     ///
     /// # Errors
     /// A file is missing or damaged, or a tensor does not fit config.json.
-    pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
-        let config = files.config()?;
-        let all = files.weights(&config, placement)?;
+    pub fn load(files: &PartFiles, placement: &Placement) -> Result<Self> {
+        let config = VaeConfig::load(files)?;
+        let all = weights(files, &config, placement)?;
         let w = all.pp("encoder");
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
@@ -357,9 +336,9 @@ impl Decoder {
     ///
     /// # Errors
     /// A file is missing or damaged, or a tensor does not fit config.json.
-    pub fn load(files: &VaeFiles, placement: &Placement) -> Result<Self> {
-        let config = files.config()?;
-        let all = files.weights(&config, placement)?;
+    pub fn load(files: &PartFiles, placement: &Placement) -> Result<Self> {
+        let config = VaeConfig::load(files)?;
+        let all = weights(files, &config, placement)?;
         let w = all.pp("decoder");
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (first, last) = (widths[0], widths[widths.len() - 1]);

@@ -10,20 +10,21 @@ mod common;
 use candle_core::{DType, Device};
 use common::*;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
+use sd_upscale::model::PartFiles;
 use sd_upscale::noise::Generator;
 use sd_upscale::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
 use sd_upscale::text::{Conditioning, TextEncoder};
 use sd_upscale::tokenizer::{Tokenizer, Tokens};
 use sd_upscale::unet::UNet;
-use sd_upscale::vae::{Decoder, Encoder, VaeFiles};
+use sd_upscale::vae::{Decoder, Encoder};
 use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler};
 
 const STAGE: f64 = 2e-5;
 /// Twenty steps of a stiff equation amplify the difference of a stage by about ten.
 const FINAL_LATENTS: f64 = 1e-3;
 
-fn vae_files() -> VaeFiles {
-    VaeFiles {
+fn vae_files() -> PartFiles {
+    PartFiles {
         files: model(),
         part: "vae",
         weights: None,

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 
 use crate::device::Placement;
 use crate::kernels::PackedConv;
-use crate::weights::Weights;
+use crate::model::Weights;
 
 /// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.
 #[derive(Clone)]

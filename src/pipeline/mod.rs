@@ -12,13 +12,14 @@ use candle_core::{DType, Device, Tensor};
 use self::denoise::{Denoiser, out_of_memory, prompted_for};
 pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
 use crate::device::Placement;
+use crate::model::PartFiles;
 use crate::noise::Generator;
 use crate::padding::{self, Extent};
 use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};
 use crate::text::{Conditioning, TextEncoder};
 use crate::tokenizer::Tokenizer;
 use crate::unet::{UNet, UNetConfig};
-use crate::vae::{Decoder, Encoder, Posterior, VaeConfig, VaeFiles};
+use crate::vae::{Decoder, Encoder, Posterior, VaeConfig};
 
 /// The latent upscaler with all its parts.
 ///
@@ -42,7 +43,7 @@ use crate::vae::{Decoder, Encoder, Posterior, VaeConfig, VaeFiles};
 /// ```
 pub struct Upscaler {
     options: Options,
-    vae_files: VaeFiles,
+    vae_files: PartFiles,
     unet_config: UNetConfig,
     vae_config: VaeConfig,
     sigma_range: SigmaRange,
@@ -74,14 +75,14 @@ impl Upscaler {
     /// # Errors
     /// A configuration is missing or damaged, or is not a latent upscaler's.
     pub fn new(options: Options) -> Result<Self> {
-        let vae_files = options.vae.clone().unwrap_or_else(|| VaeFiles {
+        let vae_files = options.vae.clone().unwrap_or_else(|| PartFiles {
             files: options.model.clone(),
             part: "vae",
             weights: None,
         });
         let scheduler: SchedulerConfig = options.model.json("scheduler/scheduler_config.json")?;
         let unet_config: UNetConfig = options.model.json("unet/config.json")?;
-        let vae_config = vae_files.config()?;
+        let vae_config = VaeConfig::load(&vae_files)?;
         let channels = vae_config.latent_channels;
         ensure!(
             unet_config.in_channels == 2 * channels && unet_config.out_channels > channels,

@@ -3,16 +3,15 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use crate::model_files::ModelFiles;
+use crate::model::{ModelFiles, PartFiles};
 use crate::sampler::Schedule;
-use crate::vae::VaeFiles;
 
 /// What to run, and on what.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub model: ModelFiles,
     /// Another VAE than the model's own.
-    pub vae: Option<VaeFiles>,
+    pub vae: Option<PartFiles>,
     pub device: Device,
     /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
     pub dtype: DType,

@@ -9,7 +9,7 @@ use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, NormAct, attention, downsample,
     map_tokens, upsample,
 };
-use crate::weights::Weights;
+use crate::model::Weights;
 
 /// Channels of one normalisation group (`resnet_group_size`, k-diffusion's and diffusers' constant).
 const GROUP_SIZE: usize = 32;

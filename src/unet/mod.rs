@@ -10,9 +10,8 @@ use self::blocks::{Block, Builder};
 pub use self::config::UNetConfig;
 use crate::device::Placement;
 use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
-use crate::model_files::ModelFiles;
+use crate::model::{ModelFiles, Weights};
 use crate::text::Conditioning;
-use crate::weights::Weights;
 
 /// Fourier features of the noise level are this many cosines and as many sines (the original's
 /// `low_res_noise_embed` has 64 frequencies).

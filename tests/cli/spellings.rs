@@ -1,5 +1,7 @@
 //! The small model in every form that weights are handed around in gives the same picture.
 
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -26,7 +28,10 @@ struct Weight {
 
 impl Weight {
     fn values(&self) -> Vec<f32> {
-        sd_upscale::weights::to_f32(self.dtype, &self.bytes).unwrap()
+        let view = TensorView::new(self.dtype, self.shape.clone(), &self.bytes).unwrap();
+        let tensor = view.load(&Device::Cpu).unwrap();
+        let tensor = tensor.to_dtype(DType::F32).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// The same values, rounded where `dtype` is narrower.

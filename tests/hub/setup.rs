@@ -4,7 +4,8 @@ pub use std::fs;
 pub use std::path::{Path, PathBuf};
 pub use std::time::{Duration, Instant};
 
-pub use sd_upscale::hub::{Hub, Part, Report, Settings};
+pub use sd_upscale::model::Hub;
+pub use sd_upscale::model::hub::{Environment, Part, Report};
 use tempfile::TempDir;
 
 pub use crate::hub_server::{COMMIT, Fault, HubServer, REPO, etag};

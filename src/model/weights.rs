@@ -311,7 +311,7 @@ impl Weights {
 }
 
 /// Little-endian floats of `dtype` as float32; `None` for integer and 8-bit types.
-pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     fn each<const W: usize>(bytes: &[u8], convert: impl Fn([u8; W]) -> f32) -> Vec<f32> {
         let (values, _) = bytes.as_chunks::<W>();
         values.iter().map(|value| convert(*value)).collect()

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Part, Settings};
+use super::{Environment, Part};
 
 /// One thing that went wrong, before it is put into words.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ pub(super) fn explain(
     repo: &str,
     revision: &str,
     parts: &[Part],
-    settings: &Settings,
+    settings: &Environment,
 ) -> anyhow::Error {
     let Failure { path, fault, kept } = failure;
     let endpoint = &settings.endpoint;
@@ -136,7 +136,7 @@ pub(super) fn explain(
     )
 }
 
-fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Settings) -> String {
+fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Environment) -> String {
     let endpoint = &settings.endpoint;
     let flag = flag(parts);
     match fault {
@@ -220,7 +220,7 @@ fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Setting
 }
 
 /// What to do where there is no network.
-fn ways_round(parts: &[Part], settings: &Settings) -> String {
+fn ways_round(parts: &[Part], settings: &Environment) -> String {
     let cache = settings.cache.display();
     let flag = flag(parts);
     let tiny = match flag {
@@ -239,7 +239,7 @@ fn ways_round(parts: &[Part], settings: &Settings) -> String {
 }
 
 /// For `HF_HUB_OFFLINE=1` and a cache that lacks something.
-fn offline_cure(parts: &[Part], settings: &Settings) -> String {
+fn offline_cure(parts: &[Part], settings: &Environment) -> String {
     let flag = flag(parts);
     let tiny = match flag {
         "--model" => ", or --model tiny for the small model built into the program",

@@ -13,7 +13,7 @@ const PUBLIC_HUB: &str = "https://huggingface.co";
 
 /// How to reach the Hub. A plain struct, so that tests and other programs can set what the environment would.
 #[derive(Clone)]
-pub struct Settings {
+pub struct Environment {
     /// The folder of the cache, `~/.cache/huggingface/hub` by default (`HF_HUB_CACHE`, `HF_HOME`).
     pub cache: PathBuf,
     /// The Hub's address, without a slash at its end (`HF_ENDPOINT`).
@@ -35,23 +35,23 @@ pub struct Settings {
     pub lock_patience: Duration,
 }
 
-impl Settings {
+impl Environment {
     /// Reads the process's environment. `show_progress` allows output to standard error.
     ///
     /// # Errors
     /// When a value cannot be used, or neither `HF_HOME` nor a home folder is known.
     pub fn from_env(show_progress: bool) -> Result<Self> {
-        Settings::from_vars(
+        Environment::from_vars(
             show_progress,
             |name| std::env::var_os(name),
             std::env::home_dir(),
         )
     }
 
-    /// As [`Settings::from_env`], with the variables from `var` and the user's home folder from `home`.
+    /// As [`Environment::from_env`], with the variables from `var` and the user's home folder from `home`.
     ///
     /// # Errors
-    /// As [`Settings::from_env`].
+    /// As [`Environment::from_env`].
     pub fn from_vars(
         show_progress: bool,
         var: impl Fn(&str) -> Option<OsString>,
@@ -103,7 +103,7 @@ impl Settings {
                     format!("HF_HUB_DOWNLOAD_TIMEOUT: expected whole seconds, found {seconds:?}")
                 })?,
         };
-        Ok(Settings {
+        Ok(Environment {
             cache: path("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub")),
             endpoint,
             token: token.filter(|token| !token.is_empty()),
@@ -132,10 +132,10 @@ fn expand_home(path: PathBuf, home: Option<&PathBuf>) -> PathBuf {
     }
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for Environment {
     /// Leaves the token out: debug output ends up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
+        f.debug_struct("Environment")
             .field("cache", &self.cache)
             .field("endpoint", &self.endpoint)
             .field("token", &self.token.as_ref().map(|_| "..."))
@@ -148,12 +148,12 @@ impl fmt::Debug for Settings {
 mod tests {
     use super::*;
 
-    fn settings(vars: &[(&str, &str)]) -> Result<Settings> {
+    fn settings(vars: &[(&str, &str)]) -> Result<Environment> {
         let var = |name: &str| {
             let found = vars.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| OsString::from(value))
         };
-        Settings::from_vars(false, var, Some("/nowhere/me".into()))
+        Environment::from_vars(false, var, Some("/nowhere/me".into()))
     }
 
     #[test]

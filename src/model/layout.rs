@@ -28,7 +28,7 @@ impl Part {
 
 /// What a file is to the model, which decides what its absence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Required,
     /// Some repositories lack it, and the model loads without it.
     Optional,
@@ -37,7 +37,7 @@ pub(super) enum Kind {
 }
 
 /// The files that `parts` consist of, small ones first, with `/` between folder and name.
-pub(super) fn wanted(parts: &[Part]) -> Vec<(&'static str, Kind)> {
+pub(crate) fn wanted(parts: &[Part]) -> Vec<(&'static str, Kind)> {
     use Kind::{Optional, Required, Weights};
     let mut files = Vec::new();
     if parts.contains(&Part::Unet) {
@@ -76,7 +76,7 @@ pub(super) fn wanted(parts: &[Part]) -> Vec<(&'static str, Kind)> {
 }
 
 /// The first file without which the model in `dir` cannot be loaded.
-pub(super) fn first_missing(dir: &Path, parts: &[Part]) -> Option<String> {
+pub(crate) fn first_missing(dir: &Path, parts: &[Part]) -> Option<String> {
     wanted(parts)
         .into_iter()
         .find_map(|(path, kind)| match kind {
@@ -98,7 +98,7 @@ fn missing_weights(dir: &Path, path: &str) -> Option<String> {
 }
 
 /// The name of the index beside which sharded weights lie: `NAME.safetensors.index.json`.
-pub(super) fn index_name(weights: &str) -> String {
+pub(crate) fn index_name(weights: &str) -> String {
     format!("{weights}.index.json")
 }
 
@@ -106,7 +106,7 @@ pub(super) fn index_name(weights: &str) -> String {
 ///
 /// # Errors
 /// One sentence, when the file is no index, names nothing, or names anything but plain files beside it.
-pub(super) fn shards(weights: &str, index: &Path) -> Result<Vec<String>, String> {
+pub(crate) fn shards(weights: &str, index: &Path) -> Result<Vec<String>, String> {
     let text = std::fs::read_to_string(index).map_err(|e| format!("{}: {e}", index.display()))?;
     let json: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| format!("it is not JSON: {e}"))?;
@@ -135,7 +135,7 @@ pub(super) fn shards(weights: &str, index: &Path) -> Result<Vec<String>, String>
 }
 
 /// Whether `name` is one path component of harmless characters: letters, digits, `.`, `_`, `-`.
-pub(super) fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     let chars = name
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));

@@ -8,9 +8,9 @@ use ureq::http::{Response, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::Settings;
+use super::Environment;
 use super::errors::Fault;
-use super::files::is_plain;
+use crate::model::layout::is_plain;
 
 /// As many redirects as browsers and `huggingface_hub` follow in practice; the Hub uses one or two.
 const MAX_REDIRECTS: u32 = 10;
@@ -36,7 +36,7 @@ pub(super) struct Meta {
 }
 
 impl Remote {
-    pub fn new(settings: &Settings) -> Result<Self, Fault> {
+    pub fn new(settings: &Environment) -> Result<Self, Fault> {
         let mut config = Agent::config_builder()
             .user_agent(concat!(
                 env!("CARGO_PKG_NAME"),

@@ -3,25 +3,25 @@
 //! The cache is the one of `huggingface_hub`: what either has fetched, the other uses.
 
 mod cache;
+mod environment;
 mod errors;
 mod fetch;
-mod files;
 mod progress;
 mod remote;
-mod settings;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use cache::RepoCache;
+pub use environment::Environment;
 use errors::{Failure, Fault, explain};
 use fetch::{Transfer, with_retries};
-pub use files::Part;
-use files::{Kind, first_missing, index_name, is_plain, shards, wanted};
 use indicatif::HumanBytes;
 pub use progress::Report;
 use remote::{Meta, Remote};
-pub use settings::Settings;
+
+pub use crate::model::layout::Part;
+use crate::model::layout::{Kind, first_missing, index_name, is_plain, shards, wanted};
 
 /// The repository of the published model.
 pub const DEFAULT_REPO: &str = "stabilityai/sd-x2-latent-upscaler";
@@ -32,23 +32,23 @@ pub const DEFAULT_REVISION: &str = "1f2883b22f62cfb29323770ba9cfdcf601757bd3";
 /// The Hub and its cache on this machine.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    settings: Settings,
+    settings: Environment,
 }
 
 /// A file that is to be in the snapshot: its path in the repository, and what the Hub says of it.
 type Planned = (String, Meta);
 
 impl Hub {
-    /// Takes cache, endpoint and token from the environment, see [`Settings::from_env`].
+    /// Takes cache, endpoint and token from the environment, see [`Environment::from_env`].
     /// `show_progress` allows messages and progress bars on standard error.
     ///
     /// # Errors
     /// When a variable has a value that cannot be used, or no home folder is known.
     pub fn from_env(show_progress: bool) -> Result<Self> {
-        Ok(Hub::new(Settings::from_env(show_progress)?))
+        Ok(Hub::new(Environment::from_env(show_progress)?))
     }
 
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Environment) -> Self {
         Hub { settings }
     }
 
@@ -139,7 +139,7 @@ impl Hub {
 
 /// One repository's download.
 struct Job<'a> {
-    settings: &'a Settings,
+    settings: &'a Environment,
     remote: &'a Remote,
     cache: &'a RepoCache,
     repo: &'a str,

@@ -1,12 +1,21 @@
 //! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights.
 
+mod built_in;
+pub mod hub;
+mod layout;
+mod locate;
+mod weights;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+pub use self::built_in::BUILT_IN_FILES;
+pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
+pub use self::locate::{TINY, locate, locate_vae};
+pub use self::weights::Weights;
 use crate::device::Placement;
-use crate::weights::Weights;
 
 /// Where the files of a model in the diffusers layout come from.
 #[derive(Clone, Debug)]
@@ -99,6 +108,41 @@ impl ModelFiles {
                 };
                 Weights::open(&weight_files(&folder, stem)?, placement)
             }
+        }
+    }
+}
+
+/// Where the files of one part are, which need not be the model's own: another model's, a repository of its own, or a
+/// single file of weights.
+#[derive(Clone, Debug)]
+pub struct PartFiles {
+    pub files: ModelFiles,
+    /// The sub-folder, or "" for a part that lies at the top.
+    pub part: &'static str,
+    /// A safetensors file to read in place of the folder's weights.
+    pub weights: Option<PathBuf>,
+}
+
+impl PartFiles {
+    /// One of the part's JSON files, read into a type.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::json`].
+    pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T> {
+        self.files.json(&match self.part {
+            "" => name.to_string(),
+            part => format!("{part}/{name}"),
+        })
+    }
+
+    /// The part's weights: its own file, else `stem` as [`ModelFiles::weights`] finds it.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::weights`].
+    pub fn weights(&self, stem: &str, placement: &Placement) -> Result<Weights> {
+        match &self.weights {
+            Some(path) => Weights::open(std::slice::from_ref(path), placement),
+            None => self.files.weights(self.part, stem, placement),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use super::Settings;
+use super::Environment;
 use super::cache::{RepoCache, make_parent};
 use super::errors::Fault;
 use super::remote::{Meta, Remote, content_range};
@@ -19,7 +19,7 @@ const CHUNK: usize = 256 * 1024;
 pub(super) struct Transfer<'a> {
     pub remote: &'a Remote,
     pub cache: &'a RepoCache,
-    pub settings: &'a Settings,
+    pub settings: &'a Environment,
     pub repo: &'a str,
     pub commit: &'a str,
     pub path: &'a str,
@@ -30,7 +30,7 @@ pub(super) struct Transfer<'a> {
 /// was achieved nevertheless; then the count starts anew.
 pub(super) fn with_retries<T>(
     remote: &Remote,
-    settings: &Settings,
+    settings: &Environment,
     path: &str,
     progress: impl Fn() -> u64,
     mut attempt: impl FnMut() -> Result<T, Fault>,

@@ -1,15 +1,13 @@
 //! The small model that is built into the binary: see assets/tiny/README.md for what it is and how it was trained.
 
-use anyhow::Context;
-
 macro_rules! built_in {
     ($path:literal) => {
-        ($path, include_bytes!(concat!("../assets/tiny/", $path)))
+        ($path, include_bytes!(concat!("../../assets/tiny/", $path)))
     };
 }
 
 /// Its files in the diffusers layout: (relative path, content).
-pub const FILES: &[(&str, &[u8])] = &[
+pub const BUILT_IN_FILES: &[(&str, &[u8])] = &[
     built_in!("model_index.json"),
     built_in!("scheduler/scheduler_config.json"),
     built_in!("text_encoder/config.json"),
@@ -23,19 +21,3 @@ pub const FILES: &[(&str, &[u8])] = &[
     built_in!("vae/config.json"),
     built_in!("vae/diffusion_pytorch_model.safetensors"),
 ];
-
-/// Write the built-in model out as a folder in the diffusers layout, which diffusers itself can run.
-///
-/// # Errors
-/// The folder cannot be written.
-pub fn export(folder: &std::path::Path) -> anyhow::Result<()> {
-    for (path, bytes) in FILES {
-        let path = folder.join(path);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        crate::files::write(&path, bytes)?;
-    }
-    Ok(())
-}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::errors::Fault;
-use super::files::Part;
+use crate::model::layout::Part;
 
 /// One repository at one revision in the cache.
 pub(super) struct RepoCache {
@@ -48,7 +48,7 @@ impl RepoCache {
         }
         let commit = fs::read_to_string(self.folder().join("refs").join(revision)).ok()?;
         let commit = commit.trim();
-        super::files::is_plain(commit).then(|| commit.to_string())
+        crate::model::layout::is_plain(commit).then(|| commit.to_string())
     }
 
     /// Notes which commit a branch or tag stands for; a commit needs no note.
@@ -83,9 +83,9 @@ impl RepoCache {
     /// The optional files of `parts` of which it is not known whether the commit has them.
     pub fn unknown_optional(&self, commit: &str, parts: &[Part]) -> bool {
         let snapshot = self.snapshot(commit);
-        super::files::wanted(parts)
+        crate::model::layout::wanted(parts)
             .into_iter()
-            .filter(|(_, kind)| *kind == super::files::Kind::Optional)
+            .filter(|(_, kind)| *kind == crate::model::layout::Kind::Optional)
             .any(|(path, _)| !snapshot.join(path).is_file() && !self.known_absent(commit, path))
     }
 

@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::hub::{Hub, Part};
-use crate::model_files::ModelFiles;
-use crate::tiny;
-use crate::vae::VaeFiles;
+use super::hub::{DEFAULT_REPO, Hub, Part};
+use super::{BUILT_IN_FILES, ModelFiles, PartFiles};
 
 /// The name of the built-in model.
 pub const TINY: &str = "tiny";
@@ -32,14 +30,14 @@ pub fn locate(
     hub: impl FnOnce() -> Result<Hub>,
 ) -> Result<ModelFiles> {
     if name == TINY {
-        return Ok(ModelFiles::BuiltIn(tiny::FILES));
+        return Ok(ModelFiles::BuiltIn(BUILT_IN_FILES));
     }
     if is_path(name) {
         let folder = PathBuf::from(name);
         ensure!(
             folder.is_dir(),
             "--model {name}: there is no such folder; expected {TINY}, a folder in the diffusers layout, or a repository such as {}",
-            crate::hub::DEFAULT_REPO
+            DEFAULT_REPO
         );
         return Ok(ModelFiles::Folder(folder));
     }
@@ -59,10 +57,10 @@ pub fn locate_vae(
     name: &str,
     model: &ModelFiles,
     hub: impl FnOnce() -> Result<Hub>,
-) -> Result<VaeFiles> {
+) -> Result<PartFiles> {
     let path = PathBuf::from(name);
     if path.is_file() {
-        return Ok(VaeFiles {
+        return Ok(PartFiles {
             files: model.clone(),
             part: "vae",
             weights: Some(path),
@@ -74,7 +72,7 @@ pub fn locate_vae(
     };
     for part in ["", "vae"] {
         if folder.join(part).join("config.json").is_file() {
-            return Ok(VaeFiles {
+            return Ok(PartFiles {
                 files: ModelFiles::Folder(folder),
                 part,
                 weights: None,
