@@ -24,17 +24,13 @@ pub mod layers;
 pub mod limits;
 pub mod metadata;
 pub mod model;
+pub mod networks;
 pub mod noise;
 pub mod padding;
 pub mod picture;
 mod pipeline;
 pub mod plan;
 pub mod sampler;
-pub mod text;
-pub mod tokenizer;
-pub mod unet;
-pub mod vae;
-mod vae_names;
 
 pub use model::ModelFiles;
 pub use pipeline::{

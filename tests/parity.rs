@@ -11,12 +11,11 @@ use candle_core::{DType, Device};
 use common::*;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
 use sd_upscale::model::PartFiles;
+use sd_upscale::networks::text::{Conditioning, TextEncoder, Tokenizer, Tokens};
+use sd_upscale::networks::unet::UNet;
+use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::noise::Generator;
 use sd_upscale::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
-use sd_upscale::text::{Conditioning, TextEncoder};
-use sd_upscale::tokenizer::{Tokenizer, Tokens};
-use sd_upscale::unet::UNet;
-use sd_upscale::vae::{Decoder, Encoder};
 use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler};
 
 const STAGE: f64 = 2e-5;
@@ -399,7 +398,10 @@ fn latents_and_pictures_are_those_of_the_reference_pipeline() {
 #[test]
 fn the_built_in_model_gives_what_diffusers_makes_of_its_files() {
     let reference = Reference::read("tiny");
-    let mut upscaler = upscaler(ModelFiles::BuiltIn(sd_upscale::tiny::FILES), DType::F32);
+    let mut upscaler = upscaler(
+        ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
+        DType::F32,
+    );
     let case = |steps: usize| Case {
         name: format!("tiny {steps} steps"),
         input: "square-64x64.png".into(),
@@ -542,7 +544,10 @@ fn the_built_in_models_picture_hardly_depends_on_the_precision() {
     let cases = Case::all();
     let case = cases.iter().find(|c| c.name == "square-karras-4").unwrap();
     let picture = |dtype| {
-        let mut upscaler = upscaler(ModelFiles::BuiltIn(sd_upscale::tiny::FILES), dtype);
+        let mut upscaler = upscaler(
+            ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
+            dtype,
+        );
         let upscaled = run(&mut upscaler, case);
         upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap().values
     };

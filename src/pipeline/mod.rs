@@ -13,13 +13,12 @@ use self::denoise::{Denoiser, out_of_memory, prompted_for};
 pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
 use crate::device::Placement;
 use crate::model::PartFiles;
+use crate::networks::text::{Conditioning, TextEncoder, Tokenizer};
+use crate::networks::unet::{UNet, UNetConfig};
+use crate::networks::vae::{Decoder, Encoder, Posterior, VaeConfig};
 use crate::noise::Generator;
 use crate::padding::{self, Extent};
 use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};
-use crate::text::{Conditioning, TextEncoder};
-use crate::tokenizer::Tokenizer;
-use crate::unet::{UNet, UNetConfig};
-use crate::vae::{Decoder, Encoder, Posterior, VaeConfig};
 
 /// The latent upscaler with all its parts.
 ///

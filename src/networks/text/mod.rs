@@ -1,13 +1,15 @@
 //! CLIP's text encoder: a prompt becomes what the UNet attends to, and one vector that steers its norms.
 
+mod tokenizer;
+
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
+pub use self::tokenizer::{Tokenizer, Tokens};
 use crate::device::Placement;
 use crate::layers::{Activation, LayerNorm, Linear, attention};
 use crate::model::{ModelFiles, Weights};
-use crate::tokenizer::Tokens;
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]

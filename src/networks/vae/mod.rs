@@ -1,5 +1,7 @@
 //! Stable Diffusion's KL autoencoder: images to latents and back.
 
+mod original_names;
+
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -73,7 +75,7 @@ impl VaeConfig {
 fn weights(files: &PartFiles, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
     let levels = config.block_out_channels.len();
     let weights = files.weights("diffusion_pytorch_model", placement)?;
-    Ok(weights.renamed(|key| crate::vae_names::to_diffusers(key, levels)))
+    Ok(weights.renamed(|key| original_names::to_diffusers(key, levels)))
 }
 
 struct Resnet {

@@ -11,7 +11,7 @@ pub use self::config::UNetConfig;
 use crate::device::Placement;
 use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
 use crate::model::{ModelFiles, Weights};
-use crate::text::Conditioning;
+use crate::networks::text::Conditioning;
 
 /// Fourier features of the noise level are this many cosines and as many sines (the original's
 /// `low_res_noise_embed` has 64 frequencies).

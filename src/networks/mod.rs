@@ -1,0 +1,5 @@
+//! What the checkpoints hold: the text encoder, the autoencoder and the upscaler's UNet.
+
+pub mod text;
+pub mod unet;
+pub mod vae;
