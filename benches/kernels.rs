@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use sd_upscale::kernels::*;
+use sd_upscale::kernels::cpu::*;
 
 fn main() {
     let wanted = std::env::var("ISA").unwrap_or_default();

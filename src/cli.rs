@@ -10,8 +10,8 @@ use sd_upscale::device::DeviceChoice;
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
+use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::{Output, Request, Shard, Source, Template, UsageError};
-use sd_upscale::sampler::Schedule;
 
 /// Upscale images and latents 2x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]

@@ -25,12 +25,9 @@ pub mod limits;
 pub mod metadata;
 pub mod model;
 pub mod networks;
-pub mod noise;
-pub mod padding;
 pub mod picture;
-mod pipeline;
+pub mod pipeline;
 pub mod plan;
-pub mod sampler;
 
 pub use model::ModelFiles;
 pub use pipeline::{

@@ -14,8 +14,8 @@ use sd_upscale::model::PartFiles;
 use sd_upscale::networks::text::{Conditioning, TextEncoder, Tokenizer, Tokens};
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
-use sd_upscale::noise::Generator;
-use sd_upscale::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
+use sd_upscale::pipeline::noise::Generator;
+use sd_upscale::pipeline::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
 use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler};
 
 const STAGE: f64 = 2e-5;

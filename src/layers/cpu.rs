@@ -7,7 +7,8 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use super::{Activation, ConvShape, FeatureMap, NormAct};
-use crate::kernels::{self, Act, AttentionShape, Input, PackedConv, Prologue};
+use crate::kernels::cpu as kernels;
+use crate::kernels::cpu::{Act, AttentionShape, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use crate::device::Placement;
-use crate::kernels::PackedConv;
+use crate::kernels::cpu::PackedConv;
 use crate::model::Weights;
 
 /// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.

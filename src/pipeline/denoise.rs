@@ -3,9 +3,9 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
+use super::sampler::Preconditioning;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{Prompted, UNet};
-use crate::sampler::Preconditioning;
 
 /// Prepared prompts: one batch for all passes, or one a pass. Each row serves `b` pictures.
 pub fn prompted_for(

@@ -1,6 +1,9 @@
 //! The pipeline: encode the prompt and the picture, denoise, decode. Load once, upscale many.
 
 mod denoise;
+pub mod noise;
+mod padding;
+pub mod sampler;
 mod types;
 
 use std::collections::HashMap;
@@ -10,15 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use self::denoise::{Denoiser, out_of_memory, prompted_for};
+use self::noise::Generator;
+use self::padding::Extent;
+use self::sampler::{Preconditioning, SchedulerConfig, SigmaRange};
 pub use self::types::{Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled};
 use crate::device::Placement;
 use crate::model::PartFiles;
 use crate::networks::text::{Conditioning, TextEncoder, Tokenizer};
 use crate::networks::unet::{UNet, UNetConfig};
 use crate::networks::vae::{Decoder, Encoder, Posterior, VaeConfig};
-use crate::noise::Generator;
-use crate::padding::{self, Extent};
-use crate::sampler::{self, Preconditioning, SchedulerConfig, SigmaRange};
 
 /// The latent upscaler with all its parts.
 ///

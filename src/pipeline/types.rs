@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
-use crate::sampler::Schedule;
 
 /// What to run, and on what.
 #[derive(Clone, Debug)]

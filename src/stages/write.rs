@@ -149,8 +149,8 @@ fn picture(job: &Job, item: &mut Item, rgb: &mut Rgb) -> Result<Picture> {
 /// The settings in the words that viewers of A1111's pictures know.
 fn written_settings(job: &Job, settings: &Settings, (width, height): (usize, usize)) -> Parameters {
     let schedule = match settings.schedule {
-        sd_upscale::sampler::Schedule::Karras => "Karras",
-        sd_upscale::sampler::Schedule::LogLinear => "Log-linear",
+        sd_upscale::pipeline::sampler::Schedule::Karras => "Karras",
+        sd_upscale::pipeline::sampler::Schedule::LogLinear => "Log-linear",
     };
     let model = Path::new(&job.model).file_name().unwrap_or_default();
     let fields = [

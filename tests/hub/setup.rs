@@ -84,7 +84,7 @@ impl Setup {
         }
     }
 
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> Environment {
         settings(&self.server.url(), self.cache.path())
     }
 
@@ -126,8 +126,8 @@ impl Setup {
 }
 
 /// Waits that are short, since nothing here is far away.
-pub fn settings(endpoint: &str, cache: &Path) -> Settings {
-    Settings {
+pub fn settings(endpoint: &str, cache: &Path) -> Environment {
+    Environment {
         cache: cache.to_path_buf(),
         endpoint: endpoint.to_string(),
         token: None,

@@ -1,7 +1,7 @@
 //! Activations, normalisations and resampling.
 
 use super::{erf, on_each_isa, random, relative_error, to_f64, with_threads};
-use crate::kernels::*;
+use crate::kernels::cpu::*;
 
 /// The largest absolute difference, beyond `relative` times the value.
 fn excess(got: &[f32], want: &[f64], relative: f64) -> f64 {

@@ -111,20 +111,20 @@ impl PointFn for QuickGelu {
 macro_rules! with_act {
     ($act:expr, $f:ident => $e:expr) => {
         match $act {
-            $crate::kernels::act::Act::None => {
-                let $f = $crate::kernels::act::Identity;
+            $crate::kernels::cpu::act::Act::None => {
+                let $f = $crate::kernels::cpu::act::Identity;
                 $e
             }
-            $crate::kernels::act::Act::Gelu => {
-                let $f = $crate::kernels::act::Gelu;
+            $crate::kernels::cpu::act::Act::Gelu => {
+                let $f = $crate::kernels::cpu::act::Gelu;
                 $e
             }
-            $crate::kernels::act::Act::Silu => {
-                let $f = $crate::kernels::act::Silu;
+            $crate::kernels::cpu::act::Act::Silu => {
+                let $f = $crate::kernels::cpu::act::Silu;
                 $e
             }
-            $crate::kernels::act::Act::QuickGelu => {
-                let $f = $crate::kernels::act::QuickGelu;
+            $crate::kernels::cpu::act::Act::QuickGelu => {
+                let $f = $crate::kernels::cpu::act::QuickGelu;
                 $e
             }
         }

@@ -1,7 +1,7 @@
 //! Convolutions and linear layers.
 
 use super::{erf, on_each_isa, random, relative_error, to_f64, with_threads};
-use crate::kernels::*;
+use crate::kernels::cpu::*;
 
 /// A convolution by definition.
 #[allow(clippy::too_many_arguments)]

@@ -1,7 +1,7 @@
 //! Attention.
 
 use super::{on_each_isa, random, relative_error, to_f64, with_threads};
-use crate::kernels::*;
+use crate::kernels::cpu::*;
 
 fn naive(q: &[f64], k: &[f64], v: &[f64], s: AttentionShape, scale: f64) -> Vec<f64> {
     let ld = s.heads * s.d;

@@ -376,25 +376,25 @@ pub(super) fn prefetch(p: *const f32) {
 macro_rules! isa_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {
         $(#[$meta])*
-        $vis unsafe fn $name(isa: $crate::kernels::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis unsafe fn $name(isa: $crate::kernels::cpu::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
-                unsafe { $body::<$crate::kernels::simd::V16>($($arg),*) }
+                unsafe { $body::<$crate::kernels::cpu::simd::V16>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
-                unsafe { $body::<$crate::kernels::simd::V8>($($arg),*) }
+                unsafe { $body::<$crate::kernels::cpu::simd::V8>($($arg),*) }
             }
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::kernels::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::kernels::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                $crate::kernels::simd::Isa::Base => unsafe { $body::<$crate::kernels::simd::V4>($($arg),*) },
-                _ => unsafe { $body::<$crate::kernels::simd::Array>($($arg),*) },
+                $crate::kernels::cpu::simd::Isa::Base => unsafe { $body::<$crate::kernels::cpu::simd::V4>($($arg),*) },
+                _ => unsafe { $body::<$crate::kernels::cpu::simd::Array>($($arg),*) },
             }
         }
     };

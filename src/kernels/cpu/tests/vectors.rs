@@ -1,7 +1,7 @@
 //! The vector operations against plain arithmetic, lane by lane.
 
 use super::{on_each_isa, random};
-use crate::kernels::simd::{Isa, Simd, isa_fn};
+use crate::kernels::cpu::simd::{Isa, Simd, isa_fn};
 
 type Lanes = [f32; 16];
 

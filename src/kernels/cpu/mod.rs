@@ -1,0 +1,41 @@
+//! The CPU kernels: f32, channels last, several threads (rayon's global pool), AVX-512, AVX2, SSE2, NEON or portable vectors,
+//! chosen at run time.
+//!
+//! Maps are (b, h, w, c), tokens (b, n, c); an [`Input`] says how a kernel reads its map (concatenated, normalised,
+//! activated, upsampled), so that none of that is ever written to memory. Convolutions and linear layers take weights packed
+//! once by [`PackedConv`]. Every value is summed in an order that depends on the layer's shape alone: results are the same bits
+//! for any number of threads and any place in a batch. The functions panic where shapes do not fit: they are for layers that
+//! know theirs.
+
+// Register tiles are walked by index, which the compiler unrolls; strides and pointers make for long argument lists.
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
+
+mod act;
+mod attention;
+mod buf;
+mod conv;
+mod elementwise;
+mod gemm;
+mod input;
+mod micro;
+mod norm;
+mod packed;
+mod resample;
+mod simd;
+mod transform;
+mod winograd;
+
+pub use act::Act;
+pub use attention::{AttentionShape, attention};
+pub use buf::release_scratch;
+pub use conv::{conv2d, conv2d_add, linear};
+pub use elementwise::{activate, add, materialise};
+pub use input::{Input, Prologue};
+pub use micro::gemm_rate;
+pub use norm::{GroupStats, group_norm_stats, layer_norm};
+pub use packed::PackedConv;
+pub use resample::{downsample_k, upsample_k};
+pub use simd::Isa;
+
+#[cfg(test)]
+mod tests;
