@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::naming::{Kind, Naming, WRITTEN, is_latents, is_readable, split_name};
+use super::naming::{Naming, WRITTEN, Written, is_latents, is_readable, split_name};
 use super::template::Template;
 use super::walk::Found;
 use super::{Output, Request, Source, Target, UsageError};
@@ -19,7 +19,7 @@ pub(super) enum Destination {
         stem: OsString,
         /// None: the name has no extension that says the kind, and stays without.
         extension: Option<String>,
-        kind: Kind,
+        kind: Written,
     },
     Stdout,
 }
@@ -36,7 +36,7 @@ impl Destination {
             _ => false,
         };
         if let Some(format) = &request.format {
-            Kind::from_flag(format)?;
+            Written::from_flag(format)?;
         }
         if let Some(stated) = request.template.as_ref().and_then(Template::extension) {
             agree("--name", stated, request.format.as_deref())?;
@@ -79,9 +79,9 @@ impl Destination {
         let written = stated
             .map(str::to_owned)
             .or(own)
-            .and_then(|e| Kind::from_extension(&e).map(|kind| (e, kind)));
+            .and_then(|e| Written::from_extension(&e).map(|kind| (e, kind)));
         let (written, own_kind) =
-            written.unwrap_or(("png".into(), Kind::Image(crate::picture::Format::Png)));
+            written.unwrap_or(("png".into(), Written::Image(crate::picture::Format::Png)));
         let (folder, stem, extension, kind) = match self {
             Destination::Stdout => return Target::Stdout(own_kind),
             Destination::File {
@@ -181,11 +181,11 @@ fn to_path(path: &Path, one_file: bool, request: &Request) -> Result<Destination
         ));
     }
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let written = extension.filter(|e| Kind::from_extension(e).is_some());
+    let written = extension.filter(|e| Written::from_extension(e).is_some());
     match (written, &request.format) {
         (Some(extension), format) => {
             agree("-o", &extension, format.as_deref())?;
-            let kind = Kind::from_flag(&extension)?;
+            let kind = Written::from_flag(&extension)?;
             Ok(Destination::File {
                 folder,
                 stem,
@@ -197,7 +197,7 @@ fn to_path(path: &Path, one_file: bool, request: &Request) -> Result<Destination
             folder,
             stem: path.file_name().unwrap_or_default().to_owned(),
             extension: None,
-            kind: Kind::from_flag(format)?,
+            kind: Written::from_flag(format)?,
         }),
         (None, None) if known => usage(format!(
             "-o {shown}: this format is read but not written; choose {WRITTEN}"
@@ -212,9 +212,11 @@ fn to_path(path: &Path, one_file: bool, request: &Request) -> Result<Destination
 /// An extension that contradicts `--format` is an error rather than a guess at which was meant.
 fn agree(flag: &str, extension: &str, format: Option<&str>) -> Result<(), UsageError> {
     match format {
-        Some(format) if Kind::from_extension(format) != Kind::from_extension(extension) => usage(
-            format!("{flag} says .{extension}, but --format says {format}: leave one of them out"),
-        ),
+        Some(format) if Written::from_extension(format) != Written::from_extension(extension) => {
+            usage(format!(
+                "{flag} says .{extension}, but --format says {format}: leave one of them out"
+            ))
+        }
         _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use crate::picture::Format;
 
 /// What a file's extension says it holds, among what can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Written {
     Image(Format),
     /// Latents as diffusers keeps them.
     Safetensors,
@@ -19,15 +19,15 @@ pub enum Kind {
     ComfyLatent,
 }
 
-impl Kind {
+impl Written {
     /// `extension` in any case, without the dot. None where nothing of the kind is written: GIF and `.npz` are only read.
     pub fn from_extension(extension: &str) -> Option<Self> {
         match extension.to_ascii_lowercase().as_str() {
-            "safetensors" => Some(Kind::Safetensors),
-            "latent" => Some(Kind::ComfyLatent),
+            "safetensors" => Some(Written::Safetensors),
+            "latent" => Some(Written::ComfyLatent),
             other => Format::from_extension(other)
                 .filter(|format| format.is_writable())
-                .map(Kind::Image),
+                .map(Written::Image),
         }
     }
 
@@ -66,7 +66,7 @@ pub struct Naming {
     pub(super) extension: String,
     /// Whether the name ends in the extension; not so where `-o` names a file without one and `--format` is given.
     pub(super) dotted: bool,
-    pub(super) kind: Kind,
+    pub(super) kind: Written,
     pub(super) seed: u64,
 }
 
@@ -83,7 +83,7 @@ impl Naming {
     }
 
     /// What is written, by the extension or `--format`.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Written {
         self.kind
     }
 

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path};
 use std::str::FromStr;
 
-use super::{Kind, UsageError};
+use super::{UsageError, Written};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -170,7 +170,7 @@ impl FromStr for Template {
         // The extension apart from the rest. Without one that can be written, `.{ext}` is added.
         let (name, extension) = match text.rsplit_once('.') {
             Some((name, "{ext}")) => (name, None),
-            Some((name, ext)) if Kind::from_extension(ext).is_some() => (name, Some(ext)),
+            Some((name, ext)) if Written::from_extension(ext).is_some() => (name, Some(ext)),
             _ => (text, None),
         };
         if name.is_empty() || name.ends_with(std::path::is_separator) {

@@ -7,7 +7,7 @@ use std::{fmt, fs, io};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::naming::{is_readable, split_name};
-use super::{Request, Source, UsageError, natural};
+use super::{Request, Source, UsageError, natural_order};
 
 /// A file to upscale.
 #[derive(Clone, Debug)]
@@ -183,7 +183,7 @@ impl Walk {
                 return self.fail(folder.path, folder.relative, &error);
             }
         };
-        names.sort_by(|(a, _), (b, _)| natural::compare(a, b));
+        names.sort_by(|(a, _), (b, _)| natural_order::compare(a, b));
         for (name, kind) in names {
             let path = folder.path.join(&name);
             let relative = folder.relative.join(&name);

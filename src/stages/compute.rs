@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use sd_upscale::picture::alpha;
-use sd_upscale::plan::Kind;
+use sd_upscale::plan::Written;
 use sd_upscale::{Event, LowRes, Rgb, Upscaler};
 
 use super::{Content, Finished, Item, Made};
@@ -157,8 +157,8 @@ impl Worker<'_> {
         let mut results = Vec::with_capacity(group.len());
         for ((item, upscaled), input) in group.iter().zip(upscaled).zip(&inputs) {
             let result = match item.kind {
-                Kind::Image(_) => Made::Picture(upscaler.decode(&upscaled, &mut on_event)?),
-                Kind::Safetensors | Kind::ComfyLatent => {
+                Written::Image(_) => Made::Picture(upscaler.decode(&upscaled, &mut on_event)?),
+                Written::Safetensors | Written::ComfyLatent => {
                     let latents = upscaled.latents()?;
                     let (_, _, height, width) = latents.dims4()?;
                     Made::Latents {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sd_upscale::latents::{LatentScale, Latents};
 use sd_upscale::picture::Picture;
-use sd_upscale::plan::{Kind, Source};
+use sd_upscale::plan::{Source, Written};
 use sd_upscale::{Rgb, Settings};
 
 pub use self::compute::compute;
@@ -46,7 +46,7 @@ pub struct Item {
     pub source: Source,
     pub content: Content,
     pub settings: Settings,
-    pub kind: Kind,
+    pub kind: Written,
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
     pub low_res: Option<PathBuf>,

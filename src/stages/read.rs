@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sd_upscale::Settings;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
-use sd_upscale::plan::{Claims, Kind, Source, Target, Task};
+use sd_upscale::plan::{Claims, Source, Target, Task, Written};
 
 use super::{Content, Item, Place};
 use crate::cli::Job;
@@ -184,7 +184,7 @@ impl Reader<'_> {
                 (naming.kind(), Place::File(path))
             }
         };
-        if let Kind::Image(format) = kind {
+        if let Written::Image(format) = kind {
             let side = width.max(height);
             ensure!(
                 side <= format.max_side(),
@@ -248,10 +248,10 @@ impl Reader<'_> {
 }
 
 /// `NAME-low-res.EXT` beside an output; PNG beside latents.
-fn low_res_path(output: &Path, kind: Kind) -> PathBuf {
+fn low_res_path(output: &Path, kind: Written) -> PathBuf {
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
     let extension = match kind {
-        Kind::Image(format) => format.extension(),
+        Written::Image(format) => format.extension(),
         _ => "png",
     };
     output.with_file_name(format!("{stem}-low-res.{extension}"))

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use sd_upscale::latents::Latents;
 use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{self, Picture, alpha, color_fix};
-use sd_upscale::plan::Kind;
+use sd_upscale::plan::Written;
 use sd_upscale::{Rgb, Settings, files};
 
 use super::{Content, Finished, Item, Made, Place};
@@ -52,7 +52,7 @@ fn write_one(
     let item = &mut finished.item;
     let (size, bytes) = match &mut finished.result {
         Made::Picture(rgb) => {
-            let Kind::Image(format) = item.kind else {
+            let Written::Image(format) = item.kind else {
                 bail!("a picture cannot be written as latents");
             };
             let size = (rgb.width, rgb.height);
@@ -72,7 +72,7 @@ fn write_one(
             let latents = Latents::from_scaled(std::mem::take(values), 1, *height, *width);
             let metadata = latents_metadata(job, item, (*width, *height));
             let bytes = match item.kind {
-                Kind::ComfyLatent => latents.to_comfy(finished.scaling_factor, &metadata)?,
+                Written::ComfyLatent => latents.to_comfy(finished.scaling_factor, &metadata)?,
                 _ => latents.to_safetensors(&metadata)?,
             };
             ((*width, *height), bytes)
@@ -85,7 +85,7 @@ fn write_one(
             if let (Some(path), Some(rgb)) = (&item.low_res, low_res) {
                 let picture = Picture::from_rgb(rgb.width, rgb.height, rgb.values);
                 let format = match item.kind {
-                    Kind::Image(format) => format,
+                    Written::Image(format) => format,
                     _ => sd_upscale::picture::Format::Png,
                 };
                 write_file(path, &picture::encode(&picture, format, job.quality)?.bytes)?;

@@ -25,17 +25,17 @@ mod simd;
 mod transform;
 mod winograd;
 
-pub use act::Act;
-pub use attention::{AttentionShape, attention};
-pub use buf::release_scratch;
-pub use conv::{conv2d, conv2d_add, linear};
-pub use elementwise::{activate, add, materialise};
-pub use input::{Input, Prologue};
-pub use micro::gemm_rate;
-pub use norm::{GroupStats, group_norm_stats, layer_norm};
-pub use packed::PackedConv;
-pub use resample::{downsample_k, upsample_k};
-pub use simd::Isa;
+pub use self::act::Act;
+pub use self::attention::{AttentionShape, attention};
+pub use self::buf::release_scratch;
+pub use self::conv::{conv2d, conv2d_add, linear};
+pub use self::elementwise::{activate, add, materialise};
+pub use self::input::{Input, Prologue};
+pub use self::micro::gemm_rate;
+pub use self::norm::{GroupStats, group_norm_stats, layer_norm};
+pub use self::packed::PackedConv;
+pub use self::resample::{downsample_k, upsample_k};
+pub use self::simd::Isa;
 
 #[cfg(test)]
 mod tests;

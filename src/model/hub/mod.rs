@@ -12,14 +12,14 @@ mod remote;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use cache::RepoCache;
-pub use environment::Environment;
-use errors::{Failure, Fault, explain};
-use fetch::{Transfer, with_retries};
 use indicatif::HumanBytes;
-pub use progress::Report;
-use remote::{Meta, Remote};
 
+use self::cache::RepoCache;
+pub use self::environment::Environment;
+use self::errors::{Failure, Fault, explain};
+use self::fetch::{Transfer, with_retries};
+pub use self::progress::Report;
+use self::remote::{Meta, Remote};
 pub use crate::model::layout::Part;
 use crate::model::layout::{Kind, first_missing, index_name, is_plain, shards, wanted};
 

@@ -36,20 +36,20 @@ fn the_output_format_comes_from_the_name_then_the_flag_then_the_input() {
         Target::Stdout(kind) => *kind,
     };
     let a = || request(&f, &["a.jpg"]);
-    assert_eq!(kind(a()), Kind::Image(Format::Jpeg));
-    assert_eq!(kind(a().format("webp")), Kind::Image(Format::WebP));
-    assert_eq!(kind(a().to(&f, "x.TIF")), Kind::Image(Format::Tiff));
-    assert_eq!(kind(a().to(&f, "x.latent")), Kind::ComfyLatent);
-    assert_eq!(kind(a().name("{stem}.safetensors")), Kind::Safetensors);
-    assert_eq!(kind(a().into_stdout()), Kind::Image(Format::Jpeg));
+    assert_eq!(kind(a()), Written::Image(Format::Jpeg));
+    assert_eq!(kind(a().format("webp")), Written::Image(Format::WebP));
+    assert_eq!(kind(a().to(&f, "x.TIF")), Written::Image(Format::Tiff));
+    assert_eq!(kind(a().to(&f, "x.latent")), Written::ComfyLatent);
+    assert_eq!(kind(a().name("{stem}.safetensors")), Written::Safetensors);
+    assert_eq!(kind(a().into_stdout()), Written::Image(Format::Jpeg));
     assert_eq!(
         kind(a().into_stdout().format("bmp")),
-        Kind::Image(Format::Bmp)
+        Written::Image(Format::Bmp)
     );
-    assert_eq!(kind(request(&f, &["b.npz"])), Kind::Image(Format::Png));
+    assert_eq!(kind(request(&f, &["b.npz"])), Written::Image(Format::Png));
     assert_eq!(
         kind(request(&f, &["-"]).into_stdout()),
-        Kind::Image(Format::Png)
+        Written::Image(Format::Png)
     );
     // A name without an extension is kept as it is when --format says the kind.
     let plain = plan(&a().to(&f, "plain").format("png")).unwrap();

@@ -1,0 +1,77 @@
+//! What the command line asks for, as far as files go.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::{Shard, Template};
+
+/// A command line that cannot be followed, for exit status 2. Everything else that goes wrong is an input's failure.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Where an input comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file; on the command line also a folder.
+    Path(PathBuf),
+    Stdin,
+}
+
+impl From<OsString> for Source {
+    /// `-` is standard input.
+    fn from(text: OsString) -> Self {
+        if text == "-" {
+            Source::Stdin
+        } else {
+            Source::Path(text.into())
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Path(path) => path.display().fmt(f),
+            Source::Stdin => f.write_str("standard input"),
+        }
+    }
+}
+
+/// `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// A file or a folder: [`plan`] tells which.
+    Path(PathBuf),
+    Stdout,
+}
+
+impl From<OsString> for Output {
+    /// `-` is standard output.
+    fn from(text: OsString) -> Self {
+        if text == "-" {
+            Output::Stdout
+        } else {
+            Output::Path(text.into())
+        }
+    }
+}
+
+/// What the command line asks for, as far as files go.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub inputs: Vec<Source>,
+    pub output: Option<Output>,
+    /// `--name`.
+    pub template: Option<Template>,
+    pub recursive: bool,
+    /// Globs on the relative path, the name, and the folders on the way; case does not matter. They choose among what
+    /// folders hold, never among files given by name.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    pub shard: Option<Shard>,
+    /// `--format`: an extension of something that is written, without the dot.
+    pub format: Option<String>,
+    pub seed: u64,
+}
