@@ -10,8 +10,8 @@ use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
 use sd_upscale::plan::{Claims, Source, Target, Task, Written};
 
-use super::{Content, Item, Place};
-use crate::cli::Job;
+use crate::item::{Content, Item, Place};
+use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 
 /// Reads the inputs and hands them on in groups of up to `job.batch` that can be computed together.

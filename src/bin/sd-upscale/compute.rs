@@ -9,8 +9,8 @@ use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
 use sd_upscale::{Event, LowRes, Rgb, Upscaler};
 
-use super::{Content, Finished, Item, Made};
-use crate::cli::Job;
+use crate::item::{Content, Finished, Item, Made};
+use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 
 /// Takes groups of items until there are no more, and hands on what became of them. `load` makes the networks

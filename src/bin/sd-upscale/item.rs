@@ -1,9 +1,4 @@
-//! The three stages of a run, each in threads of its own so that reading, computing and writing overlap:
-//! files to items, items to upscaled pictures, pictures to files.
-
-mod compute;
-mod read;
-mod write;
+//! What travels between the threads of a run: what was read, and what was made of it.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,9 +8,6 @@ use sd_upscale::picture::Picture;
 use sd_upscale::plan::{Source, Written};
 use sd_upscale::{Rgb, Settings};
 
-pub use self::compute::compute;
-pub use self::read::read;
-pub use self::write::write;
 use crate::report::{Outcome, Status};
 
 /// Where a result goes.
@@ -53,7 +45,7 @@ pub struct Item {
     /// Whether its file holds others.
     pub of_many: bool,
     /// Of latents: decided, and for all of a file alike.
-    latent_scale: LatentScale,
+    pub latent_scale: LatentScale,
     pub start: Instant,
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::Verbosity;
+use crate::job::Verbosity;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,11 +1,15 @@
 //! The command line tool: parse, run, say what went wrong, exit.
 
-mod cli;
+mod args;
+mod compute;
 mod dry_run;
 mod export_tiny;
+mod item;
+mod job;
+mod read;
 mod report;
 mod run;
-mod stages;
+mod write;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -14,10 +18,10 @@ use clap::Parser;
 use sd_upscale::plan::UsageError;
 
 fn main() -> ExitCode {
-    let args = cli::Args::parse();
+    let args = args::Args::parse();
     let result = match &args.export_tiny {
         Some(folder) => export_tiny::export(folder).map(|()| ExitCode::SUCCESS),
-        None => cli::Job::try_from(args)
+        None => job::Job::try_from(args)
             .map_err(anyhow::Error::from)
             .and_then(run::run),
     };

@@ -9,7 +9,7 @@ use sd_upscale::files::{self, Loaded};
 use sd_upscale::plan::{Plan, Source, Target};
 use sd_upscale::{device, model};
 
-use crate::cli::Job;
+use crate::job::Job;
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
 const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;

@@ -13,8 +13,9 @@ use sd_upscale::picture::{self, Picture, alpha, color_fix};
 use sd_upscale::plan::Written;
 use sd_upscale::{Rgb, Settings, files};
 
-use super::{Content, Finished, Item, Made, Place};
-use crate::cli::{ColorFix, Job};
+use crate::args::ColorFix;
+use crate::item::{Content, Finished, Item, Made, Place};
+use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 
 /// Encodes and writes until there is nothing more. `writing` is held while a file is written.

@@ -11,9 +11,11 @@ use sd_upscale::model::Hub;
 use sd_upscale::plan::{self, Plan};
 use sd_upscale::{Options, Upscaler, device, files, model};
 
-use crate::cli::{Job, Verbosity};
+use crate::compute::compute;
+use crate::job::{Job, Verbosity};
+use crate::read::read;
 use crate::report::{Message, Outcome, Reporter, Status};
-use crate::stages;
+use crate::write::write;
 
 /// Groups read ahead of the computing, and results waiting to be written.
 const AHEAD: usize = 2;
@@ -128,7 +130,7 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
     {
         let (job, messages) = (job.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
-        std::thread::spawn(move || stages::read(&job, tasks, claims, groups_out, &messages));
+        std::thread::spawn(move || read(&job, tasks, claims, groups_out, &messages));
     }
     for (number, device) in devices.into_iter().enumerate() {
         let (job, messages) = (job.clone(), messages.clone());
@@ -136,14 +138,14 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
             (groups_in.clone(), finished_out.clone(), finding.clone());
         std::thread::spawn(move || {
             let load = |of_many: bool| load(&job, &device, many || of_many, &finding);
-            stages::compute(&job, number, load, &groups, &finished, &messages);
+            compute(&job, number, load, &groups, &finished, &messages);
         });
     }
     drop(finished_out);
     {
         let (job, writing) = (job.clone(), writing.clone());
         std::thread::spawn(move || {
-            stages::write(&job, finished_in, &writing, &messages);
+            write(&job, finished_in, &writing, &messages);
             // The last of the threads: what it sends ends the run.
             let _ = messages.send(Message::AllWritten);
         });

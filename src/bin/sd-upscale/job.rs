@@ -1,0 +1,133 @@
+//! The command line, checked once and turned into a [`Job`]; later code takes that, never the arguments.
+
+use candle_core::DType;
+use sd_upscale::Settings;
+use sd_upscale::device::DeviceChoice;
+use sd_upscale::latents::LatentScale;
+use sd_upscale::limits::ReadLimits;
+use sd_upscale::model::hub;
+use sd_upscale::pipeline::sampler::Schedule;
+use sd_upscale::plan::{Output, Request, Source, UsageError};
+
+use crate::args::{Args, ColorFix, DtypeName, ScaleName, ScheduleName};
+
+/// How much is said on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    Quiet,
+    Normal,
+    Verbose,
+}
+
+/// Everything a run needs to know.
+pub struct Job {
+    pub request: Request,
+    /// Absent: each input's own, from its metadata.
+    pub prompt: Option<String>,
+    /// The prompt in it is replaced by each input's.
+    pub settings: Settings,
+    pub model: String,
+    pub revision: String,
+    pub vae: Option<String>,
+    pub device: DeviceChoice,
+    /// Absent: the device's default.
+    pub dtype: Option<DType>,
+    pub skip_existing: bool,
+    pub batch: usize,
+    pub dry_run: bool,
+    pub quality: Option<u8>,
+    pub strip: bool,
+    pub color_fix: ColorFix,
+    pub latent_scale: LatentScale,
+    pub save_low_res: bool,
+    pub limits: ReadLimits,
+    pub json: bool,
+    pub verbosity: Verbosity,
+    /// Things to say once before the work.
+    pub warnings: Vec<String>,
+}
+
+impl TryFrom<Args> for Job {
+    type Error = UsageError;
+
+    fn try_from(args: Args) -> Result<Self, UsageError> {
+        let mut warnings = Vec::new();
+        if args.negative_prompt.is_some() && args.guidance <= 1.0 {
+            warnings.push(format!(
+                "--negative-prompt has no effect at guidance {}: give -g a value above 1",
+                args.guidance
+            ));
+        }
+        if args.prompt.is_some() && args.guidance == 0.0 {
+            warnings.push("guidance 0 ignores the prompt".into());
+        }
+        let output = args.output.map(Output::from);
+        if args.json && output == Some(Output::Stdout) {
+            return Err(UsageError(
+                "--json and -o - both write to standard output: give -o a file".into(),
+            ));
+        }
+        let revision = match (args.revision, &*args.model) {
+            (Some(revision), _) => revision,
+            (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
+            (None, _) => "main".into(),
+        };
+        Ok(Job {
+            request: Request {
+                inputs: args.input.into_iter().map(Source::from).collect(),
+                output,
+                template: args.name,
+                recursive: args.recursive,
+                include: args.include,
+                exclude: args.exclude,
+                shard: args.shard,
+                format: args.format,
+                seed: args.seed,
+            },
+            settings: Settings {
+                prompt: String::new(),
+                negative_prompt: args.negative_prompt.unwrap_or_default(),
+                steps: args.steps as usize,
+                guidance: args.guidance,
+                seed: args.seed,
+                schedule: match args.schedule {
+                    ScheduleName::Karras => Schedule::Karras,
+                    ScheduleName::LogLinear => Schedule::LogLinear,
+                },
+            },
+            prompt: args.prompt,
+            model: args.model,
+            revision,
+            vae: args.vae,
+            device: args.device,
+            dtype: match args.dtype {
+                DtypeName::Auto => None,
+                DtypeName::F32 => Some(DType::F32),
+                DtypeName::F16 => Some(DType::F16),
+                DtypeName::Bf16 => Some(DType::BF16),
+            },
+            skip_existing: args.skip_existing,
+            batch: args.batch as usize,
+            dry_run: args.dry_run,
+            quality: args.quality,
+            strip: args.strip,
+            color_fix: args.color_fix,
+            latent_scale: match args.latent_scale {
+                ScaleName::Auto => LatentScale::Auto,
+                ScaleName::Scaled => LatentScale::Scaled,
+                ScaleName::Raw => LatentScale::Raw,
+            },
+            save_low_res: args.save_low_res,
+            limits: ReadLimits {
+                max_pixels: args.max_pixels,
+            },
+            json: args.json,
+            verbosity: match (args.quiet, args.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+            warnings,
+        })
+    }
+}
