@@ -14,6 +14,7 @@ use self::exif::Exif;
 pub struct Metadata {
     /// An EXIF block from its TIFF header on (`II*\0` or `MM\0*`).
     pub exif: Option<Vec<u8>>,
+    /// An ICC profile.
     pub icc: Option<Vec<u8>>,
     /// An XMP packet (XML).
     pub xmp: Option<Vec<u8>>,

@@ -15,12 +15,17 @@ pub const DEFAULT_JPEG_QUALITY: u8 = 95;
 /// An encoded file, and what the format could not keep.
 #[derive(Debug)]
 pub struct Encoded {
+    /// The whole file.
     pub bytes: Vec<u8>,
+    /// One a thing that the format could not keep.
     pub warnings: Vec<String>,
 }
 
 /// Encodes a picture. `quality` is 1..=100 for JPEG (default 95) and WebP (default: lossless); it means nothing to
 /// the others. Transparent pixels are laid on white where the format has no alpha; a warning says so.
+///
+/// # Errors
+/// The format cannot be written, or not at this size.
 pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<Encoded> {
     let (w, h) = (picture.pixels.width, picture.pixels.height);
     let most = format.max_side();
