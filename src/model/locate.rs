@@ -66,9 +66,10 @@ pub fn locate_vae(
             weights: Some(path),
         });
     }
-    let folder = match is_path(name) {
-        true => path,
-        false => hub()?.vae(name, "main")?,
+    let folder = if is_path(name) {
+        path
+    } else {
+        hub()?.vae(name, "main")?
     };
     for part in ["", "vae"] {
         if folder.join(part).join("config.json").is_file() {

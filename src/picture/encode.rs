@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
-use crate::metadata::XMP_KEY;
+use crate::metadata::{TextGoes, XMP_KEY};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -103,7 +103,7 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
     let mut info = png::Info::with_size(picture.pixels.width as u32, picture.pixels.height as u32);
     info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
     info.exif_metadata = metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, false)
+        .exif_for(picture.pixels.width, picture.pixels.height, TextGoes::Elsewhere)
         .map(Into::into);
     let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
@@ -167,7 +167,7 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
     let exif = picture
         .metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, true);
+        .exif_for(picture.pixels.width, picture.pixels.height, TextGoes::IntoExif);
     let blocks = [
         ("EXIF", &b"Exif\0\0"[..], exif),
         (
