@@ -138,12 +138,7 @@ impl Metadata {
     }
 
     /// The EXIF block for a file of upright pixels of this size.
-    pub(crate) fn exif_for(
-        &self,
-        width: usize,
-        height: usize,
-        text: TextGoes,
-    ) -> Option<Vec<u8>> {
+    pub(crate) fn exif_for(&self, width: usize, height: usize, text: TextGoes) -> Option<Vec<u8>> {
         let parameters = match text {
             TextGoes::IntoExif => self.text(PARAMETERS),
             TextGoes::Elsewhere => None,

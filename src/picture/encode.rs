@@ -103,7 +103,11 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
     let mut info = png::Info::with_size(picture.pixels.width as u32, picture.pixels.height as u32);
     info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
     info.exif_metadata = metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, TextGoes::Elsewhere)
+        .exif_for(
+            picture.pixels.width,
+            picture.pixels.height,
+            TextGoes::Elsewhere,
+        )
         .map(Into::into);
     let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
@@ -165,9 +169,11 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     )?;
 
     // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
-    let exif = picture
-        .metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, TextGoes::IntoExif);
+    let exif = picture.metadata.exif_for(
+        picture.pixels.width,
+        picture.pixels.height,
+        TextGoes::IntoExif,
+    );
     let blocks = [
         ("EXIF", &b"Exif\0\0"[..], exif),
         (
