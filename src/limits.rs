@@ -51,10 +51,20 @@ impl ReadLimits {
         let most = self.max_bytes();
         ensure!(
             bytes <= most,
-            "it has {bytes} bytes, and no picture of up to {} pixels needs more than {most} \
-             (if the file is to be trusted, raise the limit with --max-pixels {})",
-            self.max_pixels,
-            bytes / 16 + 1
+            "it has more than {most} bytes, which nothing of up to {} pixels needs \
+             (if the file is to be trusted, raise the limit with --max-pixels)",
+            self.max_pixels
+        );
+        Ok(())
+    }
+
+    /// What compressed latents may unpack to: a byte a pixel, four times what one set in f32 has.
+    pub(crate) fn check_unpacked(&self, bytes: u64) -> Result<()> {
+        let most = self.max_pixels.saturating_add(16 << 20);
+        ensure!(
+            bytes <= most,
+            "it unpacks to {bytes} bytes, above the limit of {most} \
+             (if the file is to be trusted, raise it with --max-pixels {bytes})"
         );
         Ok(())
     }
