@@ -1,9 +1,11 @@
 //! An EXIF block: read into its directories once, edited there, written once. A TIFF file has the same structure and is
 //! read with this too.
 //!
-//! Every directory and value must lie in the block and overlap nothing else, so that a block never becomes larger than
-//! it was by more than what is added. The maker note keeps its offset, since offsets in it, which no one but
-//! the maker knows, mostly count from the beginning of the block. The thumbnail, which shows the old picture, is not read.
+//! Every directory and value must lie in the block and overlap nothing else (short values may overlap each other), and all
+//! values together must not be longer than the block, so that it grows by little more than what is added. The maker note
+//! keeps its offset, since offsets in it, which no one but the maker knows, mostly count from the beginning of the block;
+//! so do the bytes that belong to no field, as some of those offsets point there. The thumbnail, which shows the old
+//! picture, is left out.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -37,8 +39,7 @@ const LONG: u16 = 4;
 const UNDEFINED: u16 = 7;
 const IFD: u16 = 13;
 
-/// The longest value that several fields may share: a date is 20 bytes. They would be written apart into a TIFF file, which
-/// longer ones could make much larger than their own.
+/// The longest value that may overlap others: a date is 20 bytes, and some programs let several fields share one.
 const MAX_SHARED: usize = 64;
 /// How far from the beginning a maker note out of a TIFF file keeps its offset: that far, a JPEG can hold it.
 const NEAR: usize = 60_000;
@@ -136,6 +137,8 @@ pub(crate) struct Exif<'a> {
     pub order: ByteOrder,
     /// By [`Directory`], each in ascending order of its tags.
     directories: [Vec<Field<'a>>; 4],
+    /// Beside a maker note: bytes that belong to no field, with their offsets.
+    loose: Vec<(usize, &'a [u8])>,
     /// What of the block cannot be kept, as a list for a message.
     lost: Vec<String>,
 }
@@ -148,12 +151,14 @@ impl<'a> Exif<'a> {
         Reader::read(bytes, |directory, tag| !stored(directory, tag))
     }
 
-    /// The same of those fields that `wanted` names.
+    /// The same of those fields that `wanted` names, of a file that holds more than a block.
     pub(super) fn parse_only(
         bytes: &'a [u8],
         wanted: impl Fn(Directory, u16) -> bool,
     ) -> Option<Self> {
-        Reader::read(bytes, wanted)
+        let mut exif = Reader::read(bytes, wanted)?;
+        exif.loose.clear();
+        Some(exif)
     }
 
     /// A block with an empty main directory.
@@ -161,6 +166,7 @@ impl<'a> Exif<'a> {
         Self {
             order,
             directories: Default::default(),
+            loose: Vec::new(),
             lost: Vec::new(),
         }
     }
@@ -307,12 +313,18 @@ impl<'a> Exif<'a> {
 pub(super) const NOTE: &str =
     "the camera's maker note, which can be read at its old place in the file alone";
 
-/// Reads a block's directories and checks that nothing overlaps.
+/// Reads a block's directories and checks what overlaps.
 struct Reader<'a> {
     bytes: &'a [u8],
     order: ByteOrder,
-    /// Start and end of the header and of all directories, then of the values too.
-    taken: BTreeMap<usize, usize>,
+    /// Start and end of the header and of all directories.
+    directories: BTreeMap<usize, usize>,
+    /// Of the long values.
+    values: BTreeMap<usize, usize>,
+    /// What all values together may still have.
+    room: usize,
+    /// Everything that a field owns, the thumbnail's too, in no order.
+    owned: Vec<Range<usize>>,
     /// Directories that are damaged, by name.
     broken: Vec<&'static str>,
     /// Fields that are damaged.
@@ -340,13 +352,17 @@ impl<'a> Reader<'a> {
         let mut reader = Self {
             bytes,
             order,
-            taken: BTreeMap::from([(0, 8)]),
+            directories: BTreeMap::from([(0, HEADER)]),
+            values: BTreeMap::new(),
+            room: bytes.len(),
+            owned: Vec::new(),
             broken: Vec::new(),
             damaged: Vec::new(),
         };
         // All directories before any value, so that no value can be taken for one.
         let mut entries: [Vec<Entry>; 4] = Default::default();
-        entries[Directory::Main as usize] = reader.directory(order.u32(bytes, 4)? as usize)?;
+        let main_at = order.u32(bytes, 4)? as usize;
+        entries[Directory::Main as usize] = reader.directory(main_at)?;
         for directory in [Directory::Exif, Directory::Gps, Directory::Interop] {
             let Some((parent, tag)) = directory.pointer() else {
                 continue;
@@ -370,11 +386,57 @@ impl<'a> Reader<'a> {
             fields.dedup_by_key(|f| f.tag);
             directories[directory as usize] = fields;
         }
+        let main = &entries[Directory::Main as usize];
+        reader.own_thumbnail(main_at + 2 + 12 * main.len());
+        let has_note = directories[Directory::Exif as usize]
+            .iter()
+            .any(|f| f.tag == MAKER_NOTE);
         Some(Exif {
             order,
             directories,
+            loose: if has_note { reader.loose() } else { Vec::new() },
             lost: reader.lost(),
         })
+    }
+
+    /// Notes what the directory that `link` points to owns, which is the thumbnail's.
+    fn own_thumbnail(&mut self, link: usize) {
+        let at = self.order.u32(self.bytes, link).unwrap_or(0) as usize;
+        let Some(entries) = self.directory(at) else {
+            return;
+        };
+        for &entry in &entries {
+            self.owned.extend(self.place(entry));
+        }
+        let number = |tag| {
+            let entry = entries.iter().find(|e| e.tag == tag)?;
+            self.order.u32(self.bytes, entry.at).map(|n| n as usize)
+        };
+        // A JPEG stream, or one strip.
+        for (offset, length) in [(0x0201, 0x0202), (0x0111, 0x0117)] {
+            let range = number(offset).zip(number(length));
+            let range = range.and_then(|(at, length)| Some(at..at.checked_add(length)?));
+            self.owned.extend(range);
+        }
+    }
+
+    /// The bytes that no field owns.
+    fn loose(&mut self) -> Vec<(usize, &'a [u8])> {
+        // A directory's link to the next follows it.
+        let directories = self.directories.iter().map(|(&start, &end)| start..end + 4);
+        let mut owned = std::mem::take(&mut self.owned);
+        owned.extend(directories);
+        owned.sort_by_key(|range| range.start);
+        let mut loose = Vec::new();
+        let mut free = HEADER;
+        for range in owned.into_iter().chain([self.bytes.len()..usize::MAX]) {
+            let part = self.bytes.get(free..range.start).unwrap_or_default();
+            if part.iter().any(|&b| b != 0) {
+                loose.push((free, part));
+            }
+            free = free.max(range.end);
+        }
+        loose
     }
 
     fn pointed(&mut self, pointer: Entry) -> Option<Vec<Entry>> {
@@ -390,7 +452,7 @@ impl<'a> Reader<'a> {
         let count = usize::from(order.u16(bytes, at)?);
         let end = at + 2 + 12 * count;
         bytes.get(at..end)?;
-        self.take(at..end).then_some(())?;
+        take(&mut self.directories, at..end).then_some(())?;
         let entry = |i| {
             let at = at + 2 + 12 * i;
             Some(Entry {
@@ -403,16 +465,6 @@ impl<'a> Reader<'a> {
         (0..count).map(entry).collect()
     }
 
-    /// Takes a range for one thing; `false` if a part of it is taken.
-    fn take(&mut self, range: Range<usize>) -> bool {
-        let before = self.taken.range(..range.end).next_back();
-        let free = before.is_none_or(|(_, &end)| end <= range.start);
-        if free && !range.is_empty() {
-            self.taken.insert(range.start, range.end);
-        }
-        free
-    }
-
     fn field(&mut self, entry: Entry) -> Option<Field<'a>> {
         let field = self.sound_field(entry);
         if field.is_none() {
@@ -422,22 +474,31 @@ impl<'a> Reader<'a> {
     }
 
     fn sound_field(&mut self, entry: Entry) -> Option<Field<'a>> {
-        let length = (entry.count as usize).checked_mul(unit(entry.kind)?)?;
-        let inside = length <= 4;
-        let at = match inside {
-            true => entry.at,
-            false => self.order.u32(self.bytes, entry.at)? as usize,
-        };
-        let range = at..at.checked_add(length)?;
-        let value = self.bytes.get(range.clone())?;
-        let shared = length <= MAX_SHARED && self.taken.get(&at) == Some(&range.end);
-        let sound = inside || shared || self.take(range);
-        sound.then_some(Field {
+        let place = self.place(entry)?;
+        let value = self.bytes.get(place.clone())?;
+        let inside = place.start == entry.at;
+        if !inside {
+            self.owned.push(place.clone());
+            let free = is_free(&self.directories, &place)
+                && (value.len() <= MAX_SHARED || take(&mut self.values, place.clone()));
+            self.room = self.room.checked_sub(value.len()).filter(|_| free)?;
+        }
+        Some(Field {
             tag: entry.tag,
             kind: entry.kind,
             value: Cow::Borrowed(value),
-            at: (!inside).then_some(at),
+            at: (!inside).then_some(place.start),
         })
+    }
+
+    /// Where a field's value should lie.
+    fn place(&self, entry: Entry) -> Option<Range<usize>> {
+        let length = (entry.count as usize).checked_mul(unit(entry.kind)?)?;
+        let at = match length {
+            0..=4 => entry.at,
+            _ => self.order.u32(self.bytes, entry.at)? as usize,
+        };
+        Some(at..at.checked_add(length)?)
     }
 
     fn lost(self) -> Vec<String> {
@@ -464,6 +525,21 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether nothing in `taken` (start to end, none overlapping) overlaps `range`.
+fn is_free(taken: &BTreeMap<usize, usize>, range: &Range<usize>) -> bool {
+    let before = taken.range(..range.end).next_back();
+    before.is_none_or(|(_, &end)| end <= range.start)
+}
+
+/// Takes a range for one thing; `false` if a part of it is taken.
+fn take(taken: &mut BTreeMap<usize, usize>, range: Range<usize>) -> bool {
+    let free = is_free(taken, &range);
+    if free {
+        taken.insert(range.start, range.end);
+    }
+    free
+}
+
 fn is_pointer(tag: u16) -> bool {
     Directory::ALL
         .iter()
@@ -474,11 +550,8 @@ fn is_pointer(tag: u16) -> bool {
 struct Writer<'a> {
     exif: &'a Exif<'a>,
     bytes: Vec<u8>,
-    /// The maker note's old place, which only it may take.
-    note: Range<usize>,
-    /// The next free offsets before the note and after everything else.
-    low: usize,
-    high: usize,
+    /// What is not taken, in order; the last has no end.
+    free: Vec<Range<usize>>,
     /// Values written, by their old place.
     written: HashMap<(usize, usize), usize>,
 }
@@ -487,16 +560,21 @@ const HEADER: usize = 8;
 
 impl<'a> Writer<'a> {
     fn new(exif: &'a Exif<'a>) -> Self {
-        let note = exif
-            .note()
-            .filter(|note| note.start >= HEADER)
-            .unwrap_or(HEADER..HEADER);
+        // The maker note and the bytes around it keep their places.
+        let loose = exif.loose.iter().map(|(at, part)| *at..at + part.len());
+        let mut kept: Vec<Range<usize>> = loose.chain(exif.note()).collect();
+        kept.sort_by_key(|range| range.start);
+        let mut free = Vec::new();
+        let mut end = HEADER;
+        for range in kept {
+            free.push(end..range.start);
+            end = end.max(range.end.next_multiple_of(2));
+        }
+        free.push(end..usize::MAX);
         Self {
             exif,
             bytes: Vec::new(),
-            low: HEADER,
-            high: note.end.next_multiple_of(2),
-            note,
+            free,
             written: HashMap::new(),
         }
     }
@@ -521,6 +599,9 @@ impl<'a> Writer<'a> {
         self.put(4, &self.number(offsets[Directory::Main as usize])?);
         for &directory in &written {
             self.directory(directory, &offsets)?;
+        }
+        for &(at, part) in &self.exif.loose {
+            self.put(at, part);
         }
         Some(self.bytes)
     }
@@ -598,26 +679,24 @@ impl<'a> Writer<'a> {
         if let Some(&at) = old.and_then(|old| self.written.get(&old)) {
             return at;
         }
-        let at = if field.tag == MAKER_NOTE && !self.note.is_empty() {
-            self.note.start
-        } else {
-            self.place(field.value.len())
+        let at = match self.exif.note() {
+            Some(note) if field.tag == MAKER_NOTE && field.at == Some(note.start) => note.start,
+            _ => self.place(field.value.len()),
         };
         self.put(at, &field.value);
         self.written.extend(old.map(|old| (old, at)));
         at
     }
 
-    /// Room for `length` bytes at an even offset, as TIFF wants: before the maker note where it fits.
+    /// Room for `length` bytes at an even offset, as TIFF wants: the first where they fit.
     fn place(&mut self, length: usize) -> usize {
-        let next = |at: usize| (at + length).next_multiple_of(2);
-        let cursor = if self.low + length <= self.note.start {
-            &mut self.low
-        } else {
-            &mut self.high
+        // The last range has no end: there is always one.
+        let fits = |range: &&mut Range<usize>| range.start.saturating_add(length) <= range.end;
+        let Some(range) = self.free.iter_mut().find(fits) else {
+            return self.bytes.len();
         };
-        let at = *cursor;
-        *cursor = next(at);
+        let at = range.start;
+        range.start = (at + length).next_multiple_of(2);
         at
     }
 
