@@ -6,9 +6,9 @@ use std::ops::Deref;
 use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, NormAct};
+use super::{Activation, ConvShape, FeatureMap, NormAct, Padding};
 use crate::kernels::cpu as kernels;
-use crate::kernels::cpu::{Act, AttentionShape, Input, PackedConv, Prologue};
+use crate::kernels::cpu::{Act, AttentionShape, Filter, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
@@ -62,19 +62,25 @@ pub fn pack_linear(
     inputs: usize,
     outputs: usize,
 ) -> PackedConv {
-    PackedConv::linear(weight, bias, (outputs, inputs))
+    PackedConv::linear(weight, bias, inputs, outputs)
 }
 
 pub fn pack_conv(weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> PackedConv {
-    let (before, after) = shape.padding;
-    PackedConv::new(
-        weight,
-        bias,
-        (shape.outputs, shape.inputs),
-        (shape.kernel, shape.kernel),
-        shape.stride,
-        [before, after, before, after],
-    )
+    let Padding { before, after } = shape.padding;
+    let filter = Filter {
+        inputs: shape.inputs,
+        outputs: shape.outputs,
+        height: shape.kernel,
+        width: shape.kernel,
+        stride: shape.stride,
+        padding: kernels::Padding {
+            top: before,
+            bottom: after,
+            left: before,
+            right: after,
+        },
+    };
+    PackedConv::new(weight, bias, filter)
 }
 
 pub fn linear(
@@ -108,7 +114,7 @@ pub fn conv2d(
     let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
     let residual = residual.as_ref().map(Values::slice).transpose()?;
     let prologue = norm
-        .map(|norm| prologue(values.slice()?, (b, h * w, c), norm))
+        .map(|norm| prologue(values.slice()?, b, c, norm))
         .transpose()?;
     let mut input = Input::new(values.slice()?, b, h, w, c);
     if let Some(prologue) = &prologue {
@@ -123,10 +129,9 @@ pub fn conv2d(
     Ok(x.like(tensor(y, (b, h, w, shape.outputs), x.tensor.dtype())?))
 }
 
-/// Statistics and weights of a norm as the map that a kernel applies to what it reads.
-fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Result<Prologue> {
+/// Statistics of `x` (b, h * w, c) and weights of a norm as the map that a kernel applies to what it reads.
+fn prologue(x: &[f32], b: usize, c: usize, norm: &NormAct) -> Result<Prologue> {
     let stats = kernels::group_norm_stats(x, b, c, norm.groups, norm.eps);
-    debug_assert_eq!(x.len(), b * n * c);
     let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
     Ok(stats.affine(scale.slice()?, shift.slice()?, act(norm.activation)))
 }
@@ -134,7 +139,7 @@ fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Resu
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     let values = Values::of(&x.tensor)?;
-    let prologue = prologue(values.slice()?, (b, h * w, c), norm)?;
+    let prologue = prologue(values.slice()?, b, c, norm)?;
     let input = Input::new(values.slice()?, b, h, w, c).prologue(&prologue);
     let y = kernels::materialise(&input);
     Ok(x.like(tensor(y, (b, h, w, c), x.tensor.dtype())?))

@@ -229,8 +229,16 @@ pub struct ConvShape {
     pub outputs: usize,
     pub kernel: usize,
     pub stride: usize,
-    /// Zeros added above and left of the map, and below and right of it.
-    pub padding: (usize, usize),
+    pub padding: Padding,
+}
+
+/// Zeros around a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// Lines above and columns left of it.
+    pub before: usize,
+    /// Lines below and columns right of it.
+    pub after: usize,
 }
 
 impl ConvShape {
@@ -241,7 +249,10 @@ impl ConvShape {
             outputs,
             kernel,
             stride: 1,
-            padding: ((kernel - 1) / 2, kernel / 2),
+            padding: Padding {
+                before: (kernel - 1) / 2,
+                after: kernel / 2,
+            },
         }
     }
 }

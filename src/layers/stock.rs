@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, NormAct};
+use super::{Activation, ConvShape, FeatureMap, NormAct, Padding};
 use crate::device::Placement;
 
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
@@ -50,7 +50,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     shape: &ConvShape,
 ) -> Result<Tensor> {
-    let (before, after) = shape.padding;
+    let Padding { before, after } = shape.padding;
     let y = if before == after {
         x.conv2d(weight, before, shape.stride, 1, 1)?
     } else {

@@ -25,7 +25,7 @@ pub fn downsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f3
             .map(|o| [0, 1, 2, 3].map(|k| tap(o, k)))
             .collect()
     };
-    resample(x, (b, h, w, c), taps)
+    resample(x, b, h, w, c, taps)
 }
 
 /// `x` (b, h, w, c) to (b, 2h, 2w, c): the transposed convolution of stride 2 with twice the filter.
@@ -51,7 +51,7 @@ pub fn upsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f32>
         };
         (0..2 * n).map(tap).collect()
     };
-    resample(x, (b, h, w, c), taps)
+    resample(x, b, h, w, c, taps)
 }
 
 /// Index -1 is 1, n is n - 2.
@@ -62,7 +62,10 @@ fn reflect(i: isize, n: usize) -> usize {
 
 fn resample(
     x: &[f32],
-    (b, h, w, c): (usize, usize, usize, usize),
+    b: usize,
+    h: usize,
+    w: usize,
+    c: usize,
     taps: impl Fn(usize) -> Vec<Taps>,
 ) -> Vec<f32> {
     assert_eq!(
@@ -87,7 +90,7 @@ fn resample(
     let run = |out: Shared| {
         (0..b * lines.len()).into_par_iter().for_each(|i| {
             let x = &x[i / lines.len() * h * w * c..][..h * w * c];
-            // SAFETY: each task writes its own line; the taps lie inside the map.
+            // SAFETY: `x` is an item (h, w, c), inside which the taps lie, as they are reflected; each task writes its own line.
             unsafe {
                 let out = out.get().add(i * columns.len() * c);
                 resample_line(
@@ -109,11 +112,16 @@ fn resample(
 
 isa_fn! {
     /// A line of the output: `x` has lines of `line` values, pixels of `c`; `n` of each column's taps count.
+    ///
+    /// # Safety
+    /// The taps of `lines` and `columns` lie inside `x`; there is room for a pixel per column at `out`.
     fn resample_line = resample_line_body(
         x: &[f32], line: usize, c: usize, lines: &[(usize, f32)], columns: &[Taps], n: usize, out: *mut f32,
     )
 }
 
+/// # Safety
+/// That of [`resample_line`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn resample_line_body<S: Simd>(
     x: &[f32],
@@ -124,6 +132,7 @@ unsafe fn resample_line_body<S: Simd>(
     n: usize,
     out: *mut f32,
 ) {
+    // SAFETY: pixel (y, x0) is inside `x` and pixel o inside the line; of both only the `m` channels left from `j` are touched.
     unsafe {
         for (o, column) in columns.iter().enumerate() {
             for j in (0..c).step_by(S::LANES) {
@@ -133,21 +142,11 @@ unsafe fn resample_line_body<S: Simd>(
                     let mut s = S::splat(0.0);
                     for &(x0, wx) in column.iter().take(n) {
                         let p = x.as_ptr().add(y * line + x0 * c + j);
-                        let v = if m < S::LANES {
-                            S::load_first(p, m)
-                        } else {
-                            S::load(p)
-                        };
-                        s = v.mul_add(S::splat(wx), s);
+                        s = S::load_up_to(p, m).mul_add(S::splat(wx), s);
                     }
                     sum = s.mul_add(S::splat(wy), sum);
                 }
-                let to = out.add(o * c + j);
-                if m < S::LANES {
-                    sum.store_first(to, m)
-                } else {
-                    sum.store(to)
-                }
+                sum.store_up_to(out.add(o * c + j), m);
             }
         }
     }

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, Padding, attention,
+    map_tokens,
 };
 use crate::model::{PartFiles, Weights};
 
@@ -259,7 +260,10 @@ impl Encoder {
                 outputs,
                 kernel: 3,
                 stride: 2,
-                padding: (0, 1),
+                padding: Padding {
+                    before: 0,
+                    after: 1,
+                },
             };
             let down = || Conv2d::new(shape, true, &w.pp("downsamplers.0.conv"));
             Ok(Level {
