@@ -146,10 +146,9 @@ unsafe fn sum_chunk_body<S: Simd>(
                     q = d.mul_add(d, q);
                 }
                 let (s, q) = (s.to_array(), q.to_array());
-                for l in 0..m {
-                    let to = &mut sums[j + l];
-                    to[0] += s[l] as f64;
-                    to[1] += q[l] as f64;
+                for (to, (s, q)) in sums[j..][..m].iter_mut().zip(s.into_iter().zip(q)) {
+                    to[0] += s as f64;
+                    to[1] += q as f64;
                 }
             }
         }
