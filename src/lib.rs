@@ -27,9 +27,11 @@ pub mod model;
 pub mod networks;
 pub mod picture;
 pub mod pipeline;
+mod pixels;
 pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
+    Event, LowRes, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents, Upscaler,
 };
+pub use pixels::Pixels;

@@ -46,7 +46,7 @@ fn write<C: ColorType>(encoder: &mut File, picture: &Picture, data: &[C::Inner])
 where
     [C::Inner]: TiffValue,
 {
-    let (width, height) = (picture.width, picture.height);
+    let (width, height) = (picture.pixels.width, picture.pixels.height);
     let block = picture.metadata.exif_for(width, height, true);
     let block = block.as_deref().and_then(Exif::parse);
     let mut pointers = Vec::new();

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
+use crate::pixels::Pixels;
 
 /// What to run, and on what.
 #[derive(Clone, Debug)]
@@ -59,18 +60,19 @@ pub enum LowRes {
 }
 
 impl LowRes {
-    /// A picture of `width` x `height` pixels; `rgb` is (height, width, 3) interleaved, 0..=1.
+    /// A picture of any size from 1x1.
     ///
     /// # Errors
     /// The values are not width * height * 3, or there are none.
-    pub fn image(width: usize, height: usize, rgb: &[f32]) -> Result<Self> {
+    pub fn image(pixels: &Pixels) -> Result<Self> {
+        let (width, height) = (pixels.width, pixels.height);
         ensure!(
-            width > 0 && height > 0 && rgb.len() == width * height * 3,
+            width > 0 && height > 0 && pixels.values.len() == width * height * 3,
             "a picture of {width}x{height} has {} values, found {}",
             width * height * 3,
-            rgb.len()
+            pixels.values.len()
         );
-        let signed: Vec<f32> = rgb.iter().map(|v| 2.0 * v - 1.0).collect();
+        let signed: Vec<f32> = pixels.values.iter().map(|v| 2.0 * v - 1.0).collect();
         let tensor = Tensor::from_vec(signed, (1, height, width, 3), &Device::Cpu)?
             .permute((0, 3, 1, 2))?
             .contiguous()?;
@@ -95,7 +97,7 @@ impl LowRes {
 
 /// Latents of the upscaled picture, extended to what the networks take.
 #[derive(Clone, Debug)]
-pub struct Upscaled {
+pub struct UpscaledLatents {
     /// (1, 4, H, W), scaled, float32, on the CPU.
     pub(super) padded: Tensor,
     /// The picture's size in pixels, exactly twice the input's.
@@ -105,7 +107,7 @@ pub struct Upscaled {
     pub(super) factor: usize,
 }
 
-impl Upscaled {
+impl UpscaledLatents {
     /// The latents without the extension: (1, 4, h, w), scaled, float32, on the CPU.
     pub fn latents(&self) -> Result<Tensor> {
         let (h, w) = (
@@ -114,14 +116,6 @@ impl Upscaled {
         );
         Ok(self.padded.narrow(2, 0, h)?.narrow(3, 0, w)?.contiguous()?)
     }
-}
-
-/// A decoded picture: (height, width, 3) interleaved, 0..=1.
-#[derive(Clone, Debug)]
-pub struct Rgb {
-    pub width: usize,
-    pub height: usize,
-    pub values: Vec<f32>,
 }
 
 /// The parts of the work, for progress and messages.
@@ -170,4 +164,19 @@ pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 pub struct NotFinite {
     pub stage: Stage,
     pub dtype: DType,
+}
+
+/// # Errors
+/// [`NotFinite`], where `values` holds anything that is not a number.
+pub fn check_finite(values: &[f32], stage: Stage, dtype: DType) -> Result<()> {
+    ensure!(
+        values.iter().all(|v| v.is_finite()),
+        NotFinite { stage, dtype }
+    );
+    Ok(())
+}
+
+/// A tensor's values in C order, whatever its dtype and device.
+pub fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }

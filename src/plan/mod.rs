@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 pub use self::claims::{Claims, Conflict};
 use self::destination::Destination;
-pub use self::naming::{Naming, Written};
+pub use self::naming::{Naming, Numbered, Written};
 pub use self::request::{Output, Request, Source, UsageError};
 pub use self::shard::Shard;
 pub use self::task::{Target, Task};
