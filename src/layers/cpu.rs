@@ -6,7 +6,7 @@ use std::ops::Deref;
 use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, NormAct, Padding};
+use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
 use crate::kernels::cpu::{Act, AttentionShape, Filter, Input, PackedConv, Prologue};
 
@@ -105,24 +105,23 @@ pub fn conv2d(
     x: &FeatureMap,
     weight: &PackedConv,
     shape: &ConvShape,
-    norm: Option<&NormAct>,
+    reading: Reading,
     residual: Option<&FeatureMap>,
-    upsample: bool,
 ) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     let values = Values::of(&x.tensor)?;
     let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
     let residual = residual.as_ref().map(Values::slice).transpose()?;
-    let prologue = norm
-        .map(|norm| prologue(values.slice()?, b, c, norm))
-        .transpose()?;
-    let mut input = Input::new(values.slice()?, b, h, w, c);
-    if let Some(prologue) = &prologue {
-        input = input.prologue(prologue);
-    }
-    if upsample {
-        input = input.upsample2x();
-    }
+    let normed;
+    let input = Input::new(values.slice()?, b, h, w, c);
+    let input = match reading {
+        Reading::Plain => input,
+        Reading::Normed(norm) => {
+            normed = prologue(values.slice()?, b, c, norm)?;
+            input.prologue(&normed)
+        }
+        Reading::Upsampled => input.upsample2x(),
+    };
     let (_, h, w) = input.shape();
     let (h, w) = weight.output_size(h, w);
     let y = kernels::conv2d(&input, weight, residual);
@@ -157,7 +156,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     tensor(y, x.shape(), x.dtype())
 }
 
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let (b, nq, width) = q.dims3()?;
     let d = width / heads;
     let shape = AttentionShape {
@@ -166,7 +165,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         nq,
         nk: k.dim(1)?,
         d,
-        causal,
+        causal: mask == Mask::Causal,
     };
     let (queries, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
     let scale = 1.0 / (d as f32).sqrt();
