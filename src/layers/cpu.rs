@@ -1,7 +1,7 @@
 //! The layers on this program's own CPU kernels, channels last. Half-precision tensors are widened on the way in
 //! and rounded on the way out: the kernels compute in float32.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
@@ -12,7 +12,10 @@ use crate::kernels::cpu::{Act, AttentionShape, Filter, Input, PackedConv, Prolog
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
-    Borrowed(Box<dyn Deref<Target = Storage> + 'a>, usize, usize),
+    Borrowed {
+        storage: Box<dyn Deref<Target = Storage> + 'a>,
+        place: Range<usize>,
+    },
     Owned(Vec<f32>),
 }
 
@@ -24,7 +27,10 @@ impl<'a> Values<'a> {
         }
         let (storage, layout) = tensor.storage_and_layout();
         match layout.contiguous_offsets() {
-            Some((start, end)) => Ok(Self::Borrowed(Box::new(storage), start, end)),
+            Some((start, end)) => Ok(Self::Borrowed {
+                storage: Box::new(storage),
+                place: start..end,
+            }),
             None => {
                 drop(storage);
                 Ok(Self::Owned(tensor.flatten_all()?.to_vec1()?))
@@ -35,8 +41,8 @@ impl<'a> Values<'a> {
     fn slice(&self) -> Result<&[f32]> {
         match self {
             Self::Owned(values) => Ok(values),
-            Self::Borrowed(storage, start, end) => match &***storage {
-                Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[*start..*end]),
+            Self::Borrowed { storage, place } => match &***storage {
+                Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[place.clone()]),
                 _ => bail!("the CPU kernels were given a tensor that is not on the CPU"),
             },
         }

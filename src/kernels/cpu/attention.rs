@@ -150,6 +150,13 @@ unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, pa
     }
 }
 
+/// The running softmax of a query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
 /// A block of queries of one head.
 struct Task {
     isa: Isa,
@@ -187,8 +194,13 @@ impl Task {
         let mut qs = Scratch::take(panels * q_panel);
         let mut ps = Scratch::take(panels * p_panel);
         let mut os = Scratch::take(d.div_ceil(NB) * o_panel);
-        // The running maximum and sum of each query.
-        let mut state = vec![[f32::NEG_INFINITY, 0.0]; n];
+        let mut state = vec![
+            Running {
+                max: f32::NEG_INFINITY,
+                sum: 0.0,
+            };
+            n
+        ];
         let (qs, ps, os) = (qs.ptr(), ps.ptr(), os.ptr());
         let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
         // SAFETY: queries q0..q1 of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their
@@ -273,7 +285,7 @@ impl Task {
                 }
             }
         }
-        for (i, [_, sum]) in state.into_iter().enumerate() {
+        for (i, Running { sum, .. }) in state.into_iter().enumerate() {
             // SAFETY: the sums of query i lie NB to a panel, `o_panel` apart; of its row of `out` only the head's `d` values are
             // written, by this task alone.
             unsafe {
@@ -326,13 +338,13 @@ unsafe fn scale_row_body<S: Simd>(
 
 isa_fn! {
     /// Turns a row of scores into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
-    /// `seen` count and the rest up to `keys` become 0. Updates the running maximum and sum in `state`, and where the
+    /// `seen` count and the rest up to `keys` become 0. Updates `state`, and where the
     /// maximum rises multiplies the `panels` rows of [`NB`] values at `o`, `o_stride` apart.
     ///
     /// # Safety
     /// The slabs of `keys` scores, the last one whole, and the rows at `o` can be read and written.
     fn softmax_row = softmax_row_body(
-        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut [f32; 2], o: *mut f32, o_stride: usize,
+        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut Running, o: *mut f32, o_stride: usize,
         panels: usize,
     )
 }
@@ -345,7 +357,7 @@ unsafe fn softmax_row_body<S: Simd>(
     slab_stride: usize,
     seen: usize,
     keys: usize,
-    state: &mut [f32; 2],
+    state: &mut Running,
     o: *mut f32,
     o_stride: usize,
     panels: usize,
@@ -363,17 +375,17 @@ unsafe fn softmax_row_body<S: Simd>(
             }
             return;
         }
-        let mut top = S::splat(state[0]);
+        let mut top = S::splat(state.max);
         for i in (0..seen).step_by(S::LANES) {
             top = top.max(S::load(at(i)));
         }
         let max = top.to_array()[..S::LANES]
             .iter()
             .fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-        if max > state[0] {
+        if max > state.max {
             if panels > 0 {
-                let factor = exp(S::splat(state[0] - max));
-                state[1] *= factor.to_array()[0];
+                let factor = exp(S::splat(state.max - max));
+                state.sum *= factor.to_array()[0];
                 for j in 0..panels {
                     for l in (0..NB).step_by(S::LANES) {
                         let o = o.add(j * o_stride + l);
@@ -381,7 +393,7 @@ unsafe fn softmax_row_body<S: Simd>(
                     }
                 }
             }
-            state[0] = max;
+            state.max = max;
         }
         let (m, mut sum) = (S::splat(max), S::splat(0.0));
         for i in (0..keys).step_by(S::LANES) {
@@ -394,6 +406,6 @@ unsafe fn softmax_row_body<S: Simd>(
             sum = sum.add(e);
             e.store(x);
         }
-        state[1] += sum.to_array()[..S::LANES].iter().sum::<f32>();
+        state.sum += sum.to_array()[..S::LANES].iter().sum::<f32>();
     }
 }
