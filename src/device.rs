@@ -12,7 +12,9 @@ use candle_core::{DType, Device};
 /// Where a model runs and in which precision its weights and activations are kept.
 #[derive(Clone, Debug)]
 pub struct Placement {
+    /// Where tensors are.
     pub device: Device,
+    /// Of weights and activations: F32, F16 or BF16.
     pub dtype: DType,
     /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
     pub kernels: bool,
@@ -43,6 +45,7 @@ pub enum DeviceChoice {
 /// One device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum One {
+    /// The CPU.
     Cpu,
     /// A card by its number.
     Cuda(usize),

@@ -399,10 +399,7 @@ fn latents_and_pictures_are_those_of_the_reference_pipeline() {
 #[test]
 fn the_built_in_model_gives_what_diffusers_makes_of_its_files() {
     let reference = Reference::read("tiny");
-    let mut upscaler = upscaler(
-        ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
-        DType::F32,
-    );
+    let mut upscaler = upscaler(ModelFiles::built_in(), DType::F32);
     let case = |steps: usize| Case {
         name: format!("tiny {steps} steps"),
         input: "square-64x64.png".into(),
@@ -545,10 +542,7 @@ fn the_built_in_models_picture_hardly_depends_on_the_precision() {
     let cases = Case::all();
     let case = cases.iter().find(|c| c.name == "square-karras-4").unwrap();
     let picture = |dtype| {
-        let mut upscaler = upscaler(
-            ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
-            dtype,
-        );
+        let mut upscaler = upscaler(ModelFiles::built_in(), dtype);
         let upscaled = run(&mut upscaler, case);
         upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap().values
     };

@@ -42,7 +42,9 @@ pub enum LatentScale {
     /// By the file's kind, else by the spread of the values.
     #[default]
     Auto,
+    /// As UNets read them, whatever the file says.
     Scaled,
+    /// As VAEs give them, whatever the file says.
     Raw,
 }
 
@@ -70,17 +72,25 @@ impl Scale {
 pub struct Latents {
     /// (batch, 4, height, width), finite.
     pub data: Vec<f32>,
+    /// How many there are, at least 1.
     pub batch: usize,
+    /// In latent positions, of 8 pixels each.
     pub height: usize,
+    /// In latent positions, of 8 pixels each.
     pub width: usize,
+    /// The convention that the file follows.
     pub kind: LatentKind,
     /// The file's string metadata, e.g. ComfyUI's `prompt` and `workflow`.
     pub metadata: BTreeMap<String, String>,
+    /// What the reader of the file should be told.
     pub warnings: Vec<String>,
 }
 
 impl Latents {
     /// Scaled latents from memory; `data` is (batch, 4, height, width).
+    ///
+    /// # Panics
+    /// `data` has another length.
     pub fn from_scaled(data: Vec<f32>, batch: usize, height: usize, width: usize) -> Self {
         assert_eq!(
             data.len(),

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
-use crate::metadata::XMP_KEY;
+use crate::metadata::{TextGoes, XMP_KEY};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -15,12 +15,17 @@ pub const DEFAULT_JPEG_QUALITY: u8 = 95;
 /// An encoded file, and what the format could not keep.
 #[derive(Debug)]
 pub struct Encoded {
+    /// The whole file.
     pub bytes: Vec<u8>,
+    /// One a thing that the format could not keep.
     pub warnings: Vec<String>,
 }
 
 /// Encodes a picture. `quality` is 1..=100 for JPEG (default 95) and WebP (default: lossless); it means nothing to
 /// the others. Transparent pixels are laid on white where the format has no alpha; a warning says so.
+///
+/// # Errors
+/// The format cannot be written, or not at this size.
 pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<Encoded> {
     let (w, h) = (picture.pixels.width, picture.pixels.height);
     let most = format.max_side();
@@ -98,7 +103,11 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
     let mut info = png::Info::with_size(picture.pixels.width as u32, picture.pixels.height as u32);
     info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
     info.exif_metadata = metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, false)
+        .exif_for(
+            picture.pixels.width,
+            picture.pixels.height,
+            TextGoes::Elsewhere,
+        )
         .map(Into::into);
     let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
@@ -160,9 +169,11 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     )?;
 
     // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
-    let exif = picture
-        .metadata
-        .exif_for(picture.pixels.width, picture.pixels.height, true);
+    let exif = picture.metadata.exif_for(
+        picture.pixels.width,
+        picture.pixels.height,
+        TextGoes::IntoExif,
+    );
     let blocks = [
         ("EXIF", &b"Exif\0\0"[..], exif),
         (

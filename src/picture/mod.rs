@@ -25,6 +25,7 @@ use crate::pixels::Pixels;
 /// Bits of a channel in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
+    /// 8 bits or fewer.
     Eight,
     /// 16 bits, or floating point, which is written as 16 bits.
     Sixteen,
@@ -33,14 +34,17 @@ pub enum Depth {
 /// A picture in memory.
 #[derive(Clone, Debug)]
 pub struct Picture {
+    /// Its colours; grey three times.
     pub pixels: Pixels,
     /// (height, width), 0 = transparent, 1 = opaque; absent where every pixel is opaque.
     pub alpha: Option<Vec<f32>>,
     /// The three channels are equal and are written as one.
     pub gray: bool,
+    /// Of its file, and of what it is written to where that can hold it.
     pub depth: Depth,
     /// The format it was read from, or will be written in by default.
     pub format: Format,
+    /// What its file holds besides pixels.
     pub metadata: Metadata,
     /// What the reader of the file should be told: frames dropped, a wrong extension.
     pub warnings: Vec<String>,

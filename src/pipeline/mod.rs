@@ -2,9 +2,11 @@
 
 mod denoise;
 mod loaded;
+#[doc(hidden)] // for the parity tests
 pub mod noise;
 mod padding;
 mod prompts;
+#[doc(hidden)] // for the parity tests
 pub mod sampler;
 mod types;
 
@@ -18,6 +20,7 @@ use self::loaded::loaded;
 use self::noise::Generator;
 use self::padding::Extent;
 use self::prompts::Prompts;
+pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
     Event, LowRes, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,

@@ -10,15 +10,30 @@ use crate::pixels::Pixels;
 /// What to run, and on what.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Text encoder, tokenizer, UNet, scheduler and, unless `vae` is given, the VAE.
     pub model: ModelFiles,
     /// Another VAE than the model's own.
     pub vae: Option<PartFiles>,
+    /// Where the networks run.
     pub device: Device,
     /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
     pub dtype: DType,
     /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
     /// which halves the peak for a single picture.
     pub keep_loaded: bool,
+}
+
+impl Options {
+    /// `model` on the CPU in float32, its networks kept in memory.
+    pub fn new(model: ModelFiles) -> Self {
+        Self {
+            model,
+            vae: None,
+            device: Device::Cpu,
+            dtype: DType::F32,
+            keep_loaded: true,
+        }
+    }
 }
 
 /// How to upscale one picture.
@@ -34,6 +49,7 @@ pub struct Settings {
     pub guidance: f64,
     /// The noise that PyTorch's CPU generator gives for this seed.
     pub seed: u64,
+    /// How the noise levels of the steps are spaced.
     pub schedule: Schedule,
 }
 
@@ -100,8 +116,9 @@ impl LowRes {
 pub struct UpscaledLatents {
     /// (1, 4, H, W), scaled, float32, on the CPU.
     pub(super) padded: Tensor,
-    /// The picture's size in pixels, exactly twice the input's.
+    /// The picture's width in pixels, exactly twice the input's.
     pub width: usize,
+    /// The picture's height in pixels, exactly twice the input's.
     pub height: usize,
     /// Pixels to a latent position.
     pub(super) factor: usize,
@@ -109,6 +126,9 @@ pub struct UpscaledLatents {
 
 impl UpscaledLatents {
     /// The latents without the extension: (1, 4, h, w), scaled, float32, on the CPU.
+    ///
+    /// # Errors
+    /// candle's own only.
     pub fn latents(&self) -> Result<Tensor> {
         let (h, w) = (
             self.height.div_ceil(self.factor),
@@ -121,13 +141,18 @@ impl UpscaledLatents {
 /// The parts of the work, for progress and messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Prompt to conditioning.
     Text,
+    /// Image to latents.
     Encode,
+    /// Noise to upscaled latents, a step at a time.
     Denoise,
+    /// Latents to image.
     Decode,
 }
 
 impl Stage {
+    /// For messages.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Text => "text",
@@ -145,12 +170,20 @@ pub enum Event {
     Loading(Stage),
     /// A denoising step is done, after so many seconds of its own.
     Step {
+        /// Steps so far, from 1.
         done: usize,
+        /// Steps in all.
         total: usize,
+        /// Of this step alone.
         seconds: f64,
     },
     /// A stage is done, after so many seconds, loading included.
-    Finished { stage: Stage, seconds: f64 },
+    Finished {
+        /// Which one.
+        stage: Stage,
+        /// From its beginning, loading included.
+        seconds: f64,
+    },
     /// Something the user should know.
     Warning(String),
 }
@@ -162,7 +195,9 @@ pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 #[derive(Debug, thiserror::Error)]
 #[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]
 pub struct NotFinite {
+    /// Where it happened.
     pub stage: Stage,
+    /// The precision that the stage ran in.
     pub dtype: DType,
 }
 

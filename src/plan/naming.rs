@@ -12,6 +12,7 @@ use crate::picture::Format;
 /// What a file's extension says it holds, among what can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
+    /// An image.
     Image(Format),
     /// Latents as diffusers keeps them.
     Safetensors,
@@ -61,6 +62,7 @@ pub(super) fn is_latents(extension: &str) -> bool {
 pub struct Numbered {
     /// From 1.
     pub number: usize,
+    /// How many the input has in all.
     pub count: usize,
 }
 
