@@ -6,6 +6,7 @@ mod damaged;
 #[path = "../common/data.rs"]
 mod data;
 mod examples;
+mod house;
 mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
