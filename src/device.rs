@@ -12,7 +12,9 @@ use candle_core::{DType, Device};
 /// Where a model runs and in which precision its weights and activations are kept.
 #[derive(Clone, Debug)]
 pub struct Placement {
+    /// Where tensors are.
     pub device: Device,
+    /// Of weights and activations: F32, F16 or BF16.
     pub dtype: DType,
     /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
     pub kernels: bool,
@@ -43,6 +45,7 @@ pub enum DeviceChoice {
 /// One device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum One {
+    /// The CPU.
     Cpu,
     /// A card by its number.
     Cuda(usize),
@@ -205,6 +208,53 @@ fn cuda(_: usize) -> Result<Device> {
     )
 }
 
+/// The device, or this machine, has no memory left for what was asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("out of memory")]
+pub struct OutOfMemory;
+
+/// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's driver and cuBLAS call it.
+pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<OutOfMemory>()
+            || cause
+                .downcast_ref::<candle_core::Error>()
+                .is_some_and(candle_is_out_of_memory)
+    })
+}
+
+fn candle_is_out_of_memory(error: &candle_core::Error) -> bool {
+    use candle_core::Error;
+    match error {
+        Error::Context { inner, .. }
+        | Error::WithPath { inner, .. }
+        | Error::WithBacktrace { inner, .. } => candle_is_out_of_memory(inner),
+        Error::Cuda(error) => cuda_is_out_of_memory(error.as_ref()),
+        _ => false,
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_is_out_of_memory(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    use candle_core::cuda_backend::CudaError;
+    use candle_core::cuda_backend::cudarc::cublas::result::CublasError;
+    use candle_core::cuda_backend::cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED;
+    use candle_core::cuda_backend::cudarc::driver::DriverError;
+    use candle_core::cuda_backend::cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    matches!(
+        error.downcast_ref::<CudaError>(),
+        Some(
+            CudaError::Cuda(DriverError(CUDA_ERROR_OUT_OF_MEMORY))
+                | CudaError::Cublas(CublasError(CUBLAS_STATUS_ALLOC_FAILED))
+        )
+    )
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_is_out_of_memory(_: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    false
+}
+
 /// The precision of a run on `device` where none is asked for: float16 on CUDA, float32 on the CPU.
 pub fn default_dtype(device: &Device) -> DType {
     match device {
@@ -234,5 +284,15 @@ mod tests {
         assert_eq!("cuda:all".parse(), Ok(DeviceChoice::AllCuda));
         assert!("gpu".parse::<DeviceChoice>().is_err());
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn a_lack_of_memory_is_known_by_its_type_and_not_by_its_words() {
+        let typed = anyhow::Error::from(OutOfMemory).context("the UNet");
+        assert!(is_out_of_memory(&typed));
+        let worded = anyhow::anyhow!("the file is called out of memory.png");
+        assert!(!is_out_of_memory(&worded));
+        let wrapped = candle_core::Error::Msg("out of memory".into()).context("step 1");
+        assert!(!is_out_of_memory(&wrapped.into()));
     }
 }

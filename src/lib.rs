@@ -1,35 +1,64 @@
 //! Images and latents 2x with the Stable Diffusion x2 latent upscaler, on candle.
 //!
-//! [`Upscaler`] is the way in: it loads a model once and upscales many. The map, in the order in which data flows:
+//! [`Upscaler`] is the way in: it loads a model once and upscales many. A picture goes through four rooms:
 //!
 //! ```text
-//! plan       inputs, folders, names, shards -> a list of work      input, decode*, latents, npz   files -> Picture, Latents
-//! hub, model, files, weights   where a model is, its tensors       metadata, prompt, settings     what files say besides pixels
-//! pipeline   encode, denoise, decode; retries in float32           alpha, color, resize           what the networks do not see
-//!   tokenizer, text    prompt -> Conditioning                      encode*, output                Picture -> file, atomically
-//!   vae                image <-> latents
-//!   sampler, noise     schedules, guidance, Euler; PyTorch's noise
-//!   unet               one denoising call
-//! layers     what the networks are made of: `kernels` on the CPU (channels last), candle's stock operations on CUDA
+//! files      a path or bytes -> Picture or Latents         picture, latents, metadata: what they hold, format by format
+//! pipeline   LowRes -> UpscaledLatents -> Pixels            the Upscaler: encode, denoise (sampler, noise), decode
+//! picture    Pixels with what the file had besides -> the bytes of a file
+//! files      bytes -> a file that is there whole or not at all
 //! ```
 //!
-//! Arrows go one way: the binary uses everything; `pipeline` uses the networks; networks use `layers` and `weights`; the
-//! sampler takes closures and knows no network.
+//! What the pipeline stands on, each room knowing only those after it:
+//!
+//! ```text
+//! networks   what the checkpoints hold: text encoder, autoencoder, UNet
+//! layers     what networks are made of: this program's kernels on the CPU, candle's operations elsewhere
+//! kernels    float32 kernels for the CPU, channels last
+//! model      a model's files: a folder, the Hub's cache, built in; tensors by name
+//! device     what all of it runs on, and in which precision
+//! ```
+//!
+//! `plan` turns a command line's inputs into a checked list of work; `limits` bounds what reading may cost. The tool
+//! itself is `src/bin/sd-upscale/`. Who may use whom is a table in CONTRIBUTING.md, which `tests/library/house.rs` holds.
+//!
+//! ```no_run
+//! use sd_upscale::limits::ReadLimits;
+//! use sd_upscale::picture::{self, Format, Picture};
+//! use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler, files};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let mut upscaler = Upscaler::new(Options::new(ModelFiles::built_in()))?;
+//! let pixels = files::read_picture("photo.png".as_ref(), &ReadLimits::default())?.pixels;
+//! let upscaled = upscaler.upscale(&[LowRes::image(&pixels)?], &Settings::default(), &mut |_| Ok(()))?;
+//! let picture = Picture::from_pixels(upscaler.decode(&upscaled[0], &mut |_| Ok(()))?);
+//! files::write("photo-2x.png".as_ref(), &picture::encode(&picture, Format::Png, None)?.bytes)?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
 
 pub mod device;
 pub mod files;
+#[doc(hidden)] // for the benchmarks
 pub mod kernels;
 pub mod latents;
+#[doc(hidden)] // for the parity tests
 pub mod layers;
 pub mod limits;
 pub mod metadata;
 pub mod model;
+#[doc(hidden)] // for the parity tests
 pub mod networks;
 pub mod picture;
 pub mod pipeline;
+mod pixels;
 pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Event, LowRes, NotFinite, OnEvent, Options, Rgb, Settings, Stage, Upscaled, Upscaler,
+    Event, LowRes, NotFinite, OnEvent, Options, Schedule, Settings, Stage, UpscaledLatents,
+    Upscaler,
 };
+pub use pixels::Pixels;

@@ -32,14 +32,21 @@ fn refused(name: &str, bytes: &[u8]) -> bool {
             assert!(count > 0 && latents.data.len() == count);
             assert!(latents.data.iter().all(|v| v.is_finite()));
             let _ = latents.prompt();
-            let (scaled, _) = latents.into_scaled(LatentScale::Auto, 0.18215);
+            let (scale, _) = latents.scale(LatentScale::Auto);
+            let scaled = latents.into_scaled(scale, 0.18215);
             assert!(scaled.to_safetensors(&scaled.metadata).is_ok());
         }
         Ok(Loaded::Picture(mut picture)) => {
-            let pixels = picture.width * picture.height;
-            assert!(pixels > 0 && picture.rgb.len() == 3 * pixels);
+            let pixels = picture.pixels.width * picture.pixels.height;
+            assert!(pixels > 0 && picture.pixels.values.len() == 3 * pixels);
             assert!(picture.alpha.as_ref().is_none_or(|a| a.len() == pixels));
-            assert!(picture.rgb.iter().all(|v| (0.0..=1.0).contains(v)));
+            assert!(
+                picture
+                    .pixels
+                    .values
+                    .iter()
+                    .all(|v| (0.0..=1.0).contains(v))
+            );
             let _ = picture.metadata.prompt();
             picture.metadata.add_settings(&Parameters {
                 prompt: "a cat".into(),
@@ -105,7 +112,7 @@ fn a_truncated_file_is_refused_unless_every_pixel_is_there() {
         );
         match (loaded, whole.unwrap()) {
             (Loaded::Picture(cut), Loaded::Picture(whole)) => {
-                assert_eq!(cut.rgb, whole.rgb, "{}", input.name)
+                assert_eq!(cut.pixels.values, whole.pixels.values, "{}", input.name)
             }
             _ => panic!("{} is accepted", input.name),
         }

@@ -46,7 +46,7 @@ fn distance(name: &str) -> (f32, f32) {
     let want = expected(name);
     let [height, width, channels] = want.shape;
     assert_eq!(
-        (picture.width, picture.height),
+        (picture.pixels.width, picture.pixels.height),
         (width, height),
         "{name}: size"
     );
@@ -55,7 +55,7 @@ fn distance(name: &str) -> (f32, f32) {
     let mut worst = 0f32;
     let mut sum = 0f64;
     for (i, pixel) in want.values.chunks_exact(channels).enumerate() {
-        let mut ours = picture.rgb[3 * i..3 * i + 3].to_vec();
+        let mut ours = picture.pixels.values[3 * i..3 * i + 3].to_vec();
         ours.truncate(colors);
         if alpha {
             ours.push(picture.alpha.as_ref().map_or(1.0, |a| a[i]));
@@ -141,14 +141,18 @@ fn all_eight_exif_orientations_are_turned_upright() {
             "{name}: worst {worst}, mean {mean}"
         );
         let turned = orientation > 4;
-        assert_eq!(picture(&name).width, if turned { 30 } else { 40 });
+        assert_eq!(picture(&name).pixels.width, if turned { 30 } else { 40 });
     }
     assert_eq!(
-        picture("rgb.tif").width,
+        picture("rgb.tif").pixels.width,
         30,
         "TIFF's own orientation tag, 8"
     );
-    assert_eq!(picture("a1111.png").width, 30, "a PNG's eXIf chunk, 6");
+    assert_eq!(
+        picture("a1111.png").pixels.width,
+        30,
+        "a PNG's eXIf chunk, 6"
+    );
 }
 
 #[test]

@@ -7,12 +7,18 @@ use std::collections::BTreeMap;
 use safetensors::SafeTensors;
 use samples::{folder, latents, refusal};
 use sd_upscale::files::{self, Loaded};
-use sd_upscale::latents::{LatentKind, LatentScale};
+use sd_upscale::latents::{LatentKind, LatentScale, Latents};
 use sd_upscale::limits::ReadLimits;
+
+/// Latents in the upscaler's scale, and what was said of theirs.
+fn scaled(latents: Latents, choice: LatentScale) -> (Latents, Option<String>) {
+    let (scale, message) = latents.scale(choice);
+    (latents.into_scaled(scale, 0.18215), message)
+}
 
 /// The largest difference from the latents that all the files hold, in scaled units.
 fn off_by(name: &str, choice: LatentScale) -> (f32, Option<String>) {
-    let (scaled, message) = latents(name).into_scaled(choice, 0.18215);
+    let (scaled, message) = scaled(latents(name), choice);
     assert_eq!(
         (scaled.batch, scaled.height, scaled.width),
         (1, 6, 8),
@@ -61,9 +67,7 @@ fn every_kind_of_latents_is_read_to_the_same_scaled_values() {
 
 #[test]
 fn latents_are_written_so_that_each_kind_is_read_back_as_it_was() {
-    let ours = latents("f32.safetensors")
-        .into_scaled(LatentScale::Auto, 0.18215)
-        .0;
+    let (ours, _) = scaled(latents("f32.safetensors"), LatentScale::Auto);
     let metadata = BTreeMap::from([("seed".to_owned(), "7".to_owned())]);
     let read = |bytes: &[u8]| match files::read_bytes(bytes, "the output", &ReadLimits::default())
         .unwrap()
@@ -78,11 +82,11 @@ fn latents_are_written_so_that_each_kind_is_read_back_as_it_was() {
         diffusers.metadata.get("seed").map(String::as_str),
         Some("7")
     );
-    let (again, message) = diffusers.into_scaled(LatentScale::Auto, 0.18215);
+    let (again, message) = scaled(diffusers, LatentScale::Auto);
     assert_eq!((again.data, message), (ours.data.clone(), None));
     let comfy = read(&ours.to_comfy(0.18215, &metadata).unwrap());
     assert_eq!(comfy.kind, LatentKind::ComfyRaw);
-    let scaled = comfy.into_scaled(LatentScale::Auto, 0.18215).0;
+    let (scaled, _) = scaled(comfy, LatentScale::Auto);
     let worst = scaled
         .data
         .iter()

@@ -40,11 +40,11 @@ fn lossless_formats_give_back_what_was_written_in_every_kind() {
             let after = through(&before, format, None);
             let what = format!("{name} as {}", format.name());
             assert_eq!(
-                (after.width, after.height),
-                (before.width, before.height),
+                (after.pixels.width, after.pixels.height),
+                (before.pixels.width, before.pixels.height),
                 "{what}"
             );
-            assert_eq!(after.rgb, before.rgb, "{what}");
+            assert_eq!(after.pixels.values, before.pixels.values, "{what}");
             assert_eq!(after.alpha, before.alpha, "{what}");
             assert_eq!(after.depth, before.depth, "{what}");
             let keeps_gray = format.keeps_gray(before.alpha.is_some());
@@ -74,10 +74,10 @@ fn quality_rules_jpeg_and_webp_and_transparency_is_laid_on_white_with_a_warning(
         let flat = through(&rgba, format, None);
         // The left column is wholly transparent: white, to within JPEG's error beside a picture.
         assert!(
-            flat.rgb[..3].iter().all(|&v| v > 0.9),
+            flat.pixels.values[..3].iter().all(|&v| v > 0.9),
             "{}: {:?}",
             format.name(),
-            &flat.rgb[..3]
+            &flat.pixels.values[..3]
         );
     }
     assert!(encode(&photo, Format::Gif, None).is_err());
@@ -114,7 +114,7 @@ fn metadata_goes_from_every_format_to_every_other_with_our_settings_added() {
             let what = format!("{} to {}", format.name(), next.name());
             assert_eq!(after.metadata.icc, before.metadata.icc, "{what}");
             assert_eq!(
-                (after.width, after.height),
+                (after.pixels.width, after.pixels.height),
                 (30, 40),
                 "{what}: upright, and not turned again"
             );

@@ -16,7 +16,7 @@ use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::noise::Generator;
 use sd_upscale::pipeline::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
-use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler};
+use sd_upscale::{LowRes, ModelFiles, Options, Pixels, Settings, UpscaledLatents, Upscaler};
 
 const STAGE: f64 = 2e-5;
 /// Twenty steps of a stiff equation amplify the difference of a stage by about ten.
@@ -322,8 +322,9 @@ impl Case {
             return LowRes::Latents(tensors["latents"].clone());
         }
         let image = image::open(path).unwrap().to_rgb8();
-        let rgb: Vec<f32> = image.iter().map(|&v| f32::from(v) / 255.0).collect();
-        LowRes::image(image.width() as usize, image.height() as usize, &rgb).unwrap()
+        let values = image.iter().map(|&v| f32::from(v) / 255.0).collect();
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        LowRes::image(&Pixels::new(width, height, values).unwrap()).unwrap()
     }
 }
 
@@ -338,7 +339,7 @@ fn upscaler(model: ModelFiles, dtype: DType) -> Upscaler {
     .unwrap()
 }
 
-fn run(upscaler: &mut Upscaler, case: &Case) -> sd_upscale::Upscaled {
+fn run(upscaler: &mut Upscaler, case: &Case) -> UpscaledLatents {
     upscaler
         .upscale(&[case.low_res()], &case.settings(), &mut |_| Ok(()))
         .unwrap()
@@ -348,11 +349,11 @@ fn run(upscaler: &mut Upscaler, case: &Case) -> sd_upscale::Upscaled {
 /// The picture's levels against the reference's PNG: at most 2 anywhere and 0.05 in the mean, the bounds a viewer
 /// cannot see; where the latents agree to 1e-5, a level flips only when it lay on the edge of rounding.
 #[track_caller]
-fn assert_same_picture(what: &str, rgb: &sd_upscale::Rgb, expected: &std::path::Path) {
+fn assert_same_picture(what: &str, pixels: &Pixels, expected: &std::path::Path) {
     let expected = image::open(expected).unwrap().to_rgb8();
-    let size = (rgb.width as u32, rgb.height as u32);
+    let size = (pixels.width as u32, pixels.height as u32);
     assert_eq!(size, expected.dimensions(), "{what}");
-    let differences: Vec<f64> = rgb
+    let differences: Vec<f64> = pixels
         .values
         .iter()
         .zip(expected.iter())
@@ -385,9 +386,9 @@ fn latents_and_pictures_are_those_of_the_reference_pipeline() {
             let latents = upscaled.latents().unwrap();
             assert_close(&what, &latents, &reference.get(&case.name), FINAL_LATENTS);
             if case.image {
-                let rgb = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
+                let pixels = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
                 let expected = data(&format!("reference/{}.png", case.name));
-                assert_same_picture(&what, &rgb, &expected);
+                assert_same_picture(&what, &pixels, &expected);
                 pictures += 1;
             }
         }
@@ -398,10 +399,7 @@ fn latents_and_pictures_are_those_of_the_reference_pipeline() {
 #[test]
 fn the_built_in_model_gives_what_diffusers_makes_of_its_files() {
     let reference = Reference::read("tiny");
-    let mut upscaler = upscaler(
-        ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
-        DType::F32,
-    );
+    let mut upscaler = upscaler(ModelFiles::built_in(), DType::F32);
     let case = |steps: usize| Case {
         name: format!("tiny {steps} steps"),
         input: "square-64x64.png".into(),
@@ -425,8 +423,8 @@ fn the_built_in_model_gives_what_diffusers_makes_of_its_files() {
             FINAL_LATENTS,
         );
         if steps == 20 {
-            let rgb = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
-            assert_same_picture(&case.name, &rgb, &data("reference/tiny.png"));
+            let pixels = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
+            assert_same_picture(&case.name, &pixels, &data("reference/tiny.png"));
         }
     }
 }
@@ -452,9 +450,9 @@ fn half_precision_stays_near_float32() {
             let what = format!("{dtype:?}{}", if stock { " (stock)" } else { "" });
             let expected = reference.get(&case.name);
             assert_close(&what, &upscaled.latents().unwrap(), &expected, bound);
-            let rgb = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
+            let pixels = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
             assert!(
-                rgb.values.iter().any(|v| *v > 0.1),
+                pixels.values.iter().any(|v| *v > 0.1),
                 "{what}: a black picture"
             );
         }
@@ -544,10 +542,7 @@ fn the_built_in_models_picture_hardly_depends_on_the_precision() {
     let cases = Case::all();
     let case = cases.iter().find(|c| c.name == "square-karras-4").unwrap();
     let picture = |dtype| {
-        let mut upscaler = upscaler(
-            ModelFiles::BuiltIn(sd_upscale::model::BUILT_IN_FILES),
-            dtype,
-        );
+        let mut upscaler = upscaler(ModelFiles::built_in(), dtype);
         let upscaled = run(&mut upscaler, case);
         upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap().values
     };

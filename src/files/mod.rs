@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::sniff::HEAD;
 pub use self::sniff::{FileKind, sniff};
@@ -21,11 +21,16 @@ use crate::picture::{self, Format, Picture};
 /// What an input turned out to hold.
 #[derive(Clone, Debug)]
 pub enum Loaded {
+    /// An image.
     Picture(Picture),
+    /// One or several latents.
     Latents(Latents),
 }
 
 /// Reads one file. Errors name the file.
+///
+/// # Errors
+/// It cannot be read, is of no kind that is read, is damaged, or is beyond `limits`.
 pub fn read_path(path: &Path, limits: &ReadLimits) -> Result<Loaded> {
     let read = || {
         let mut file = File::open(path)?;
@@ -45,13 +50,30 @@ pub fn read_path(path: &Path, limits: &ReadLimits) -> Result<Loaded> {
     read().map_err(named)
 }
 
+/// Reads one file that is to be an image.
+///
+/// # Errors
+/// Those of [`read_path`], and that it holds latents.
+pub fn read_picture(path: &Path, limits: &ReadLimits) -> Result<Picture> {
+    match read_path(path, limits)? {
+        Loaded::Picture(picture) => Ok(picture),
+        Loaded::Latents(_) => bail!("{} holds latents, not an image", path.display()),
+    }
+}
+
 /// Reads bytes that came from elsewhere, such as standard input; `name` is what errors call them.
+///
+/// # Errors
+/// As [`read_path`].
 pub fn read_bytes(bytes: &[u8], name: &str, limits: &ReadLimits) -> Result<Loaded> {
     let read = sniff(bytes).and_then(|kind| parse(kind, bytes, limits));
     read.with_context(|| format!("cannot read {name}"))
 }
 
 /// Reads all of standard input.
+///
+/// # Errors
+/// As [`read_path`].
 pub fn read_stdin(limits: &ReadLimits) -> Result<Loaded> {
     let mut bytes = Vec::new();
     let stdin = &mut std::io::stdin().lock();

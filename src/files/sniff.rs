@@ -7,8 +7,11 @@ use crate::picture::Format;
 /// What a file's first bytes say it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
+    /// A raster image.
     Image(Format),
+    /// Safetensors, by the shape of its header.
     Safetensors,
+    /// A zip, which `.npz` files are.
     Npz,
 }
 
@@ -16,6 +19,9 @@ pub enum FileKind {
 pub(super) const HEAD: u64 = 512;
 
 /// Tells a file's kind from its first bytes (512 are enough). Errors name what was found where that can be told.
+///
+/// # Errors
+/// The kind is none that is read; the message names it where it is known.
 pub fn sniff(head: &[u8]) -> Result<FileKind> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(magic));
     let image = |format| Ok(FileKind::Image(format));

@@ -15,6 +15,9 @@ const STALE: Duration = Duration::from_secs(600);
 
 /// Writes beside `path` under a temporary name (`.NAME.sd-upscale-XXXXXX.tmp`), flushes to the disk, then renames:
 /// after a crash at any moment `path` is as it was or complete. On an error nothing is left behind.
+///
+/// # Errors
+/// The folder cannot be written to, or the disk is full.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> Result<()> {
         let name = path

@@ -42,8 +42,29 @@ pub enum LatentScale {
     /// By the file's kind, else by the spread of the values.
     #[default]
     Auto,
+    /// As UNets read them, whatever the file says.
     Scaled,
+    /// As VAEs give them, whatever the file says.
     Raw,
+}
+
+/// What the values of latents are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// VAE output times the VAE's scaling factor, with a spread near 1: what UNets read.
+    Scaled,
+    /// VAE output.
+    Raw,
+}
+
+impl Scale {
+    /// The value of `--latent-scale` that means it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Scaled => "scaled",
+            Scale::Raw => "raw",
+        }
+    }
 }
 
 /// A batch of latents as a file holds them.
@@ -51,17 +72,25 @@ pub enum LatentScale {
 pub struct Latents {
     /// (batch, 4, height, width), finite.
     pub data: Vec<f32>,
+    /// How many there are, at least 1.
     pub batch: usize,
+    /// In latent positions, of 8 pixels each.
     pub height: usize,
+    /// In latent positions, of 8 pixels each.
     pub width: usize,
+    /// The convention that the file follows.
     pub kind: LatentKind,
     /// The file's string metadata, e.g. ComfyUI's `prompt` and `workflow`.
     pub metadata: BTreeMap<String, String>,
+    /// What the reader of the file should be told.
     pub warnings: Vec<String>,
 }
 
 impl Latents {
     /// Scaled latents from memory; `data` is (batch, 4, height, width).
+    ///
+    /// # Panics
+    /// `data` has another length.
     pub fn from_scaled(data: Vec<f32>, batch: usize, height: usize, width: usize) -> Self {
         assert_eq!(
             data.len(),
@@ -153,54 +182,53 @@ impl Latents {
         (self.data.iter().map(square).sum::<f64>() / n).sqrt() as f32
     }
 
-    /// Whether the values are raw under `choice`, and a sentence where that was judged or looks wrong.
-    pub fn is_raw(&self, choice: LatentScale) -> (bool, Option<String>) {
-        let looks_raw = self.spread() >= SPREAD_BETWEEN;
-        let word = |raw: bool| if raw { "raw" } else { "scaled" };
+    /// The scale of the values under `choice`, and a sentence where that was judged or looks wrong.
+    pub fn scale(&self, choice: LatentScale) -> (Scale, Option<String>) {
+        let looks = if self.spread() >= SPREAD_BETWEEN {
+            Scale::Raw
+        } else {
+            Scale::Scaled
+        };
         let spread = format!(
             "their spread is {:.2} (scaled ones are near 1, raw ones near 5.5)",
             self.spread()
         );
-        let by_kind = match (choice, self.kind) {
-            (LatentScale::Scaled, _) => return (false, None),
-            (LatentScale::Raw, _) => return (true, None),
-            (_, LatentKind::Ours) => return (false, None),
+        let (scale, what) = match (choice, self.kind) {
+            (LatentScale::Scaled, _) => return (Scale::Scaled, None),
+            (LatentScale::Raw, _) => return (Scale::Raw, None),
+            (_, LatentKind::Ours) => return (Scale::Scaled, None),
             (_, LatentKind::Unstated) => {
                 let message = format!(
                     "the file does not state the scale of its latents; {spread}, so they are taken as {} \
                      (--latent-scale decides otherwise)",
-                    word(looks_raw)
+                    looks.name()
                 );
-                return (looks_raw, Some(message));
+                return (looks, Some(message));
             }
-            (_, LatentKind::ComfyRaw) => (true, "a ComfyUI latent with its version mark"),
-            (_, LatentKind::ComfyScaled) => (false, "a ComfyUI latent without a version mark"),
-            (_, LatentKind::SdScripts) => (true, "an sd-scripts cache"),
+            (_, LatentKind::ComfyRaw) => (Scale::Raw, "a ComfyUI latent with its version mark"),
+            (_, LatentKind::ComfyScaled) => {
+                (Scale::Scaled, "a ComfyUI latent without a version mark")
+            }
+            (_, LatentKind::SdScripts) => (Scale::Raw, "an sd-scripts cache"),
         };
-        let (raw, what) = by_kind;
-        let message = (raw != looks_raw).then(|| {
+        let message = (scale != looks).then(|| {
             format!(
                 "the latents are taken as {}, as in {what}, but {spread}; \
                  if the result looks wrong, give --latent-scale {}",
-                word(raw),
-                word(!raw)
+                scale.name(),
+                looks.name()
             )
         });
-        (raw, message)
+        (scale, message)
     }
 
-    /// The values in the upscaler's scale: raw ones times `scaling_factor`, the VAE's. Also [`Self::is_raw`]'s sentence.
-    pub fn into_scaled(
-        mut self,
-        choice: LatentScale,
-        scaling_factor: f32,
-    ) -> (Self, Option<String>) {
-        let (raw, message) = self.is_raw(choice);
-        if raw {
+    /// The values in the upscaler's scale: those of `scale` raw times `scaling_factor`, the VAE's.
+    pub fn into_scaled(mut self, scale: Scale, scaling_factor: f32) -> Self {
+        if scale == Scale::Raw {
             self.data.iter_mut().for_each(|v| *v *= scaling_factor);
         }
         self.kind = LatentKind::Ours;
-        (self, message)
+        self
     }
 
     fn shape(&self) -> Vec<usize> {

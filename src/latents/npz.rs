@@ -12,6 +12,9 @@ use crate::limits::ReadLimits;
 
 impl Latents {
     /// Reads the latents of an `.npz`: `latents`, else the largest `latents_HxW`, else the only array.
+    ///
+    /// # Errors
+    /// It is damaged, holds no latents, or is beyond `limits`.
     pub fn from_npz(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
         let mut zip = ZipArchive::new(Cursor::new(bytes))
             .context("its zip directory cannot be read: it was cut short, or is no .npz")?;

@@ -19,6 +19,9 @@ const SCALE_KEY: &str = "latent_scale";
 impl Latents {
     /// Reads a safetensors blob. The tensor is `latents`, `latent`, `latent_tensor` (ComfyUI) or `samples`, else the
     /// only one; of rank 3 or 4 with 4 channels, F16, BF16, F32 or F64.
+    ///
+    /// # Errors
+    /// It is damaged, holds no latents, or is beyond `limits`.
     pub fn from_safetensors(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
         check_header(bytes)?;
         let file = SafeTensors::deserialize(bytes)
@@ -72,6 +75,9 @@ impl Latents {
 
     /// A safetensors file: one F32 tensor `latents` (batch, 4, h, w), scaled, and `metadata` as the file's.
     /// `self` must be scaled (see [`Self::into_scaled`]).
+    ///
+    /// # Errors
+    /// The header does not fit the format.
     pub fn to_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
         let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
         metadata.insert(SCALE_KEY.into(), "scaled".into());
@@ -85,6 +91,9 @@ impl Latents {
 
     /// A ComfyUI `.latent`: F32 `latent_tensor`, raw, marked as such. `self` must be scaled; `scaling_factor` is the
     /// VAE's. ComfyUI itself reads `prompt` and `workflow` of `metadata`.
+    ///
+    /// # Errors
+    /// The header does not fit the format.
     pub fn to_comfy(
         &self,
         scaling_factor: f32,

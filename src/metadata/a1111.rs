@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 /// A prompt found in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundPrompt {
+    /// What the picture shows.
     pub prompt: String,
     /// Empty where there is none.
     pub negative: String,
@@ -103,7 +104,9 @@ pub(crate) fn found(prompt: &str, negative: &str, origin: &'static str) -> Optio
 /// The settings of one upscale, as they go into the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
+    /// What the picture shows.
     pub prompt: String,
+    /// What was steered away from; empty where there is none.
     pub negative_prompt: String,
     /// Key and value in the order to be written, e.g. `Steps`: `20`, `Seed`: `0`, `Size`: `1024x1024`.
     pub fields: Vec<(String, String)>,

@@ -1,6 +1,7 @@
 //! An EXIF block, edited in place: values are patched or appended and nothing moves, so that maker notes, whose inner
 //! offsets no one but the maker knows, stay readable. A TIFF file has the same structure and is read with this too.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 /// Tags of the main directory (TIFF 6.0, EXIF 2.32).
@@ -35,34 +36,53 @@ pub(crate) struct Field {
     at: usize,
 }
 
+/// How a block stores numbers of several bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByteOrder {
+    Big,
+    Little,
+}
+
+impl ByteOrder {
+    /// This machine's.
+    pub const NATIVE: Self = if cfg!(target_endian = "big") {
+        Self::Big
+    } else {
+        Self::Little
+    };
+}
+
 pub(crate) struct Exif {
     bytes: Vec<u8>,
-    pub big_endian: bool,
+    pub order: ByteOrder,
 }
 
 impl Exif {
     /// Takes a block from its TIFF header on; a leading `Exif\0\0` is dropped. `None` if it is no such block.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
-        let big_endian = match bytes.get(..4)? {
-            b"II*\0" => false,
-            b"MM\0*" => true,
+        let order = match bytes.get(..4)? {
+            b"II*\0" => ByteOrder::Little,
+            b"MM\0*" => ByteOrder::Big,
             _ => return None,
         };
         let exif = Self {
             bytes: bytes.to_vec(),
-            big_endian,
+            order,
         };
         exif.fields(exif.main()?).map(|_| exif)
     }
 
     /// A block with an empty main directory.
-    pub fn new(big_endian: bool) -> Self {
+    pub fn new(order: ByteOrder) -> Self {
         let mut exif = Self {
             bytes: vec![0; 14],
-            big_endian,
+            order,
         };
-        exif.bytes[..4].copy_from_slice(if big_endian { b"MM\0*" } else { b"II*\0" });
+        exif.bytes[..4].copy_from_slice(match order {
+            ByteOrder::Big => b"MM\0*",
+            ByteOrder::Little => b"II*\0",
+        });
         exif.put(4, &8u32.to_be_bytes());
         exif
     }
@@ -124,7 +144,7 @@ impl Exif {
         let field = self.field(self.directory(EXIF_IFD)?, USER_COMMENT)?;
         let (code, text) = self.value(field)?.split_at_checked(8)?;
         let text = match code {
-            b"UNICODE\0" => decode_utf16(text, self.big_endian),
+            b"UNICODE\0" => decode_utf16(text, self.order),
             _ => String::from_utf8_lossy(text).into_owned(),
         };
         let text = text.trim_matches(|c: char| c == '\0' || c.is_whitespace());
@@ -255,7 +275,7 @@ impl Exif {
 
     /// Big-endian bytes in the block's order.
     fn ordered<const N: usize>(&self, mut value: [u8; N]) -> [u8; N] {
-        if !self.big_endian {
+        if self.order == ByteOrder::Little {
             value.reverse();
         }
         value
@@ -284,20 +304,17 @@ pub(crate) fn unit(kind: u16) -> Option<usize> {
 }
 
 /// A1111 writes big-endian; others follow the block's order. A text's most frequent high byte is 0, which tells.
-fn decode_utf16(bytes: &[u8], big_endian_block: bool) -> String {
+fn decode_utf16(bytes: &[u8], block: ByteOrder) -> String {
     let pairs = bytes.as_chunks::<2>().0;
     let zeros = |i: usize| pairs.iter().filter(|p| p[i] == 0).count();
-    let big_endian = match zeros(0).cmp(&zeros(1)) {
-        std::cmp::Ordering::Greater => true,
-        std::cmp::Ordering::Less => false,
-        std::cmp::Ordering::Equal => big_endian_block,
+    let order = match zeros(0).cmp(&zeros(1)) {
+        Ordering::Greater => ByteOrder::Big,
+        Ordering::Less => ByteOrder::Little,
+        Ordering::Equal => block,
     };
-    let unit = |p: &[u8; 2]| {
-        if big_endian {
-            u16::from_be_bytes(*p)
-        } else {
-            u16::from_le_bytes(*p)
-        }
+    let unit = |p: &[u8; 2]| match order {
+        ByteOrder::Big => u16::from_be_bytes(*p),
+        ByteOrder::Little => u16::from_le_bytes(*p),
     };
     String::from_utf16_lossy(&pairs.iter().map(unit).collect::<Vec<_>>())
 }
@@ -308,8 +325,8 @@ mod tests {
 
     #[test]
     fn a_comment_set_in_a_new_block_is_read_back_in_either_byte_order() {
-        for big_endian in [false, true] {
-            let mut exif = Exif::new(big_endian);
+        for order in [ByteOrder::Little, ByteOrder::Big] {
+            let mut exif = Exif::new(order);
             exif.set_text(MAKE, "Camera");
             exif.set_user_comment("first");
             exif.set_user_comment("Ürsprünglich 日本");
@@ -321,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_is_there_stays_at_its_offset_when_fields_are_added() {
-        let mut exif = Exif::new(true);
+        let mut exif = Exif::new(ByteOrder::Big);
         exif.set(
             Some(EXIF_IFD),
             0x927C,
@@ -338,7 +355,7 @@ mod tests {
 
     #[test]
     fn fitting_resets_the_orientation_and_the_stated_sizes_and_adds_none() {
-        let mut exif = Exif::new(false);
+        let mut exif = Exif::new(ByteOrder::Little);
         exif.set(None, ORIENTATION, SHORT, &6u16.to_le_bytes());
         exif.set(Some(EXIF_IFD), PIXEL_WIDTH, SHORT, &40u16.to_le_bytes());
         exif.fit(80, 60);

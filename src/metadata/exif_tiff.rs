@@ -1,6 +1,6 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use crate::metadata::exif::{EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
+use crate::metadata::exif::{ByteOrder, EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
 
 /// Points to a directory that few write and none read; not carried into another file's structure.
 const INTEROP_IFD: u16 = 0xA005;
@@ -14,7 +14,7 @@ impl Exif {
     /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block.
     pub fn from_tiff(file: &[u8]) -> Option<Self> {
         let tiff = Self::parse(file)?;
-        let mut exif = Self::new(tiff.big_endian);
+        let mut exif = Self::new(tiff.order);
         for field in tiff.fields(tiff.main()?)? {
             if DESCRIPTIVE.contains(&field.tag) {
                 exif.set(
@@ -58,7 +58,7 @@ impl Exif {
         };
         let convert = |f: Field| {
             let mut value = self.value(f)?.to_vec();
-            if self.big_endian != cfg!(target_endian = "big") {
+            if self.order != ByteOrder::NATIVE {
                 value
                     .chunks_exact_mut(number(f.kind))
                     .for_each(<[u8]>::reverse);

@@ -7,18 +7,28 @@ pub(crate) mod exif;
 pub(crate) mod exif_tiff;
 
 pub use self::a1111::{FoundPrompt, Parameters};
-use self::exif::Exif;
+use self::exif::{ByteOrder, Exif};
 
 /// Metadata as the formats share it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     /// An EXIF block from its TIFF header on (`II*\0` or `MM\0*`).
     pub exif: Option<Vec<u8>>,
+    /// An ICC profile.
     pub icc: Option<Vec<u8>>,
     /// An XMP packet (XML).
     pub xmp: Option<Vec<u8>>,
     /// PNG text: key and value, in file order. A1111's `parameters` of any format is kept here.
     pub text: Vec<(String, String)>,
+}
+
+/// What becomes of the `parameters` in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TextGoes {
+    /// Into the EXIF comment, as A1111 does where the format has no text of its own.
+    IntoExif,
+    /// Into text chunks.
+    Elsewhere,
 }
 
 /// The PNG text key that holds XMP.
@@ -127,14 +137,16 @@ impl Metadata {
         }
     }
 
-    /// The EXIF block for a file of upright pixels of this size. Where the format has no text of its own, `comment` puts
-    /// the `parameters` into the block, as A1111 does.
-    pub(crate) fn exif_for(&self, width: usize, height: usize, comment: bool) -> Option<Vec<u8>> {
-        let parameters = self.text(PARAMETERS).filter(|_| comment);
+    /// The EXIF block for a file of upright pixels of this size.
+    pub(crate) fn exif_for(&self, width: usize, height: usize, text: TextGoes) -> Option<Vec<u8>> {
+        let parameters = match text {
+            TextGoes::IntoExif => self.text(PARAMETERS),
+            TextGoes::Elsewhere => None,
+        };
         let mut block = match (self.block(), parameters) {
             (Some(block), _) => block,
             // Big-endian, so that the comment's UTF-16BE is in the block's own order.
-            (None, Some(_)) => Exif::new(true),
+            (None, Some(_)) => Exif::new(ByteOrder::Big),
             (None, None) => return None,
         };
         block.fit(width, height);
@@ -146,7 +158,7 @@ impl Metadata {
 
     /// [`Self::exif_for`] with ComfyUI's graph and workflow where ComfyUI keeps them in WebP files.
     pub(crate) fn exif_for_webp(&self, width: usize, height: usize) -> Option<Vec<u8>> {
-        let block = self.exif_for(width, height, true);
+        let block = self.exif_for(width, height, TextGoes::IntoExif);
         let graphs: Vec<_> = COMFY
             .iter()
             .filter_map(|(key, tag)| Some((key, *tag, self.text(key)?)))
@@ -157,7 +169,7 @@ impl Metadata {
         let mut block = block
             .as_deref()
             .and_then(Exif::parse)
-            .unwrap_or_else(|| Exif::new(true));
+            .unwrap_or_else(|| Exif::new(ByteOrder::Big));
         for (key, tag, json) in graphs {
             if block.text(tag).is_none() {
                 block.set_text(tag, &format!("{key}:{json}"));
@@ -270,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_cameras_comment_is_no_prompt() {
-        let mut exif = Exif::new(false);
+        let mut exif = Exif::new(ByteOrder::Little);
         exif.set_user_comment("holiday in Rome");
         let metadata = Metadata {
             exif: Some(exif.into_bytes()),

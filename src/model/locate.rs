@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 
 use super::hub::{DEFAULT_REPO, Hub, Part};
-use super::{BUILT_IN_FILES, ModelFiles, PartFiles};
+use super::{ModelFiles, PartFiles};
 
 /// The name of the built-in model.
 pub const TINY: &str = "tiny";
@@ -30,7 +30,7 @@ pub fn locate(
     hub: impl FnOnce() -> Result<Hub>,
 ) -> Result<ModelFiles> {
     if name == TINY {
-        return Ok(ModelFiles::BuiltIn(BUILT_IN_FILES));
+        return Ok(ModelFiles::built_in());
     }
     if is_path(name) {
         let folder = PathBuf::from(name);
@@ -66,9 +66,10 @@ pub fn locate_vae(
             weights: Some(path),
         });
     }
-    let folder = match is_path(name) {
-        true => path,
-        false => hub()?.vae(name, "main")?,
+    let folder = if is_path(name) {
+        path
+    } else {
+        hub()?.vae(name, "main")?
     };
     for part in ["", "vae"] {
         if folder.join(part).join("config.json").is_file() {

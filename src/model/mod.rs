@@ -27,6 +27,11 @@ pub enum ModelFiles {
 }
 
 impl ModelFiles {
+    /// The small model that is built into the binary.
+    pub fn built_in() -> Self {
+        ModelFiles::BuiltIn(BUILT_IN_FILES)
+    }
+
     /// The content of a small file, e.g. `unet/config.json`.
     ///
     /// # Errors
@@ -41,6 +46,9 @@ impl ModelFiles {
     }
 
     /// The same, with `None` where there is no such file.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
     pub fn try_read(&self, relative: &str) -> Result<Option<Vec<u8>>> {
         match self {
             ModelFiles::Folder(folder) => {
@@ -116,6 +124,7 @@ impl ModelFiles {
 /// single file of weights.
 #[derive(Clone, Debug)]
 pub struct PartFiles {
+    /// What the part belongs to.
     pub files: ModelFiles,
     /// The sub-folder, or "" for a part that lies at the top.
     pub part: &'static str,

@@ -132,6 +132,9 @@ impl Weights {
     }
 
     /// The same over bytes built into the binary; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// They are no safetensors file.
     pub fn built_in(name: &str, bytes: &'static [u8], placement: &Placement) -> Result<Self> {
         Self::index(vec![(name.to_string(), Bytes::BuiltIn(bytes))], placement)
     }
@@ -208,6 +211,7 @@ impl Weights {
         }
     }
 
+    /// Where its tensors go.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }
@@ -226,6 +230,7 @@ impl Weights {
         self.store.entries.get(key)
     }
 
+    /// Whether the checkpoint has a tensor.
     pub fn contains(&self, name: &str) -> bool {
         self.shape(name).is_some()
     }
@@ -298,11 +303,17 @@ impl Weights {
     }
 
     /// The same as a tensor in the placement's dtype, on its device.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
     pub fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor> {
         self.tensor_in(shape, name, self.placement.dtype)
     }
 
     /// The same in a dtype of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
     pub fn tensor_in(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let values = self.f32(shape, name)?;
         let host = Tensor::from_slice(&values, shape, &Device::Cpu)?.to_dtype(dtype)?;

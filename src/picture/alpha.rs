@@ -11,6 +11,9 @@ const TRUSTED: f32 = 1.0 / 16.0;
 /// Replaces the colour of transparent pixels by that of the nearest visible ones, fading with distance (push-pull over
 /// an image pyramid; time is linear in the pixels). `rgb` is (height, width, 3), `alpha` (height, width), both 0..=1.
 /// A picture without one visible pixel is left as it is.
+///
+/// # Panics
+/// A length is not that of `width` x `height`.
 pub fn bleed(rgb: &mut [f32], alpha: &[f32], width: usize, height: usize) {
     assert_eq!(alpha.len(), width * height, "alpha is (height, width)");
     assert_eq!(rgb.len(), 3 * alpha.len(), "rgb is (height, width, 3)");

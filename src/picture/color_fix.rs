@@ -23,6 +23,9 @@ pub fn adain(out: &mut [f32], reference: &[f32]) {
 
 /// Replaces the low frequencies of `out` by those of `reference`, the input doubled to the same size. Both are
 /// (height, width, 3), 0..=1. Corrects casts that vary over the picture, and keeps the new detail.
+///
+/// # Panics
+/// A length is not that of `width` x `height`.
 pub fn wavelet(out: &mut [f32], reference: &[f32], width: usize, height: usize) {
     assert_eq!(
         out.len(),

@@ -8,6 +8,9 @@ const QUARTER: [f32; 4] = [-0.0703125, 0.8671875, 0.2265625, -0.0234375];
 
 /// Doubles interleaved samples (height, width, channels) to (2 height, 2 width, channels); pixel centres at halves,
 /// edges repeated. Values may overshoot their range a little, as any sharp filter's do.
+///
+/// # Panics
+/// The length is not that of `width` x `height` x `channels`.
 pub fn double(samples: &[f32], width: usize, height: usize, channels: usize) -> Vec<f32> {
     assert_eq!(
         samples.len(),

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
-use crate::metadata::XMP_KEY;
+use crate::metadata::{TextGoes, XMP_KEY};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -15,14 +15,19 @@ pub const DEFAULT_JPEG_QUALITY: u8 = 95;
 /// An encoded file, and what the format could not keep.
 #[derive(Debug)]
 pub struct Encoded {
+    /// The whole file.
     pub bytes: Vec<u8>,
+    /// One a thing that the format could not keep.
     pub warnings: Vec<String>,
 }
 
 /// Encodes a picture. `quality` is 1..=100 for JPEG (default 95) and WebP (default: lossless); it means nothing to
 /// the others. Transparent pixels are laid on white where the format has no alpha; a warning says so.
+///
+/// # Errors
+/// The format cannot be written, or not at this size.
 pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<Encoded> {
-    let (w, h) = (picture.width, picture.height);
+    let (w, h) = (picture.pixels.width, picture.pixels.height);
     let most = format.max_side();
     ensure!(
         w <= most && h <= most,
@@ -95,10 +100,14 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
     let (samples, channels) = picture.interleaved();
     let mut bytes = Vec::new();
     let metadata = &picture.metadata;
-    let mut info = png::Info::with_size(picture.width as u32, picture.height as u32);
+    let mut info = png::Info::with_size(picture.pixels.width as u32, picture.pixels.height as u32);
     info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
     info.exif_metadata = metadata
-        .exif_for(picture.width, picture.height, false)
+        .exif_for(
+            picture.pixels.width,
+            picture.pixels.height,
+            TextGoes::Elsewhere,
+        )
         .map(Into::into);
     let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
@@ -152,12 +161,19 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     if let Some(icc) = picture.metadata.icc_for(picture.gray) {
         encoder.set_icc_profile(icc.to_vec())?;
     }
-    encoder.write_image(&data, picture.width as u32, picture.height as u32, color)?;
+    encoder.write_image(
+        &data,
+        picture.pixels.width as u32,
+        picture.pixels.height as u32,
+        color,
+    )?;
 
     // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
-    let exif = picture
-        .metadata
-        .exif_for(picture.width, picture.height, true);
+    let exif = picture.metadata.exif_for(
+        picture.pixels.width,
+        picture.pixels.height,
+        TextGoes::IntoExif,
+    );
     let blocks = [
         ("EXIF", &b"Exif\0\0"[..], exif),
         (
@@ -202,7 +218,7 @@ fn webp(picture: &Picture, quality: Option<u8>) -> Result<Vec<u8>> {
         samples = samples.chunks_exact(channels).flat_map(repeat).collect();
     }
     let data = to_u8(&samples);
-    let (w, h) = (picture.width as u32, picture.height as u32);
+    let (w, h) = (picture.pixels.width as u32, picture.pixels.height as u32);
     let encoder = match picture.alpha {
         None => webp::Encoder::from_rgb(&data, w, h),
         Some(_) => webp::Encoder::from_rgba(&data, w, h),
@@ -224,7 +240,7 @@ fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
     let icc = picture.metadata.icc_for(false).map(<[u8]>::to_vec);
     let exif = picture
         .metadata
-        .exif_for_webp(picture.width, picture.height);
+        .exif_for_webp(picture.pixels.width, picture.pixels.height);
     let xmp = picture.metadata.xmp_upright();
     if icc.is_none() && exif.is_none() && xmp.is_none() {
         return Ok(simple.to_vec());
@@ -236,7 +252,7 @@ fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
         | flag(exif.is_some(), 3)
         | flag(xmp.is_some(), 2);
     let side = |n: usize| (n as u32 - 1).to_le_bytes();
-    let (w, h) = (side(picture.width), side(picture.height));
+    let (w, h) = (side(picture.pixels.width), side(picture.pixels.height));
     let head = vec![flags, 0, 0, 0, w[0], w[1], w[2], h[0], h[1], h[2]];
 
     let mut chunks: Vec<([u8; 4], Vec<u8>)> = vec![(*b"VP8X", head)];
@@ -269,8 +285,8 @@ fn bmp(picture: &Picture) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     BmpEncoder::new(&mut bytes).encode(
         &data,
-        picture.width as u32,
-        picture.height as u32,
+        picture.pixels.width as u32,
+        picture.pixels.height as u32,
         color,
     )?;
     Ok(bytes)
@@ -283,7 +299,8 @@ fn on_white(picture: &Picture) -> Picture {
         ..picture.clone()
     };
     for (pixel, &a) in flat
-        .rgb
+        .pixels
+        .values
         .chunks_exact_mut(3)
         .zip(picture.alpha.iter().flatten())
     {

@@ -10,6 +10,7 @@ use tiff::encoder::{
 use tiff::tags::{Tag, Type};
 
 use super::{Depth, Format, Picture, to_u8, to_u16};
+use crate::metadata::TextGoes;
 use crate::metadata::exif::{self, EXIF_IFD, Exif, GPS_IFD};
 
 type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;
@@ -46,8 +47,8 @@ fn write<C: ColorType>(encoder: &mut File, picture: &Picture, data: &[C::Inner])
 where
     [C::Inner]: TiffValue,
 {
-    let (width, height) = (picture.width, picture.height);
-    let block = picture.metadata.exif_for(width, height, true);
+    let (width, height) = (picture.pixels.width, picture.pixels.height);
+    let block = picture.metadata.exif_for(width, height, TextGoes::IntoExif);
     let block = block.as_deref().and_then(Exif::parse);
     let mut pointers = Vec::new();
     for directory in [EXIF_IFD, GPS_IFD] {

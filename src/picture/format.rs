@@ -3,11 +3,17 @@
 /// A raster file format that is read; all but GIF are written too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
+    /// PNG, also animated.
     Png,
+    /// JPEG, baseline or progressive.
     Jpeg,
+    /// WebP, lossy, lossless or animated.
     WebP,
+    /// TIFF and BigTIFF.
     Tiff,
+    /// Windows and OS/2 bitmaps.
     Bmp,
+    /// GIF, which is only read.
     Gif,
 }
 
@@ -58,6 +64,7 @@ impl Format {
         }
     }
 
+    /// Whether [`encode`](super::encode) knows it.
     pub fn is_writable(self) -> bool {
         self != Format::Gif
     }
@@ -71,6 +78,7 @@ impl Format {
         }
     }
 
+    /// Whether transparency is written.
     pub fn keeps_alpha(self) -> bool {
         matches!(self, Format::Png | Format::WebP | Format::Tiff)
     }
@@ -84,6 +92,7 @@ impl Format {
         }
     }
 
+    /// Whether channels of 16 bits are written.
     pub fn keeps_sixteen_bits(self) -> bool {
         matches!(self, Format::Png | Format::Tiff)
     }

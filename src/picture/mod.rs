@@ -20,10 +20,12 @@ pub use self::double::double;
 pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
 pub use self::format::Format;
 use crate::metadata::Metadata;
+use crate::pixels::Pixels;
 
 /// Bits of a channel in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
+    /// 8 bits or fewer.
     Eight,
     /// 16 bits, or floating point, which is written as 16 bits.
     Sixteen,
@@ -32,30 +34,27 @@ pub enum Depth {
 /// A picture in memory.
 #[derive(Clone, Debug)]
 pub struct Picture {
-    pub width: usize,
-    pub height: usize,
-    /// (height, width, 3) interleaved, 0..=1; an 8-bit value v is exactly `v as f32 / 255.0`.
-    pub rgb: Vec<f32>,
+    /// Its colours; grey three times.
+    pub pixels: Pixels,
     /// (height, width), 0 = transparent, 1 = opaque; absent where every pixel is opaque.
     pub alpha: Option<Vec<f32>>,
     /// The three channels are equal and are written as one.
     pub gray: bool,
+    /// Of its file, and of what it is written to where that can hold it.
     pub depth: Depth,
     /// The format it was read from, or will be written in by default.
     pub format: Format,
+    /// What its file holds besides pixels.
     pub metadata: Metadata,
     /// What the reader of the file should be told: frames dropped, a wrong extension.
     pub warnings: Vec<String>,
 }
 
 impl Picture {
-    /// An opaque 8-bit RGB picture without metadata. `rgb` is (height, width, 3), 0..=1.
-    pub fn from_rgb(width: usize, height: usize, rgb: Vec<f32>) -> Self {
-        assert_eq!(rgb.len(), width * height * 3, "rgb is (height, width, 3)");
+    /// An opaque 8-bit RGB picture without metadata.
+    pub fn from_pixels(pixels: Pixels) -> Self {
         Self {
-            width,
-            height,
-            rgb,
+            pixels,
             alpha: None,
             gray: false,
             depth: Depth::Eight,
@@ -83,7 +82,7 @@ impl Picture {
         };
         let channels = usize::from(color.channel_count());
         let has_alpha = color.has_alpha();
-        let (rgb, alpha) = match image {
+        let (values, alpha) = match image {
             DynamicImage::ImageLuma8(i) => split(&i, channels, unit8),
             DynamicImage::ImageLumaA8(i) => split(&i, channels, unit8),
             DynamicImage::ImageRgb8(i) => split(&i, channels, unit8),
@@ -98,11 +97,13 @@ impl Picture {
         // BMP and GIF have no grey but as a palette.
         let palette = matches!(format, Format::Bmp | Format::Gif);
         let equal = |p: &[f32]| p[0] == p[1] && p[1] == p[2];
-        let gray = channels < 3 || (palette && rgb.par_chunks_exact(3).all(equal));
+        let gray = channels < 3 || (palette && values.par_chunks_exact(3).all(equal));
         Self {
-            width,
-            height,
-            rgb,
+            pixels: Pixels {
+                width,
+                height,
+                values,
+            },
             alpha,
             gray,
             depth,
@@ -118,14 +119,14 @@ impl Picture {
         let colors = if self.gray { 1 } else { 3 };
         let channels = colors + usize::from(self.alpha.is_some());
         if channels == 3 {
-            return (self.rgb.clone(), 3);
+            return (self.pixels.values.clone(), 3);
         }
-        let mut out = vec![0.0; self.width * self.height * channels];
+        let mut out = vec![0.0; self.pixels.width * self.pixels.height * channels];
         let runs = out.par_chunks_mut(RUN * channels).enumerate();
         runs.for_each(|(run, out)| {
             for (i, pixel) in out.chunks_exact_mut(channels).enumerate() {
                 let at = run * RUN + i;
-                let color = &self.rgb[3 * at..3 * at + 3];
+                let color = &self.pixels.values[3 * at..3 * at + 3];
                 if self.gray {
                     pixel[0] = luma(color);
                 } else {

@@ -3,22 +3,122 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 
-use super::sampler::Preconditioning;
+use super::sampler::{self, Preconditioning};
+use crate::device;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{Prompted, UNet};
 
-/// Prepared prompts: one batch for all passes, or one a pass. Each row serves `b` pictures.
-pub fn prompted_for(
+/// How the network is called for the two prompts of classifier-free guidance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Once, with both in a batch.
+    Together,
+    /// Once for each, in half the memory.
+    Apart,
+}
+
+/// The network with its preconditioning and guidance: noisy latents to denoised ones.
+pub struct Denoiser<'a> {
+    unet: &'a UNet,
+    /// A row a prompt: one, or the negative prompt's before it.
+    conditioning: &'a Conditioning,
+    /// Above 1 where there are two prompts.
+    guidance: f64,
+    /// The low-res latents at the size of the result, (b, 4, H, W), float32.
+    low_res: Tensor,
+    passes: Passes,
+    /// One entry a call of the network; the rows of all are the rows of the result.
+    prompted: Vec<Prompted>,
+}
+
+impl<'a> Denoiser<'a> {
+    /// `low_res`: (b, 4, H, W), float32, on the network's device.
+    ///
+    /// # Errors
+    /// The prompts do not fit the network.
+    pub fn new(
+        unet: &'a UNet,
+        conditioning: &'a Conditioning,
+        guidance: f64,
+        low_res: Tensor,
+        passes: Passes,
+    ) -> Result<Self> {
+        let pictures = low_res.dim(0)?;
+        Ok(Self {
+            prompted: prompted(unet, conditioning, pictures, passes)?,
+            unet,
+            conditioning,
+            guidance,
+            low_res,
+            passes,
+        })
+    }
+
+    /// How the network was called in the end.
+    pub fn passes(&self) -> Passes {
+        self.passes
+    }
+
+    /// `x` (b, 4, H, W), float32, of noise level `sigma` -> what it is without noise, (b, 4, H, W), float32. Guidance
+    /// that does not fit in memory in one batch is done in two passes, now and from now on.
+    ///
+    /// # Errors
+    /// The device gives up.
+    pub fn denoise(&mut self, x: &Tensor, sigma: f32) -> Result<Tensor> {
+        let preconditioning = Preconditioning::new(sigma);
+        let mut denoised = self.forward(x, &preconditioning);
+        if self.prompts()? > 1
+            && self.passes == Passes::Together
+            && denoised.as_ref().is_err_and(device::is_out_of_memory)
+        {
+            self.passes = Passes::Apart;
+            self.prompted = prompted(self.unet, self.conditioning, x.dim(0)?, self.passes)?;
+            denoised = self.forward(x, &preconditioning);
+        }
+        match self.prompts()? {
+            1 => denoised,
+            _ => sampler::guide(&denoised?, self.guidance),
+        }
+    }
+
+    fn prompts(&self) -> Result<usize> {
+        Ok(self.conditioning.pooled.dim(0)?)
+    }
+
+    /// `x` (b, 4, H, W), float32 -> (prompts * b, 4, H, W), float32
+    fn forward(&self, x: &Tensor, preconditioning: &Preconditioning) -> Result<Tensor> {
+        let (b, channels, _, _) = x.dims4()?;
+        let input = Tensor::cat(&[&(x * preconditioning.c_in)?, &self.low_res], 1)?;
+        let outputs: Vec<Tensor> = self
+            .prompted
+            .iter()
+            .map(|prompted| {
+                let prompts = prompted.rows()? / b;
+                let input = Tensor::cat(&vec![&input; prompts], 0)?;
+                self.unet.forward(&input, preconditioning.time, prompted)
+            })
+            .collect::<Result<_>>()?;
+        // The last channel is a variance that nobody reads.
+        let output = Tensor::cat(&outputs, 0)?
+            .narrow(1, 0, channels)?
+            .to_dtype(DType::F32)?;
+        let x = Tensor::cat(&vec![x; output.dim(0)? / b], 0)?;
+        Ok(((x * preconditioning.c_skip)? + (output * preconditioning.c_out)?)?)
+    }
+}
+
+/// Prepared prompts, one entry a call of the network. Each row of the conditioning serves `pictures` pictures.
+fn prompted(
     unet: &UNet,
     conditioning: &Conditioning,
-    b: usize,
-    split: bool,
+    pictures: usize,
+    passes: Passes,
 ) -> Result<Vec<Prompted>> {
-    let passes = conditioning.pooled.dim(0)?;
+    let prompts = conditioning.pooled.dim(0)?;
     let rows = |first: usize, count: usize| -> Result<Prompted> {
         let repeated = |t: &Tensor| -> Result<Tensor> {
             let each: Vec<Tensor> = (first..first + count)
-                .flat_map(|i| std::iter::repeat_n(i, b))
+                .flat_map(|i| std::iter::repeat_n(i, pictures))
                 .map(|i| t.narrow(0, i, 1))
                 .collect::<candle_core::Result<_>>()?;
             Ok(Tensor::cat(&each, 0)?)
@@ -28,47 +128,8 @@ pub fn prompted_for(
             pooled: repeated(&conditioning.pooled)?,
         })
     };
-    match split {
-        true => (0..passes).map(|pass| rows(pass, 1)).collect(),
-        false => Ok(vec![rows(0, passes)?]),
-    }
-}
-
-pub fn out_of_memory(error: &anyhow::Error) -> bool {
-    format!("{error:#}")
-        .to_lowercase()
-        .contains("out of memory")
-}
-
-/// The network with its preconditioning: noisy latents to denoised ones.
-pub struct Denoiser<'a> {
-    pub unet: &'a UNet,
-    /// One entry a call of the network; the rows of all are the rows of the result.
-    pub prompted: Vec<Prompted>,
-    /// (b, 4, H, W), float32
-    pub condition: Tensor,
-    pub channels: usize,
-}
-
-impl Denoiser<'_> {
-    /// `x` (b, 4, H, W), float32 -> (passes * b, 4, H, W), float32
-    pub fn denoise(&self, x: &Tensor, preconditioning: &Preconditioning) -> Result<Tensor> {
-        let b = x.dim(0)?;
-        let input = Tensor::cat(&[&(x * preconditioning.c_in)?, &self.condition], 1)?;
-        let outputs: Vec<Tensor> = self
-            .prompted
-            .iter()
-            .map(|prompted| {
-                let passes = prompted.rows()? / b;
-                let input = Tensor::cat(&vec![&input; passes], 0)?;
-                self.unet.forward(&input, preconditioning.time, prompted)
-            })
-            .collect::<Result<_>>()?;
-        // The last channel is a variance that nobody reads.
-        let output = Tensor::cat(&outputs, 0)?
-            .narrow(1, 0, self.channels)?
-            .to_dtype(DType::F32)?;
-        let x = Tensor::cat(&vec![x; output.dim(0)? / b], 0)?;
-        Ok(((x * preconditioning.c_skip)? + (output * preconditioning.c_out)?)?)
+    match passes {
+        Passes::Together => Ok(vec![rows(0, prompts)?]),
+        Passes::Apart => (0..prompts).map(|prompt| rows(prompt, 1)).collect(),
     }
 }

@@ -75,9 +75,10 @@ pub struct SigmaRange {
 impl SigmaRange {
     /// The spread of the noise that a run starts from (`init_noise_sigma`), given its first sigma.
     pub fn initial_spread(&self, sigma: f32) -> f32 {
-        match self.leading {
-            true => (sigma * sigma + 1.0).sqrt(),
-            false => sigma,
+        if self.leading {
+            (sigma * sigma + 1.0).sqrt()
+        } else {
+            sigma
         }
     }
 }

@@ -5,19 +5,35 @@ use candle_core::{DType, Device, Tensor};
 
 use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
+use crate::pixels::Pixels;
 
 /// What to run, and on what.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Text encoder, tokenizer, UNet, scheduler and, unless `vae` is given, the VAE.
     pub model: ModelFiles,
     /// Another VAE than the model's own.
     pub vae: Option<PartFiles>,
+    /// Where the networks run.
     pub device: Device,
     /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
     pub dtype: DType,
     /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
     /// which halves the peak for a single picture.
     pub keep_loaded: bool,
+}
+
+impl Options {
+    /// `model` on the CPU in float32, its networks kept in memory.
+    pub fn new(model: ModelFiles) -> Self {
+        Self {
+            model,
+            vae: None,
+            device: Device::Cpu,
+            dtype: DType::F32,
+            keep_loaded: true,
+        }
+    }
 }
 
 /// How to upscale one picture.
@@ -33,6 +49,7 @@ pub struct Settings {
     pub guidance: f64,
     /// The noise that PyTorch's CPU generator gives for this seed.
     pub seed: u64,
+    /// How the noise levels of the steps are spaced.
     pub schedule: Schedule,
 }
 
@@ -59,18 +76,19 @@ pub enum LowRes {
 }
 
 impl LowRes {
-    /// A picture of `width` x `height` pixels; `rgb` is (height, width, 3) interleaved, 0..=1.
+    /// A picture of any size from 1x1.
     ///
     /// # Errors
     /// The values are not width * height * 3, or there are none.
-    pub fn image(width: usize, height: usize, rgb: &[f32]) -> Result<Self> {
+    pub fn image(pixels: &Pixels) -> Result<Self> {
+        let (width, height) = (pixels.width, pixels.height);
         ensure!(
-            width > 0 && height > 0 && rgb.len() == width * height * 3,
+            width > 0 && height > 0 && pixels.values.len() == width * height * 3,
             "a picture of {width}x{height} has {} values, found {}",
             width * height * 3,
-            rgb.len()
+            pixels.values.len()
         );
-        let signed: Vec<f32> = rgb.iter().map(|v| 2.0 * v - 1.0).collect();
+        let signed: Vec<f32> = pixels.values.iter().map(|v| 2.0 * v - 1.0).collect();
         let tensor = Tensor::from_vec(signed, (1, height, width, 3), &Device::Cpu)?
             .permute((0, 3, 1, 2))?
             .contiguous()?;
@@ -95,18 +113,22 @@ impl LowRes {
 
 /// Latents of the upscaled picture, extended to what the networks take.
 #[derive(Clone, Debug)]
-pub struct Upscaled {
+pub struct UpscaledLatents {
     /// (1, 4, H, W), scaled, float32, on the CPU.
     pub(super) padded: Tensor,
-    /// The picture's size in pixels, exactly twice the input's.
+    /// The picture's width in pixels, exactly twice the input's.
     pub width: usize,
+    /// The picture's height in pixels, exactly twice the input's.
     pub height: usize,
     /// Pixels to a latent position.
     pub(super) factor: usize,
 }
 
-impl Upscaled {
+impl UpscaledLatents {
     /// The latents without the extension: (1, 4, h, w), scaled, float32, on the CPU.
+    ///
+    /// # Errors
+    /// candle's own only.
     pub fn latents(&self) -> Result<Tensor> {
         let (h, w) = (
             self.height.div_ceil(self.factor),
@@ -116,24 +138,21 @@ impl Upscaled {
     }
 }
 
-/// A decoded picture: (height, width, 3) interleaved, 0..=1.
-#[derive(Clone, Debug)]
-pub struct Rgb {
-    pub width: usize,
-    pub height: usize,
-    pub values: Vec<f32>,
-}
-
 /// The parts of the work, for progress and messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Prompt to conditioning.
     Text,
+    /// Image to latents.
     Encode,
+    /// Noise to upscaled latents, a step at a time.
     Denoise,
+    /// Latents to image.
     Decode,
 }
 
 impl Stage {
+    /// For messages.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Text => "text",
@@ -151,12 +170,20 @@ pub enum Event {
     Loading(Stage),
     /// A denoising step is done, after so many seconds of its own.
     Step {
+        /// Steps so far, from 1.
         done: usize,
+        /// Steps in all.
         total: usize,
+        /// Of this step alone.
         seconds: f64,
     },
     /// A stage is done, after so many seconds, loading included.
-    Finished { stage: Stage, seconds: f64 },
+    Finished {
+        /// Which one.
+        stage: Stage,
+        /// From its beginning, loading included.
+        seconds: f64,
+    },
     /// Something the user should know.
     Warning(String),
 }
@@ -168,6 +195,23 @@ pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 #[derive(Debug, thiserror::Error)]
 #[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]
 pub struct NotFinite {
+    /// Where it happened.
     pub stage: Stage,
+    /// The precision that the stage ran in.
     pub dtype: DType,
+}
+
+/// # Errors
+/// [`NotFinite`], where `values` holds anything that is not a number.
+pub fn check_finite(values: &[f32], stage: Stage, dtype: DType) -> Result<()> {
+    ensure!(
+        values.iter().all(|v| v.is_finite()),
+        NotFinite { stage, dtype }
+    );
+    Ok(())
+}
+
+/// A tensor's values in C order, whatever its dtype and device.
+pub fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }

@@ -13,8 +13,10 @@ const IGNORES_CASE: bool = cfg!(any(windows, target_os = "macos"));
 /// Why a path cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
+    /// The path is an input's.
     #[error("{} is an input and is never written over", .0.display())]
     Input(PathBuf),
+    /// Another input's output goes there.
     #[error("it is where the output of {0} goes")]
     Output(Source),
 }
@@ -42,6 +44,9 @@ impl Claims {
     /// Takes `path` for the output of `source`, or says whose it is. The same source may take a path again. [`super::plan`]
     /// did this for every path it knew; names with a size or a batch's number are known only when the input was read,
     /// so call this before each write.
+    ///
+    /// # Errors
+    /// The path is taken.
     pub fn claim(&mut self, path: &Path, source: &Source) -> Result<(), Conflict> {
         self.take(path, source).map(|_| ())
     }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 pub use self::claims::{Claims, Conflict};
 use self::destination::Destination;
-pub use self::naming::{Naming, Written};
+pub use self::naming::{Naming, Numbered, Written};
 pub use self::request::{Output, Request, Source, UsageError};
 pub use self::shard::Shard;
 pub use self::task::{Target, Task};
@@ -30,11 +30,13 @@ pub use self::walk::PassedOver;
 /// What is to be done, and what is not.
 #[derive(Debug)]
 pub struct Plan {
+    /// In the order in which they are to be done.
     pub tasks: Vec<Task>,
     /// Files and folders left out on purpose.
     pub passed_over: Vec<(PathBuf, PassedOver)>,
     /// Inputs that cannot be read, with the error. The others are done all the same.
     pub failed: Vec<(PathBuf, String)>,
+    /// What the user should be told before the work.
     pub warnings: Vec<String>,
     /// How many inputs belong to other shares of `--shard`.
     pub in_other_shards: usize,
@@ -44,6 +46,9 @@ pub struct Plan {
 
 /// Plans the work. Looks at folders and at the state of files, and opens none. The checks are made on all inputs, and
 /// the share of `--shard` taken last, so that every share comes to the same verdict.
+///
+/// # Errors
+/// The command line cannot be followed.
 pub fn plan(request: &Request) -> Result<Plan, UsageError> {
     let stdins = request.inputs.iter().filter(|s| **s == Source::Stdin);
     if stdins.count() > 1 {

@@ -12,6 +12,7 @@ use crate::picture::Format;
 /// What a file's extension says it holds, among what can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
+    /// An image.
     Image(Format),
     /// Latents as diffusers keeps them.
     Safetensors,
@@ -56,6 +57,15 @@ pub(super) fn is_latents(extension: &str) -> bool {
         .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
+/// Which of the outputs of one input: a batch of latents has several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    /// From 1.
+    pub number: usize,
+    /// How many the input has in all.
+    pub count: usize,
+}
+
 /// An output file whose name is settled but for its size and, for a batch of latents, the item's number.
 #[derive(Clone)]
 pub struct Naming {
@@ -71,10 +81,10 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// The output's path. `width` and `height` are the output's, in pixels. `item` is (number from 1, count) of a batch
-    /// of latents: `NAME-1.EXT`, with leading zeros where the count has more digits; None for a single output.
-    pub fn path(&self, width: u32, height: u32, item: Option<(usize, usize)>) -> PathBuf {
-        self.expand(Some((width, height)), item)
+    /// The output's path. `width` and `height` are the output's, in pixels. One of several is `NAME-1.EXT`, with
+    /// leading zeros where the count has more digits.
+    pub fn path(&self, width: u32, height: u32, numbered: Option<Numbered>) -> PathBuf {
+        self.expand(Some((width, height)), numbered)
     }
 
     /// The path with `{width}` and `{height}` as they stand: for what is said before the size is known.
@@ -87,14 +97,14 @@ impl Naming {
         self.kind
     }
 
-    fn expand(&self, size: Option<(u32, u32)>, item: Option<(usize, usize)>) -> PathBuf {
+    fn expand(&self, size: Option<(u32, u32)>, numbered: Option<Numbered>) -> PathBuf {
         let mut name = self.template.expand(&Fields {
             stem: &self.stem,
             extension: &self.extension,
             seed: self.seed,
             size,
         });
-        if let Some((number, count)) = item {
+        if let Some(Numbered { number, count }) = numbered {
             let digits = count.to_string().len();
             name.push(format!("-{number:0digits$}"));
         }

@@ -16,6 +16,7 @@ pub struct UsageError(pub String);
 pub enum Source {
     /// A file; on the command line also a folder.
     Path(PathBuf),
+    /// Standard input.
     Stdin,
 }
 
@@ -44,6 +45,7 @@ impl fmt::Display for Source {
 pub enum Output {
     /// A file or a folder: [`plan`] tells which.
     Path(PathBuf),
+    /// Standard output.
     Stdout,
 }
 
@@ -61,17 +63,23 @@ impl From<OsString> for Output {
 /// What the command line asks for, as far as files go.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
+    /// As they are given.
     pub inputs: Vec<Source>,
+    /// `-o`; absent: beside each input.
     pub output: Option<Output>,
     /// `--name`.
     pub template: Option<Template>,
+    /// `--recursive`: folders within folders too.
     pub recursive: bool,
     /// Globs on the relative path, the name, and the folders on the way; case does not matter. They choose among what
     /// folders hold, never among files given by name.
     pub include: Vec<String>,
+    /// `--exclude`, as `include`, of what is left out.
     pub exclude: Vec<String>,
+    /// `--shard`.
     pub shard: Option<Shard>,
     /// `--format`: an extension of something that is written, without the dot.
     pub format: Option<String>,
+    /// For `{seed}` in names.
     pub seed: u64,
 }

@@ -20,16 +20,21 @@ pub(super) struct Found {
 /// Why a file or folder is not upscaled. Nothing is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PassedOver {
+    /// Its name begins with a dot.
     Hidden,
     /// A temporary file of a run that was killed.
     Partial,
+    /// Its extension is no image's or latents'.
     NotAnImage,
     /// A pipe, device or socket inside a folder.
     NotAFile,
     /// A folder inside a folder, without `--recursive`.
     SubFolder,
+    /// It is the folder that the outputs go to.
     OutputFolder,
+    /// No `--include` matches it.
     NotIncluded,
+    /// An `--exclude` matches it.
     Excluded,
     /// A symbolic link to a folder that holds it.
     Loop,

@@ -154,7 +154,7 @@ fn strip_writes_no_metadata_at_all() {
         let low = picture_of(&data(&format!("files/{name}")));
         assert_eq!(
             size(path),
-            (2 * low.width as u32, 2 * low.height as u32),
+            (2 * low.pixels.width as u32, 2 * low.pixels.height as u32),
             "{name}"
         );
     }

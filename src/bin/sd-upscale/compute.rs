@@ -1,20 +1,22 @@
 //! Items to upscaled pictures, one thread a device.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
+use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
-use sd_upscale::{Event, LowRes, Rgb, Upscaler};
+use sd_upscale::{Event, LowRes, Pixels, Upscaler};
 
-use crate::item::{Content, Finished, Item, Made};
+use crate::item::{Content, Finished, Item, Made, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 
 /// Takes groups of items until there are no more, and hands on what became of them. `load` makes the networks
-/// when the first group is there.
+/// when the first group is there; it is told whether more than one picture is to be made with them.
 pub fn compute(
     job: &Job,
     number: usize,
@@ -23,55 +25,44 @@ pub fn compute(
     finished: &SyncSender<Finished>,
     messages: &Sender<Message>,
 ) {
-    let mut upscaler = None;
-    loop {
-        let next = groups.lock().map(|groups| groups.recv());
-        let Ok(Ok(mut group)) = next else {
-            return;
-        };
+    let worker = Worker {
+        job,
+        number,
+        messages,
+    };
+    let mut loaded = None;
+    while let Some(mut group) = next(groups) {
         for item in &mut group {
             item.start = Instant::now();
         }
-        let mut loaded = match upscaler.take() {
-            Some(upscaler) => upscaler,
-            None => match load(group.len() > 1 || group.iter().any(|item| item.of_many)) {
-                Ok(upscaler) => upscaler,
-                Err(error) => {
-                    let _ = messages.send(Message::Fatal(error));
-                    return;
-                }
-            },
-        };
-        let work = std::panic::AssertUnwindSafe(|| {
-            let worker = Worker {
-                job,
-                number,
-                messages,
-            };
-            let results = worker.run(&mut loaded, group);
-            (loaded, results)
-        });
-        match std::panic::catch_unwind(work) {
-            Ok((loaded, results)) => {
-                upscaler = Some(loaded);
-                for result in results {
-                    let sent = match result {
-                        Ok(result) => finished.send(result).is_ok(),
-                        Err(outcome) => messages.send(Message::Done(*outcome)).is_ok(),
-                    };
-                    if !sent {
-                        return;
-                    }
-                }
+        let many = group.len() > 1 || group.iter().any(|item| item.of_many);
+        let upscaler = loaded.take().map_or_else(|| load(many), Ok);
+        let results = upscaler.and_then(|upscaler| worker.guarded(upscaler, group));
+        let results = match results {
+            Ok((upscaler, results)) => {
+                loaded = Some(upscaler);
+                results
             }
-            Err(_) => {
-                let error =
-                    anyhow!("the program has a fault (see the message above); please report it");
+            Err(error) => {
                 let _ = messages.send(Message::Fatal(error));
+                return;
+            }
+        };
+        for result in results {
+            let sent = match result {
+                Ok(result) => finished.send(result).is_ok(),
+                Err(outcome) => messages.send(Message::Done(*outcome)).is_ok(),
+            };
+            if !sent {
                 return;
             }
         }
     }
+}
+
+/// The next group; none where there are no more.
+fn next(groups: &Mutex<Receiver<Vec<Item>>>) -> Option<Vec<Item>> {
+    groups.lock().ok()?.recv().ok()
 }
 
 struct Worker<'a> {
@@ -83,18 +74,26 @@ struct Worker<'a> {
 type Results = Vec<Result<Finished, Box<Outcome>>>;
 
 impl Worker<'_> {
+    /// [`Self::run`], with a panic as an error.
+    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> Result<(Upscaler, Results)> {
+        catch_unwind(AssertUnwindSafe(|| {
+            let results = self.run(&mut upscaler, group);
+            (upscaler, results)
+        }))
+        .map_err(|_| anyhow!("the program has a fault (see the message above); please report it"))
+    }
+
     /// A batch that fails as a whole is done again one by one, so that one bad input fails alone.
     fn run(&self, upscaler: &mut Upscaler, group: Vec<Item>) -> Results {
         let group: Vec<Item> = group
             .into_iter()
-            .map(|item| Self::scaled(upscaler, item))
+            .map(|item| scaled(upscaler, item))
             .collect();
-        let made = self.make(upscaler, &group.iter().collect::<Vec<_>>());
-        match made {
-            Ok(made) => group
+        match self.upscale(upscaler, &group.iter().collect::<Vec<_>>()) {
+            Ok(upscaled) => group
                 .into_iter()
-                .zip(made)
-                .map(|(item, (result, low_res))| Ok(self.finished(upscaler, item, result, low_res)))
+                .zip(upscaled)
+                .map(|(item, upscaled)| Ok(finished(upscaler, item, upscaled)))
                 .collect(),
             Err(error) if group.len() == 1 => group
                 .into_iter()
@@ -102,48 +101,20 @@ impl Worker<'_> {
                 .collect(),
             Err(_) => group
                 .into_iter()
-                .map(|item| match self.make(upscaler, &[&item]) {
-                    Ok(mut made) => {
-                        let (result, low_res) = made.remove(0);
-                        Ok(self.finished(upscaler, item, result, low_res))
-                    }
-                    Err(error) => Err(self.failure(&item, &error)),
-                })
+                .flat_map(|item| self.run(upscaler, vec![item]))
                 .collect(),
         }
     }
 
     fn failure(&self, item: &Item, error: &anyhow::Error) -> Box<Outcome> {
-        let seed = self.job.settings.seed;
-        Box::new(item.outcome(seed, Status::Error, Some(format!("{error:#}"))))
+        Box::new(Outcome {
+            error: Some(format!("{error:#}")),
+            ..item.outcome(self.job, Status::Error)
+        })
     }
 
-    fn finished(
-        &self,
-        upscaler: &Upscaler,
-        item: Item,
-        result: Made,
-        low_res: Option<Rgb>,
-    ) -> Finished {
-        Finished {
-            item,
-            result,
-            low_res,
-            scaling_factor: upscaler.vae_config().scaling_factor as f32,
-        }
-    }
-
-    /// Latents in the UNet's scale, whatever the file's.
-    fn scaled(upscaler: &Upscaler, mut item: Item) -> Item {
-        if let Content::Latents(latents) = item.content {
-            let factor = upscaler.vae_config().scaling_factor as f32;
-            let (latents, _) = latents.into_scaled(item.latent_scale, factor);
-            item.content = Content::Latents(latents);
-        }
-        item
-    }
-
-    fn make(&self, upscaler: &mut Upscaler, group: &[&Item]) -> Result<Vec<(Made, Option<Rgb>)>> {
+    /// One result an item, in their order.
+    fn upscale(&self, upscaler: &mut Upscaler, group: &[&Item]) -> Result<Vec<Upscaled>> {
         let Some(first) = group.first() else {
             return Ok(Vec::new());
         };
@@ -153,13 +124,13 @@ impl Worker<'_> {
             .collect::<Result<_>>()?;
         let name = first.source.to_string();
         let mut on_event = |event| self.on_event(&name, event);
-        let upscaled = upscaler.upscale(&inputs, &first.settings, &mut on_event)?;
+        let latents = upscaler.upscale(&inputs, &first.settings, &mut on_event)?;
         let mut results = Vec::with_capacity(group.len());
-        for ((item, upscaled), input) in group.iter().zip(upscaled).zip(&inputs) {
+        for ((item, latents), input) in group.iter().zip(latents).zip(&inputs) {
             let result = match item.kind {
-                Written::Image(_) => Made::Picture(upscaler.decode(&upscaled, &mut on_event)?),
+                Written::Image(_) => Made::Picture(upscaler.decode(&latents, &mut on_event)?),
                 Written::Safetensors | Written::ComfyLatent => {
-                    let latents = upscaled.latents()?;
+                    let latents = latents.latents()?;
                     let (_, _, height, width) = latents.dims4()?;
                     Made::Latents {
                         values: latents.flatten_all()?.to_vec1()?,
@@ -172,7 +143,7 @@ impl Worker<'_> {
                 Some(_) => Some(upscaler.decode_low_res(input, &mut on_event)?),
                 None => None,
             };
-            results.push((result, low_res));
+            results.push(Upscaled { result, low_res });
         }
         Ok(results)
     }
@@ -205,21 +176,42 @@ impl Worker<'_> {
     }
 }
 
+fn finished(upscaler: &Upscaler, item: Item, upscaled: Upscaled) -> Finished {
+    Finished {
+        item,
+        upscaled,
+        scaling_factor: upscaler.scaling_factor(),
+    }
+}
+
+/// Latents in the UNet's scale, whatever the file's.
+fn scaled(upscaler: &Upscaler, mut item: Item) -> Item {
+    if let Content::Latents(latents) = item.content {
+        let latents = latents.into_scaled(item.scale, upscaler.scaling_factor());
+        item.content = Content::Latents(latents);
+        // What they are now: a batch that is done again is not scaled again.
+        item.scale = Scale::Scaled;
+    }
+    item
+}
+
 /// What the pipeline takes. Under transparent pixels lies whatever the program that saved the picture left there:
 /// it is replaced by the colours of the edges, or it would bleed into them.
 fn low_res(content: &Content) -> Result<LowRes> {
     match content {
-        Content::Picture(picture) => {
-            let (width, height) = (picture.width, picture.height);
-            match &picture.alpha {
-                None => LowRes::image(width, height, &picture.rgb),
-                Some(alpha) => {
-                    let mut rgb = picture.rgb.clone();
-                    alpha::bleed(&mut rgb, alpha, width, height);
-                    LowRes::image(width, height, &rgb)
-                }
+        Content::Picture(picture) => match &picture.alpha {
+            None => LowRes::image(&picture.pixels),
+            Some(alpha) => {
+                let mut pixels = picture.pixels.clone();
+                let Pixels {
+                    width,
+                    height,
+                    values,
+                } = &mut pixels;
+                alpha::bleed(values, alpha, *width, *height);
+                LowRes::image(&pixels)
             }
-        }
+        },
         Content::Latents(latents) => {
             LowRes::latents(latents.width, latents.height, latents.data.clone())
         }

@@ -30,7 +30,7 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
         let size = match &task.source {
             Source::Stdin => None,
             Source::Path(path) => match files::read_path(path, &job.limits) {
-                Ok(Loaded::Picture(picture)) => Some((picture.width, picture.height)),
+                Ok(Loaded::Picture(picture)) => Some((picture.pixels.width, picture.pixels.height)),
                 Ok(Loaded::Latents(latents)) => Some((8 * latents.width, 8 * latents.height)),
                 Err(error) => {
                     lines.push(format!("{error:#}"));
@@ -72,9 +72,10 @@ pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
         ));
     }
     let text = lines.join("\n");
-    match job.json {
-        true => writeln!(std::io::stderr(), "{text}"),
-        false => writeln!(std::io::stdout(), "{text}"),
+    if job.json {
+        writeln!(std::io::stderr(), "{text}")
+    } else {
+        writeln!(std::io::stdout(), "{text}")
     }
     .context("cannot write what would be done")?;
     Ok(ExitCode::from(u8::from(unreadable > 0)))

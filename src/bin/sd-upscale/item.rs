@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use sd_upscale::latents::{LatentScale, Latents};
+use sd_upscale::latents::{Latents, Scale};
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::{Source, Written};
-use sd_upscale::{Rgb, Settings};
+use sd_upscale::{Pixels, Settings};
 
+use crate::job::Job;
 use crate::report::{Outcome, Status};
 
 /// Where a result goes.
@@ -44,8 +45,8 @@ pub struct Item {
     pub low_res: Option<PathBuf>,
     /// Whether its file holds others.
     pub of_many: bool,
-    /// Of latents: decided, and for all of a file alike.
-    pub latent_scale: LatentScale,
+    /// Of latents: for all of a file alike.
+    pub scale: Scale,
     pub start: Instant,
 }
 
@@ -53,22 +54,17 @@ impl Item {
     /// What a batch must have in common: kind, size and all settings.
     pub fn shares_a_batch(&self, other: &Self) -> bool {
         let size = |item: &Self| match &item.content {
-            Content::Picture(picture) => (true, picture.width, picture.height),
+            Content::Picture(picture) => (true, picture.pixels.width, picture.pixels.height),
             Content::Latents(latents) => (false, latents.width, latents.height),
         };
         size(self) == size(other) && self.settings == other.settings
     }
 
-    pub fn outcome(&self, seed: u64, status: Status, error: Option<String>) -> Outcome {
+    pub fn outcome(&self, job: &Job, status: Status) -> Outcome {
         Outcome {
-            input: self.source.to_string(),
             output: Some(self.place.name()),
-            status,
-            error,
-            size: None,
-            seed,
-            steps: self.settings.steps,
             seconds: self.start.elapsed().as_secs_f64(),
+            ..Outcome::new(job, self.source.to_string(), status)
         }
     }
 }
@@ -76,14 +72,20 @@ impl Item {
 /// A result on its way to its file.
 pub struct Finished {
     pub item: Item,
-    pub result: Made,
-    pub low_res: Option<Rgb>,
+    pub upscaled: Upscaled,
     /// The VAE's, to write raw latents.
     pub scaling_factor: f32,
 }
 
+/// What was made of an item.
+pub struct Upscaled {
+    pub result: Made,
+    /// The decoded input, where it was asked for.
+    pub low_res: Option<Pixels>,
+}
+
 pub enum Made {
-    Picture(Rgb),
+    Picture(Pixels),
     /// (4, h, w), scaled.
     Latents {
         values: Vec<f32>,

@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use sd_upscale::Settings;
 use sd_upscale::files::{self, Loaded};
-use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE};
-use sd_upscale::plan::{Claims, Source, Target, Task, Written};
+use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
+use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
 
 use crate::item::{Content, Item, Place};
 use crate::job::Job;
@@ -63,26 +63,19 @@ impl Reader<'_> {
         let _ = self.messages.send(message);
     }
 
-    fn outcome(&self, task: &Task, start: Instant, place: Option<String>) -> Outcome {
+    fn outcome(&self, task: &Task, start: Instant, status: Status) -> Outcome {
         Outcome {
-            input: task.source.to_string(),
-            output: place,
-            status: Status::Skipped,
-            error: None,
-            size: None,
-            seed: self.job.settings.seed,
-            steps: self.job.settings.steps,
             seconds: start.elapsed().as_secs_f64(),
+            ..Outcome::new(self.job, task.source.to_string(), status)
         }
     }
 
     fn failed(&self, task: &Task, start: Instant, error: anyhow::Error) {
         let naming = task.target.naming();
-        let place = naming.map(|naming| naming.pattern().display().to_string());
         self.say(Message::Done(Outcome {
-            status: Status::Error,
+            output: naming.map(|naming| naming.pattern().display().to_string()),
             error: Some(format!("{error:#}")),
-            ..self.outcome(task, start, place)
+            ..self.outcome(task, start, Status::Error)
         }));
     }
 
@@ -90,58 +83,52 @@ impl Reader<'_> {
     fn skips(&self, task: &Task, start: Instant, path: &Path) -> bool {
         let skips = self.job.skip_existing && files::is_complete(path);
         if skips {
-            let place = Some(path.display().to_string());
-            self.say(Message::Done(self.outcome(task, start, place)));
+            self.say(Message::Done(Outcome {
+                output: Some(path.display().to_string()),
+                ..self.outcome(task, start, Status::Skipped)
+            }));
         }
         skips
     }
 
     /// The items of one input; none where all are done already.
     fn items(&mut self, task: &Task, start: Instant) -> Result<Vec<Item>> {
-        // Where the name does not depend on the content, a finished file is skipped unread. Latents files may
-        // hold several, which their names count.
-        let naming = task.target.naming();
-        if let Some(naming) = naming {
-            let pattern = naming.pattern();
-            let settled = !pattern.to_string_lossy().contains(['{', '}']);
-            if settled && self.skips(task, start, &pattern) {
-                return Ok(Vec::new());
-            }
+        if self.skips_unread(task, start) {
+            return Ok(Vec::new());
         }
         let loaded = match &task.source {
             Source::Path(path) => files::read_path(path, &self.job.limits)?,
             Source::Stdin => files::read_stdin(&self.job.limits)?,
         };
-        let mut latent_scale = self.job.latent_scale;
-        let mut judgement = None;
-        if let Loaded::Latents(latents) = &loaded {
-            let (raw, message) = latents.is_raw(latent_scale);
-            latent_scale = match raw {
-                true => LatentScale::Raw,
-                false => LatentScale::Scaled,
-            };
-            judgement = message;
+        let Contents {
+            each,
+            scale,
+            judgement,
+        } = Contents::of(loaded, self.job.latent_scale);
+        if let Some(first) = each.first() {
+            self.warn_of(task, first);
         }
-        let contents = match loaded {
-            Loaded::Picture(picture) => vec![Content::Picture(picture)],
-            Loaded::Latents(latents) => one_each(latents)
-                .into_iter()
-                .map(Content::Latents)
-                .collect(),
-        };
-        let count = contents.len();
+        let count = each.len();
         let mut items = Vec::with_capacity(count);
-        for (index, content) in contents.into_iter().enumerate() {
-            let number = (count > 1).then_some((index + 1, count));
-            if index == 0 {
-                self.warn_of(task, &content);
-            }
-            items.extend(self.item(task, start, content, number, latent_scale)?);
+        for (index, content) in each.into_iter().enumerate() {
+            let number = index + 1;
+            let numbered = (count > 1).then_some(Numbered { number, count });
+            items.extend(self.item(task, start, content, scale, numbered)?);
         }
         if let Some(text) = judgement.filter(|_| !items.is_empty()) {
             self.say(Message::Info(format!("{}: {text}", task.source)));
         }
         Ok(items)
+    }
+
+    /// Where the name does not depend on the content, a finished file is skipped unread. Latents files may hold
+    /// several, which their names count.
+    fn skips_unread(&self, task: &Task, start: Instant) -> bool {
+        task.target.naming().is_some_and(|naming| {
+            let pattern = naming.pattern();
+            let settled = !pattern.to_string_lossy().contains(['{', '}']);
+            settled && self.skips(task, start, &pattern)
+        })
     }
 
     fn warn_of(&self, task: &Task, content: &Content) {
@@ -157,69 +144,60 @@ impl Reader<'_> {
         }
     }
 
+    /// What is to be made of one content; none where it is done already.
     fn item(
         &mut self,
         task: &Task,
         start: Instant,
         content: Content,
-        number: Option<(usize, usize)>,
-        latent_scale: LatentScale,
+        scale: Scale,
+        numbered: Option<Numbered>,
     ) -> Result<Option<Item>> {
-        // Every latent the tool reads stands for 8 x 8 pixels; models with another factor size their own output.
-        let (width, height) = match &content {
-            Content::Picture(picture) => (2 * picture.width, 2 * picture.height),
-            Content::Latents(latents) => (16 * latents.width, 16 * latents.height),
-        };
-        let (kind, place) = match &task.target {
-            Target::Stdout(kind) => {
-                ensure!(
-                    number.is_none(),
-                    "it holds {} latents, and standard output takes one result: give -o a folder or a file name, which is then numbered",
-                    number.map_or(0, |(_, count)| count)
-                );
-                (*kind, Place::Stdout)
-            }
-            Target::File(naming) => {
-                let path = naming.path(width as u32, height as u32, number);
-                (naming.kind(), Place::File(path))
-            }
-        };
-        if let Written::Image(format) = kind {
-            let side = width.max(height);
-            ensure!(
-                side <= format.max_side(),
-                "the result would be {width}x{height}, and {} files end at {} pixels a side: choose png or tif",
-                format.name(),
-                format.max_side()
-            );
-        }
-        let mut low_res = None;
+        let size = result_size(&content);
+        let (kind, place) = kind_and_place(&task.target, size, numbered)?;
+        fits(size, kind)?;
         if let Place::File(path) = &place {
-            self.claims
-                .claim(path, &task.source)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            self.claim(task, path)?;
             if self.skips(task, start, path) {
                 return Ok(None);
             }
-            if self.job.save_low_res && matches!(content, Content::Latents(_)) {
-                let path = low_res_path(path, kind);
-                self.claims
-                    .claim(&path, &task.source)
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                low_res = Some(path);
-            }
         }
         Ok(Some(Item {
+            low_res: self.low_res(task, &content, kind, &place)?,
             settings: self.settings(task, &content),
             source: task.source.clone(),
             content,
             kind,
             place,
-            low_res,
-            of_many: number.is_some(),
-            latent_scale,
+            of_many: numbered.is_some(),
+            scale,
             start,
         }))
+    }
+
+    /// Takes an output's path for this input alone.
+    fn claim(&mut self, task: &Task, path: &Path) -> Result<()> {
+        self.claims
+            .claim(path, &task.source)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Where the decoded input goes, where it was asked for.
+    fn low_res(
+        &mut self,
+        task: &Task,
+        content: &Content,
+        kind: Written,
+        place: &Place,
+    ) -> Result<Option<PathBuf>> {
+        match (place, content) {
+            (Place::File(path), Content::Latents(_)) if self.job.save_low_res => {
+                let path = low_res_path(path, kind);
+                self.claim(task, &path)?;
+                Ok(Some(path))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The run's settings with this input's own prompt where none was given.
@@ -257,19 +235,86 @@ fn low_res_path(output: &Path, kind: Written) -> PathBuf {
     output.with_file_name(format!("{stem}-low-res.{extension}"))
 }
 
-/// The latents of a batch, each by itself.
-fn one_each(latents: Latents) -> Vec<Latents> {
-    if latents.batch == 1 {
-        return vec![latents];
+/// Width and height of the upscaled picture, in pixels. Every latent the tool reads stands for 8 x 8 pixels; models
+/// with another factor size their own output.
+fn result_size(content: &Content) -> (usize, usize) {
+    match content {
+        Content::Picture(picture) => (2 * picture.pixels.width, 2 * picture.pixels.height),
+        Content::Latents(latents) => (16 * latents.width, 16 * latents.height),
     }
-    let size = latents.data.len() / latents.batch;
-    (0..latents.batch)
-        .map(|i| Latents {
-            data: latents.data[i * size..][..size].to_vec(),
-            batch: 1,
-            metadata: latents.metadata.clone(),
-            warnings: latents.warnings.clone(),
-            ..latents
-        })
-        .collect()
+}
+
+fn kind_and_place(
+    target: &Target,
+    (width, height): (usize, usize),
+    numbered: Option<Numbered>,
+) -> Result<(Written, Place)> {
+    match target {
+        Target::Stdout(kind) => {
+            ensure!(
+                numbered.is_none(),
+                "it holds {} latents, and standard output takes one result: give -o a folder or a file name, which is then numbered",
+                numbered.map_or(0, |numbered| numbered.count)
+            );
+            Ok((*kind, Place::Stdout))
+        }
+        Target::File(naming) => {
+            let path = naming.path(width as u32, height as u32, numbered);
+            Ok((naming.kind(), Place::File(path)))
+        }
+    }
+}
+
+/// Whether a picture of this size can be written as `kind`.
+fn fits((width, height): (usize, usize), kind: Written) -> Result<()> {
+    if let Written::Image(format) = kind {
+        ensure!(
+            width.max(height) <= format.max_side(),
+            "the result would be {width}x{height}, and {} files end at {} pixels a side: choose png or tif",
+            format.name(),
+            format.max_side()
+        );
+    }
+    Ok(())
+}
+
+/// What a file holds.
+struct Contents {
+    each: Vec<Content>,
+    /// Of latents, for all of them alike.
+    scale: Scale,
+    /// A sentence on the scale, where it was judged or looks wrong.
+    judgement: Option<String>,
+}
+
+impl Contents {
+    fn of(loaded: Loaded, choice: LatentScale) -> Self {
+        match loaded {
+            Loaded::Picture(picture) => Self {
+                each: vec![Content::Picture(picture)],
+                scale: Scale::Scaled,
+                judgement: None,
+            },
+            Loaded::Latents(latents) => {
+                let (scale, judgement) = latents.scale(choice);
+                Self {
+                    each: one_each(latents).map(Content::Latents).collect(),
+                    scale,
+                    judgement,
+                }
+            }
+        }
+    }
+}
+
+/// The latents of a batch, each by itself.
+fn one_each(batch: Latents) -> impl Iterator<Item = Latents> {
+    let size = batch.data.len() / batch.batch;
+    (0..batch.batch).map(move |i| Latents {
+        data: batch.data[i * size..][..size].to_vec(),
+        batch: 1,
+        metadata: batch.metadata.clone(),
+        warnings: batch.warnings.clone(),
+        ..batch
+    })
 }

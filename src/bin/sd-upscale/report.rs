@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::job::Verbosity;
+use crate::job::{Job, Verbosity};
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +30,22 @@ pub struct Outcome {
     pub seed: u64,
     pub steps: usize,
     pub seconds: f64,
+}
+
+impl Outcome {
+    /// Of an input of `job` on which no time was spent: without output, error or size.
+    pub fn new(job: &Job, input: String, status: Status) -> Self {
+        Self {
+            input,
+            output: None,
+            status,
+            error: None,
+            size: None,
+            seed: job.settings.seed,
+            steps: job.settings.steps,
+            seconds: 0.0,
+        }
+    }
 }
 
 /// From the threads of a run to the one that talks.
@@ -284,9 +300,10 @@ fn named(input: &str, error: &str) -> String {
         .iter()
         .filter_map(|opening| error.strip_prefix(opening))
         .any(|rest| rest.starts_with(input));
-    match error_names_it {
-        true => error.to_string(),
-        false => format!("{input}: {error}"),
+    if error_names_it {
+        error.to_string()
+    } else {
+        format!("{input}: {error}")
     }
 }
 

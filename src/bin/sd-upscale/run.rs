@@ -64,14 +64,8 @@ pub fn run(job: Job) -> Result<ExitCode> {
 /// An input that failed before it was worked on.
 fn failed(job: &Job, input: String, error: &str) -> Outcome {
     Outcome {
-        input,
-        output: None,
-        status: Status::Error,
         error: Some(error.to_string()),
-        size: None,
-        seed: job.settings.seed,
-        steps: job.settings.steps,
-        seconds: 0.0,
+        ..Outcome::new(job, input, Status::Error)
     }
 }
 
@@ -123,10 +117,7 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
     watch_for_interrupts(messages.clone())?;
 
     let many = plan.tasks.len() > 1;
-    let inputs: Vec<String> = match job.json {
-        true => plan.tasks.iter().map(|t| t.source.to_string()).collect(),
-        false => Vec::new(),
-    };
+    let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
     {
         let (job, messages) = (job.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);

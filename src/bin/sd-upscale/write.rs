@@ -9,12 +9,13 @@ use std::sync::mpsc::{Receiver, Sender};
 use anyhow::{Context, Result, bail};
 use sd_upscale::latents::Latents;
 use sd_upscale::metadata::{Metadata, Parameters};
-use sd_upscale::picture::{self, Picture, alpha, color_fix};
+use sd_upscale::picture::{self, Format, Picture, alpha, color_fix};
+use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::Written;
-use sd_upscale::{Rgb, Settings, files};
+use sd_upscale::{Pixels, Settings, files};
 
 use crate::args::ColorFix;
-use crate::item::{Content, Finished, Item, Made, Place};
+use crate::item::{Content, Finished, Item, Made, Place, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 
@@ -25,16 +26,22 @@ pub fn write(
     writing: &Mutex<()>,
     messages: &Sender<Message>,
 ) {
-    for mut result in finished {
-        let written = write_one(job, &mut result, writing, messages);
-        let (status, error) = match &written {
-            Ok(_) => (Status::Ok, None),
-            Err(error) => (Status::Error, Some(format!("{error:#}"))),
-        };
-        let seed = job.settings.seed;
-        let outcome = Outcome {
-            size: written.ok(),
-            ..result.item.outcome(seed, status, error)
+    for Finished {
+        mut item,
+        upscaled,
+        scaling_factor,
+    } in finished
+    {
+        let written = write_one(job, &mut item, upscaled, scaling_factor, writing, messages);
+        let outcome = match written {
+            Ok(size) => Outcome {
+                size: Some(size),
+                ..item.outcome(job, Status::Ok)
+            },
+            Err(error) => Outcome {
+                error: Some(format!("{error:#}")),
+                ..item.outcome(job, Status::Error)
+            },
         };
         if messages.send(Message::Done(outcome)).is_err() {
             return;
@@ -45,19 +52,19 @@ pub fn write(
 /// The size of what was written: pixels, or latent positions.
 fn write_one(
     job: &Job,
-    finished: &mut Finished,
+    item: &mut Item,
+    upscaled: Upscaled,
+    scaling_factor: f32,
     writing: &Mutex<()>,
     messages: &Sender<Message>,
 ) -> Result<(usize, usize)> {
-    let low_res = finished.low_res.take();
-    let item = &mut finished.item;
-    let (size, bytes) = match &mut finished.result {
-        Made::Picture(rgb) => {
+    let (size, bytes) = match upscaled.result {
+        Made::Picture(pixels) => {
             let Written::Image(format) = item.kind else {
                 bail!("a picture cannot be written as latents");
             };
-            let size = (rgb.width, rgb.height);
-            let picture = picture(job, item, rgb)?;
+            let size = (pixels.width, pixels.height);
+            let picture = picture(job, item, pixels);
             let encoded = picture::encode(&picture, format, job.quality)
                 .with_context(|| item.source.to_string())?;
             for warning in encoded.warnings {
@@ -70,26 +77,21 @@ fn write_one(
             height,
             width,
         } => {
-            let latents = Latents::from_scaled(std::mem::take(values), 1, *height, *width);
-            let metadata = latents_metadata(job, item, (*width, *height));
+            let latents = Latents::from_scaled(values, 1, height, width);
+            let metadata = latents_metadata(job, item, (width, height));
             let bytes = match item.kind {
-                Written::ComfyLatent => latents.to_comfy(finished.scaling_factor, &metadata)?,
+                Written::ComfyLatent => latents.to_comfy(scaling_factor, &metadata)?,
                 _ => latents.to_safetensors(&metadata)?,
             };
-            ((*width, *height), bytes)
+            ((width, height), bytes)
         }
     };
     let _writing = writing.lock();
     match &item.place {
         Place::File(path) => {
             write_file(path, &bytes)?;
-            if let (Some(path), Some(rgb)) = (&item.low_res, low_res) {
-                let picture = Picture::from_rgb(rgb.width, rgb.height, rgb.values);
-                let format = match item.kind {
-                    Written::Image(format) => format,
-                    _ => sd_upscale::picture::Format::Png,
-                };
-                write_file(path, &picture::encode(&picture, format, job.quality)?.bytes)?;
+            if let (Some(path), Some(pixels)) = (&item.low_res, upscaled.low_res) {
+                write_low_res(job, path, item.kind, pixels)?;
             }
         }
         Place::Stdout => {
@@ -101,6 +103,16 @@ fn write_one(
         }
     }
     Ok(size)
+}
+
+/// The decoded input, in the format of the result; PNG beside latents.
+fn write_low_res(job: &Job, path: &Path, kind: Written, pixels: Pixels) -> Result<()> {
+    let format = match kind {
+        Written::Image(format) => format,
+        _ => Format::Png,
+    };
+    let picture = Picture::from_pixels(pixels);
+    write_file(path, &picture::encode(&picture, format, job.quality)?.bytes)
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -115,43 +127,48 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The upscaled picture with what the input had besides colour: alpha, depth, greyness, metadata.
-fn picture(job: &Job, item: &mut Item, rgb: &mut Rgb) -> Result<Picture> {
-    let (width, height) = (rgb.width, rgb.height);
-    let mut made = Picture::from_rgb(width, height, std::mem::take(&mut rgb.values));
+fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
+    let size = (pixels.width, pixels.height);
+    let mut made = Picture::from_pixels(pixels);
     match &mut item.content {
         Content::Picture(low) => {
-            if job.color_fix != ColorFix::None {
-                let reference = picture::double(&low.rgb, low.width, low.height, 3);
-                match job.color_fix {
-                    ColorFix::Adain => color_fix::adain(&mut made.rgb, &reference),
-                    _ => color_fix::wavelet(&mut made.rgb, &reference, width, height),
-                }
-            }
+            fix_color(job.color_fix, &mut made.pixels, &low.pixels);
             made.alpha = low
                 .alpha
                 .as_ref()
-                .map(|alpha| alpha::double(alpha, low.width, low.height));
+                .map(|alpha| alpha::double(alpha, low.pixels.width, low.pixels.height));
             made.gray = low.gray;
             made.depth = low.depth;
             made.metadata = std::mem::take(&mut low.metadata);
         }
         Content::Latents(latents) => made.metadata = latents.image_metadata(),
     }
-    match job.strip {
-        true => made.metadata = Metadata::default(),
-        false => {
-            let settings = written_settings(job, &item.settings, (width, height));
-            made.metadata.add_settings(&settings);
+    if job.strip {
+        made.metadata = Metadata::default();
+    } else {
+        let settings = written_settings(job, &item.settings, size);
+        made.metadata.add_settings(&settings);
+    }
+    made
+}
+
+/// Brings the colours of `made` back to those of the input, in the way asked for.
+fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels) {
+    let reference = || picture::double(&low.values, low.width, low.height, 3);
+    match fix {
+        ColorFix::None => {}
+        ColorFix::Adain => color_fix::adain(&mut made.values, &reference()),
+        ColorFix::Wavelet => {
+            color_fix::wavelet(&mut made.values, &reference(), made.width, made.height);
         }
     }
-    Ok(made)
 }
 
 /// The settings in the words that viewers of A1111's pictures know.
 fn written_settings(job: &Job, settings: &Settings, (width, height): (usize, usize)) -> Parameters {
     let schedule = match settings.schedule {
-        sd_upscale::pipeline::sampler::Schedule::Karras => "Karras",
-        sd_upscale::pipeline::sampler::Schedule::LogLinear => "Log-linear",
+        Schedule::Karras => "Karras",
+        Schedule::LogLinear => "Log-linear",
     };
     let model = Path::new(&job.model).file_name().unwrap_or_default();
     let fields = [

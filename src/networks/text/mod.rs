@@ -94,9 +94,10 @@ impl TextEncoder {
 
     fn new(config: TextConfig, w: &Weights) -> Result<Self> {
         // Both spellings are in use: with and without the prefix.
-        let w = match w.contains("text_model.final_layer_norm.weight") {
-            true => w.pp("text_model"),
-            false => w.clone(),
+        let w = if w.contains("text_model.final_layer_norm.weight") {
+            w.pp("text_model")
+        } else {
+            w.clone()
         };
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         ensure!(

@@ -151,18 +151,16 @@ impl AttentionBlock {
             .config
             .cross_attention_dim
             .get(level, "cross_attention_dim")?;
-        let self_attention = match with_self_attention {
-            false => None,
-            true => {
-                let attn = w.pp("attn1");
-                let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
-                Some(SelfAttention {
-                    norm1: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm1"))?,
-                    qkv: Linear::joined(channels, &[width; 3], true, &parts)?,
-                    to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
-                })
-            }
+        let self_attention = || -> Result<SelfAttention> {
+            let attn = w.pp("attn1");
+            let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
+            Ok(SelfAttention {
+                norm1: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm1"))?,
+                qkv: Linear::joined(channels, &[width; 3], true, &parts)?,
+                to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+            })
         };
+        let self_attention = with_self_attention.then(self_attention).transpose()?;
         let attn = w.pp("attn2");
         let parts = ["to_k", "to_v"].map(|name| attn.pp(name));
         let cross_attention = CrossAttention {

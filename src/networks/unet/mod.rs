@@ -179,9 +179,10 @@ impl UNet {
         let parts = &self.time;
         let angles = (&parts.frequencies * (f64::from(time) * std::f64::consts::TAU))?;
         let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let features = match parts.cosine_first {
-            true => Tensor::cat(&[cos, sin], 0)?,
-            false => Tensor::cat(&[sin, cos], 0)?,
+        let features = if parts.cosine_first {
+            Tensor::cat(&[cos, sin], 0)?
+        } else {
+            Tensor::cat(&[sin, cos], 0)?
         };
         let features = features.to_dtype(self.placement.dtype)?;
         let x = prompted.condition.broadcast_add(&features)?;

@@ -129,9 +129,10 @@ struct Attention {
 impl Attention {
     /// Both spellings are in use: `to_q …` and the older `query …`.
     fn new(config: &VaeConfig, channels: usize, w: &Weights) -> Result<Self> {
-        let names = match w.contains("query.weight") {
-            true => ["query", "key", "value", "proj_attn"],
-            false => ["to_q", "to_k", "to_v", "to_out.0"],
+        let names = if w.contains("query.weight") {
+            ["query", "key", "value", "proj_attn"]
+        } else {
+            ["to_q", "to_k", "to_v", "to_out.0"]
         };
         let linear = |name: &str| Linear::new(channels, channels, true, &w.pp(name));
         let norm = GroupNorm::new(config.norm_num_groups, channels, EPS, &w.pp("group_norm"))?;

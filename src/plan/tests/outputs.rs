@@ -107,11 +107,25 @@ fn the_template_fills_every_field_and_numbers_batches() {
     let below = |path: PathBuf| below(&f, &path);
     assert_eq!(below(sized.path(128, 96, None)), "out/128/a.b_7_96.png");
     assert_eq!(
-        below(sized.path(128, 96, Some((3, 12)))),
+        below(sized.path(
+            128,
+            96,
+            Some(Numbered {
+                number: 3,
+                count: 12
+            })
+        )),
         "out/128/a.b_7_96-03.png"
     );
     assert_eq!(
-        below(sized.path(128, 96, Some((3, 9)))),
+        below(sized.path(
+            128,
+            96,
+            Some(Numbered {
+                number: 3,
+                count: 9
+            })
+        )),
         "out/128/a.b_7_96-3.png"
     );
     assert_eq!(below(sized.pattern()), "out/{width}/a.b_7_{height}.png");
@@ -125,7 +139,17 @@ fn the_template_fills_every_field_and_numbers_batches() {
         "out/a.b-webp.webp"
     );
     let plain = naming(request(&f, &["a.b.png"]).to(&f, "x.y.png"));
-    assert_eq!(below(plain.path(1, 1, Some((1, 2)))), "x.y-1.png");
+    assert_eq!(
+        below(plain.path(
+            1,
+            1,
+            Some(Numbered {
+                number: 1,
+                count: 2
+            })
+        )),
+        "x.y-1.png"
+    );
 }
 
 #[test]

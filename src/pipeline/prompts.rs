@@ -1,0 +1,94 @@
+//! Prompts to their conditioning, kept between pictures.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use candle_core::DType;
+
+use super::loaded::loaded;
+use super::types::{Event, OnEvent, Settings, Stage, check_finite, floats};
+use crate::device::Placement;
+use crate::model::ModelFiles;
+use crate::networks::text::{Conditioning, TextEncoder, Tokenizer};
+
+/// Prompts whose conditioning is kept between pictures.
+const PROMPTS_KEPT: usize = 16;
+
+/// The conditionings of the prompts seen last.
+#[derive(Default)]
+pub struct Prompts {
+    kept: HashMap<String, Conditioning>,
+}
+
+impl Prompts {
+    /// Forgets all, as when the precision changes.
+    pub fn clear(&mut self) {
+        self.kept.clear();
+    }
+
+    /// What the run's prompt is to the UNet; with guidance above 1 the negative prompt's row comes
+    /// before it.
+    ///
+    /// # Errors
+    /// The text encoder cannot be read, or its result is not finite.
+    pub fn conditioning(
+        &mut self,
+        settings: &Settings,
+        model: &ModelFiles,
+        placement: &Placement,
+        on_event: OnEvent,
+    ) -> Result<Conditioning> {
+        let prompt = match settings.guidance {
+            0.0 => "",
+            _ => &*settings.prompt,
+        };
+        let negative = (settings.guidance > 1.0).then_some(&*settings.negative_prompt);
+        let texts: Vec<&str> = [prompt].into_iter().chain(negative).collect();
+        // In a batch the prompts are nearly always the same; kept is what they became, not the network.
+        let mut networks = None;
+        for &text in &texts {
+            if self.kept.contains_key(text) {
+                continue;
+            }
+            let (tokenizer, encoder) = loaded(&mut networks, Stage::Text, on_event, || {
+                let encoder = TextEncoder::load(model, placement)?;
+                Ok((Tokenizer::new(model, encoder.positions())?, encoder))
+            })?;
+            let conditioning = encode(text, tokenizer, encoder, placement.dtype, on_event)?;
+            self.keep(text, conditioning, &texts);
+        }
+        let positive = self.kept[prompt].clone();
+        match negative {
+            Some(negative) => self.kept[negative].cat(&positive),
+            None => Ok(positive),
+        }
+    }
+
+    /// Keeps a conditioning, beside at most [`PROMPTS_KEPT`] others: a folder may bring a prompt a file, each of a
+    /// quarter of a megabyte. Those `in_use` stay.
+    fn keep(&mut self, text: &str, conditioning: Conditioning, in_use: &[&str]) {
+        if self.kept.len() >= PROMPTS_KEPT {
+            self.kept.retain(|kept, _| in_use.contains(&&**kept));
+        }
+        self.kept.insert(text.to_string(), conditioning);
+    }
+}
+
+fn encode(
+    text: &str,
+    tokenizer: &Tokenizer,
+    encoder: &TextEncoder,
+    dtype: DType,
+    on_event: OnEvent,
+) -> Result<Conditioning> {
+    let tokens = tokenizer.encode(text)?;
+    if let Some(cut) = &tokens.cut {
+        on_event(Event::Warning(format!(
+            "the prompt is longer than the {} tokens that the model reads; this was left out: \"{cut}\"",
+            encoder.positions()
+        )))?;
+    }
+    let conditioning = encoder.encode(&tokens)?;
+    check_finite(&floats(&conditioning.pooled)?, Stage::Text, dtype)?;
+    Ok(conditioning)
+}
