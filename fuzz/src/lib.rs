@@ -61,11 +61,17 @@ pub fn check(read: anyhow::Result<Loaded>) {
 /// A picture is sound, and every format that can be written holds it: of the same size, and of the same pixels where
 /// the format loses none.
 fn check_picture(mut picture: Picture) {
-    let pixels = picture.width * picture.height;
+    let pixels = picture.pixels.width * picture.pixels.height;
     assert!(pixels > 0 && pixels as u64 <= LIMITS.max_pixels);
-    assert_eq!(picture.rgb.len(), 3 * pixels);
+    assert_eq!(picture.pixels.values.len(), 3 * pixels);
     assert!(picture.alpha.as_ref().is_none_or(|a| a.len() == pixels));
-    assert!(picture.rgb.iter().all(|v| (0.0..=1.0).contains(v)));
+    assert!(
+        picture
+            .pixels
+            .values
+            .iter()
+            .all(|v| (0.0..=1.0).contains(v))
+    );
     let _ = picture.metadata.prompt();
     picture.metadata.add_settings(&settings());
     // A size that a flipped bit made large tells nothing new about the encoders.
@@ -85,8 +91,8 @@ pub fn rewritten(picture: &Picture, format: Format, tolerance: f32) -> Picture {
         Loaded::Picture(read) => read,
         Loaded::Latents(_) => panic!("our own {} is read as latents", format.name()),
     };
-    let size = (picture.width, picture.height);
-    assert_eq!((read.width, read.height), size, "{}", format.name());
+    let size = |p: &Picture| (p.pixels.width, p.pixels.height);
+    assert_eq!(size(&read), size(picture), "{}", format.name());
     let path = scratch().join("written");
     std::fs::write(&path, &encoded.bytes).unwrap();
     assert!(files::is_complete(&path), "{}", format.name());
@@ -98,7 +104,12 @@ pub fn rewritten(picture: &Picture, format: Format, tolerance: f32) -> Picture {
             _ => tolerance,
         };
         let far = |(a, b): (&f32, &f32)| (a - b).abs() > 0.51 * step;
-        let differ = picture.rgb.iter().zip(&read.rgb).any(far);
+        let differ = picture
+            .pixels
+            .values
+            .iter()
+            .zip(&read.pixels.values)
+            .any(far);
         assert!(!differ, "{} changed the pixels", format.name());
     }
     read
@@ -111,16 +122,20 @@ fn check_latents(latents: Latents) {
     assert!(latents.data.iter().all(|v| v.is_finite()));
     let _ = latents.prompt();
     let _ = latents.image_metadata().prompt();
-    let (scaled, _) = latents.into_scaled(LatentScale::Auto, 0.5);
-    let again = |bytes: Vec<u8>, factor: f32| match files::read_bytes(&bytes, "fuzz", &LIMITS) {
-        Ok(Loaded::Latents(read)) => {
-            let (read, _) = read.into_scaled(LatentScale::Auto, factor);
-            assert_eq!(read.data, scaled.data);
-        }
+    let into_scaled = |latents: Latents| {
+        let (scale, _) = latents.scale(LatentScale::Auto);
+        latents.into_scaled(scale, 0.5)
+    };
+    let scaled = into_scaled(latents);
+    let again = |bytes: Vec<u8>| match files::read_bytes(&bytes, "fuzz", &LIMITS) {
+        Ok(Loaded::Latents(read)) => assert_eq!(into_scaled(read).data, scaled.data),
         Ok(Loaded::Picture(_)) => panic!("our own latents are read as a picture"),
         // What is within a power of two of overflow may be infinite in the raw scale.
-        Err(e) => assert!(scaled.data.iter().any(|v| v.abs() > f32::MAX / 4.0), "{e:#}"),
+        Err(e) => assert!(
+            scaled.data.iter().any(|v| v.abs() > f32::MAX / 4.0),
+            "{e:#}"
+        ),
     };
-    again(scaled.to_safetensors(&scaled.metadata).unwrap(), 0.5);
-    again(scaled.to_comfy(0.5, &scaled.metadata).unwrap(), 0.5);
+    again(scaled.to_safetensors(&scaled.metadata).unwrap());
+    again(scaled.to_comfy(0.5, &scaled.metadata).unwrap());
 }

@@ -1,5 +1,5 @@
 //! Configuration and tokenizer files: one file of a small model is replaced, and the model loaded and run on one
-//! position. It is refused with an error, or gives numbers.
+//! position, or (bit 6) one pixel. It is refused with an error, or gives numbers.
 //!
 //! The first byte names the file. Of the JSON files there are two ways: the rest is the file, or (bit 7) a list of edits
 //! of the sound file, which pass its parser and reach what reads the numbers.
@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use sd_upscale::{LowRes, ModelFiles, Options, Settings, Upscaler};
+use sd_upscale::{LowRes, ModelFiles, Options, Pixels, Settings, Upscaler};
 use sd_upscale_fuzz::{root, scratch};
 use serde_json::{Map, Value};
 
@@ -94,20 +94,22 @@ fn edited(name: &str, data: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&json).ok()
 }
 
-fn run() -> anyhow::Result<Vec<f32>> {
-    let mut upscaler = Upscaler::new(Options {
-        model: ModelFiles::Folder(model().to_owned()),
-        vae: None,
-        device: candle_core::Device::Cpu,
-        dtype: candle_core::DType::F32,
-        keep_loaded: false,
-    })?;
+enum Input {
+    Latents,
+    Picture,
+}
+
+fn run(input: Input) -> anyhow::Result<Vec<f32>> {
+    let mut upscaler = Upscaler::new(Options::new(ModelFiles::Folder(model().to_owned())))?;
     let settings = Settings {
         prompt: "a cat, 日本 1".into(),
         steps: 1,
         ..Settings::default()
     };
-    let low_res = LowRes::latents(1, 1, vec![0.5; 4])?;
+    let low_res = match input {
+        Input::Latents => LowRes::latents(1, 1, vec![0.5; 4])?,
+        Input::Picture => LowRes::image(&Pixels::new(1, 1, vec![0.5; 3])?)?,
+    };
     let upscaled = upscaler.upscale(&[low_res], &settings, &mut |_| Ok(()))?;
     Ok(upscaler.decode(&upscaled[0], &mut |_| Ok(()))?.values)
 }
@@ -131,7 +133,10 @@ fuzz_target!(
         let path = model().join(name);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, content).unwrap();
-        let result = run();
+        let result = run(match choice & 0x40 {
+            0 => Input::Latents,
+            _ => Input::Picture,
+        });
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(root().join("assets/tiny").join(name), &path).unwrap();
         match result {

@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use sd_upscale::Pixels;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::{Format, Picture};
 use sd_upscale_fuzz::{rewritten, settings};
@@ -12,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let format = [Format::Jpeg, Format::WebP, Format::Tiff, Format::Png][usize::from(choice % 4)];
-    let mut picture = Picture::from_rgb(2, 3, vec![0.5; 18]);
+    let mut picture = Picture::from_pixels(Pixels::new(2, 3, vec![0.5; 18]).unwrap());
     picture.metadata = Metadata {
         exif: Some(block.to_vec()),
         ..Metadata::default()

@@ -9,11 +9,11 @@ use std::sync::OnceLock;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use sd_upscale::device::DeviceChoice;
-use sd_upscale::plan::{Output, Request, Shard, Source, plan};
+use sd_upscale::plan::{Numbered, Output, Request, Shard, Source, plan};
 use sd_upscale_fuzz::scratch;
 
 /// What lies in the folder; a name that ends in `/` is a folder, and `->` makes a link.
-const TREE: [&str; 20] = [
+const TREE: [&str; 21] = [
     "a.png",
     "a-2x.png",
     "b.jpg",
@@ -27,6 +27,7 @@ const TREE: [&str; 20] = [
     "..png",
     ".hidden.png",
     ".x.png.sd-upscale-AbCdEf.tmp",
+    "20261124183932000000000000000000000001.png",
     "sub/a.png",
     "sub/deep/a.png",
     "sub/deep/é日本.tif",
@@ -133,9 +134,17 @@ fuzz_target!(|line: Line| {
         assert!(pattern.file_name().is_some(), "{pattern:?}");
         assert!(pattern.starts_with(folder()), "{pattern:?}");
         assert!(outputs.insert(pattern.clone()), "{pattern:?} twice");
-        assert!(pattern.canonicalize().map_or(true, |p| !inputs.contains(&p)));
+        assert!(
+            pattern
+                .canonicalize()
+                .map_or(true, |p| !inputs.contains(&p))
+        );
         assert_eq!(plan.claims.claim(&pattern, &task.source), Ok(()));
-        let _ = naming.path(2, 2, Some((1, 10)));
+        let tenth = Numbered {
+            number: 1,
+            count: 10,
+        };
+        let _ = naming.path(2, 2, Some(tenth));
     }
     shares(&request, plan.tasks.len());
 });

@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use sd_upscale::Pixels;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::picture::{Format, Picture};
 use sd_upscale_fuzz::{rewritten, settings};
@@ -34,10 +35,13 @@ fuzz_target!(|data: &[u8]| {
         metadata.add_settings(&settings());
         let after = metadata.prompt();
         if let (Some(before), Some(after)) = (&before, &after) {
-            assert_eq!(after.prompt, before.prompt, "the picture's own prompt stays");
+            assert_eq!(
+                after.prompt, before.prompt,
+                "the picture's own prompt stays"
+            );
         }
     }
-    let mut picture = Picture::from_rgb(1, 1, vec![0.5; 3]);
+    let mut picture = Picture::from_pixels(Pixels::new(1, 1, vec![0.5; 3]).unwrap());
     picture.metadata = metadata;
     let again = rewritten(&picture, Format::Png, 1.0);
     assert_eq!(

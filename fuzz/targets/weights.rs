@@ -16,7 +16,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(weights) = Weights::open(&[path], &placement) else {
         return;
     };
-    let file = SafeTensors::deserialize(data).expect("accepted by one reader and refused by another");
+    let file =
+        SafeTensors::deserialize(data).expect("accepted by one reader and refused by another");
     for (name, view) in file.tensors() {
         let shape = view.shape();
         assert_eq!(weights.shape(&name), Some(shape));

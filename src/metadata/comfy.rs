@@ -1,9 +1,14 @@
 //! ComfyUI's `prompt`, the graph of nodes that made a picture: finds the texts behind its sampler.
 
+use std::collections::{HashSet, VecDeque};
+
 use serde_json::{Map, Value};
 
 use crate::metadata::FoundPrompt;
 use crate::metadata::a1111::found;
+
+/// The most text, in bytes, that is collected from one graph; 75 tokens of it count.
+const MOST_TEXT: usize = 1 << 20;
 
 /// Reads ComfyUI's `prompt`, a graph of nodes: the texts that the sampler behind the saved picture was given.
 pub fn from_graph(json: &str) -> Option<FoundPrompt> {
@@ -14,6 +19,7 @@ pub fn from_graph(json: &str) -> Option<FoundPrompt> {
     let mut graph = Graph {
         nodes: graph.as_object()?,
         budget: 2000,
+        room: MOST_TEXT,
     };
     let sampler = graph.sampler()?;
     let positive = graph.input(sampler, &["positive", "conditioning"])?;
@@ -35,6 +41,8 @@ struct Graph<'a> {
     nodes: &'a Map<String, Value>,
     /// Visits left: a made-up graph may hold loops, or diamonds with endless paths.
     budget: usize,
+    /// Bytes of text left to collect: the same text may be joined to itself at every visit.
+    room: usize,
 }
 
 /// A link's target and output slot.
@@ -72,10 +80,9 @@ impl<'a> Graph<'a> {
             let class = self.class(id);
             class.contains("Save") || class.contains("Preview")
         };
-        let mut queue: Vec<&str> = ids().filter(saves).collect();
-        let mut seen = 0;
-        while let Some(&id) = queue.get(seen) {
-            seen += 1;
+        let mut queue: VecDeque<&str> = ids().filter(saves).collect();
+        let mut seen: HashSet<&str> = queue.iter().copied().collect();
+        while let Some(id) = queue.pop_front() {
             if self.takes_prompts(id) {
                 return Some(id);
             }
@@ -85,8 +92,8 @@ impl<'a> Graph<'a> {
                 .flat_map(Map::values)
                 .filter_map(link)
             {
-                if !queue.contains(&next) {
-                    queue.push(next);
+                if seen.insert(next) {
+                    queue.push_back(next);
                 }
             }
         }
@@ -149,12 +156,23 @@ impl<'a> Graph<'a> {
             .iter()
             .filter(|(k, _)| k.starts_with("string") || k.starts_with("text"));
         let parts: Vec<String> = parts.map(|(_, value)| self.string(value, side)).collect();
-        join(parts, delimiter)
+        let between = delimiter.len().saturating_mul(parts.len());
+        self.room = self.room.saturating_sub(between);
+        match self.room {
+            0 => String::new(),
+            _ => join(parts, delimiter),
+        }
     }
 
     fn string(&mut self, value: &'a Value, side: Side) -> String {
         match (value, link(value)) {
-            (Value::String(text), _) => text.clone(),
+            (Value::String(text), _) => match self.room.checked_sub(text.len()) {
+                Some(left) => {
+                    self.room = left;
+                    text.clone()
+                }
+                None => String::new(),
+            },
             (_, Some((id, _))) => self
                 .visit(id)
                 .map(|inputs| self.text_of(inputs, side))

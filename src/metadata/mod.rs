@@ -40,11 +40,12 @@ const POSTPROCESSING: &str = "postprocessing";
 /// ComfyUI's PNG text keys; in WebP it keeps them in EXIF as `prompt:{...}` and `workflow:{...}`.
 const COMFY: [(&str, u16); 2] = [("prompt", exif::MODEL), ("workflow", exif::MAKE)];
 
-/// A compressed text is not inflated beyond this: ComfyUI workflows reach a few megabytes.
+/// The compressed texts of a file are not inflated beyond this, all together: ComfyUI workflows reach a few megabytes.
 const MAX_TEXT_BYTES: usize = 32 << 20;
 
 impl Metadata {
-    /// Everything a PNG's chunks hold; text that cannot be inflated is left out.
+    /// Everything a PNG's chunks hold; compressed text is left out from the first on that cannot be inflated, or that
+    /// makes more than [`MAX_TEXT_BYTES`] with those before it.
     pub(crate) fn from_png(info: &png::Info) -> Self {
         let mut metadata = Self {
             exif: info.exif_metadata.as_ref().map(|e| e.to_vec()),
@@ -54,21 +55,29 @@ impl Metadata {
         for chunk in &info.uncompressed_latin1_text {
             metadata.add_text(&chunk.keyword, &chunk.text);
         }
+        let mut room = MAX_TEXT_BYTES;
         for chunk in &info.compressed_latin1_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(MAX_TEXT_BYTES);
-            if let Ok(text) = inflated.and_then(|()| chunk.get_text()) {
-                metadata.add_text(&chunk.keyword, &text);
-            }
+            let inflated = chunk.decompress_text_with_limit(room);
+            let text = inflated.and_then(|()| chunk.get_text()).ok();
+            metadata.add_inflated(&chunk.keyword, text, &mut room);
         }
         for chunk in &info.utf8_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(MAX_TEXT_BYTES);
-            if let Ok(text) = inflated.and_then(|()| chunk.get_text()) {
-                metadata.add_text(&chunk.keyword, &text);
-            }
+            let inflated = chunk.decompress_text_with_limit(room);
+            let text = inflated.and_then(|()| chunk.get_text()).ok();
+            metadata.add_inflated(&chunk.keyword, text, &mut room);
         }
         metadata
+    }
+
+    /// Adds a text, which takes of the `room` for those to come. One that did not inflate takes all of it: it may have
+    /// been inflated to the last byte that was allowed, and so may the next.
+    fn add_inflated(&mut self, key: &str, text: Option<String>, room: &mut usize) {
+        *room = room.saturating_sub(text.as_ref().map_or(*room, String::len));
+        if let Some(text) = text {
+            self.add_text(key, &text);
+        }
     }
 
     fn add_text(&mut self, key: &str, text: &str) {
