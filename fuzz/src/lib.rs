@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents};
 use sd_upscale::limits::ReadLimits;
-use sd_upscale::metadata::Parameters;
+use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{Depth, Format, Picture, encode};
 
 #[global_allocator]
@@ -34,18 +34,34 @@ pub fn scratch() -> &'static Path {
     })
 }
 
-/// Settings as the program writes them.
-pub fn settings() -> Parameters {
+/// Adds settings as the program does, which takes the prompt that it finds; and checks that it is found again.
+pub fn add_settings(metadata: &mut Metadata) {
+    let found = metadata.prompt();
     let fields = [
         ("Steps", "20"),
         ("Sampler", "Euler"),
         ("Seed", "0"),
         ("Upscaler", "sd-upscale"),
     ];
-    Parameters {
+    let mut settings = Parameters {
         prompt: "a cat".into(),
         negative_prompt: "blurry".into(),
         fields: fields.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+    };
+    if let Some(found) = &found {
+        settings.prompt = found.prompt.clone();
+        settings.negative_prompt = found.negative.clone();
+    }
+    metadata.add_settings(&settings);
+    // A1111's text has no quotes: what means something in it cannot be part of a prompt.
+    let plain = |text: &str| !text.contains("Negative prompt:") && !text.contains('<');
+    if let Some(found) = found
+        && plain(&found.prompt)
+        && plain(&found.negative)
+    {
+        let again = metadata.prompt().expect("the prompt stays");
+        assert_eq!(again.prompt, found.prompt);
+        assert_eq!(again.negative, found.negative);
     }
 }
 
@@ -73,7 +89,7 @@ fn check_picture(mut picture: Picture) {
             .all(|v| (0.0..=1.0).contains(v))
     );
     let _ = picture.metadata.prompt();
-    picture.metadata.add_settings(&settings());
+    add_settings(&mut picture.metadata);
     // A size that a flipped bit made large tells nothing new about the encoders.
     if pixels <= 1 << 12 {
         for format in Format::WRITABLE {

@@ -260,6 +260,42 @@ mod tests {
     }
 
     #[test]
+    fn large_graphs_take_time_and_text_by_their_size() {
+        let start = std::time::Instant::now();
+        let node = |i: usize| {
+            let links: Map<String, Value> = (1..4)
+                .map(|k| (k.to_string(), json!([(3 * i + k).to_string(), 0])))
+                .collect();
+            (
+                i.to_string(),
+                json!({"class_type": "SaveX", "inputs": links}),
+            )
+        };
+        let wide: Map<String, Value> = (0..40_000).map(node).collect();
+        assert_eq!(comfy(Value::Object(wide)), None);
+        // Every node joins the one before to itself, with a long text between.
+        let doubled = |i: usize| {
+            let before = json!([(i + 1).to_string(), 0]);
+            let inputs =
+                json!({"string_a": before, "string_b": before, "delimiter": "x".repeat(1000)});
+            (
+                i.to_string(),
+                json!({"class_type": "Join", "inputs": inputs}),
+            )
+        };
+        let mut deep: Map<String, Value> = (0..3000).map(doubled).collect();
+        deep.insert(
+            "s".into(),
+            json!({"class_type": "KSampler", "inputs": {"positive": ["0", 0]}}),
+        );
+        let text = json!({"class_type": "Text", "inputs": {"text": "a".repeat(10_000)}});
+        deep.insert("11".into(), text);
+        let (prompt, _) = comfy(Value::Object(deep)).unwrap_or_default();
+        assert!(prompt.len() <= 2 * MOST_TEXT, "{} bytes", prompt.len());
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+    }
+
+    #[test]
     fn junk_loops_and_endless_diamonds_end() {
         assert_eq!(from_graph("not json"), None);
         assert_eq!(from_graph("[1, 2]"), None);

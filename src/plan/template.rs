@@ -235,3 +235,29 @@ impl FromStr for Template {
         Ok(Self { parts, extension })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_gives_every_stem_back_that_it_can_be_of_however_many_fields_touch() {
+        let stems = |template: &str, name| {
+            template
+                .parse::<Template>()
+                .unwrap()
+                .stems_of(name, false)
+                .join(" ")
+        };
+        assert_eq!(stems("{stem}-{seed}", "a-1-2"), "a-1");
+        assert_eq!(stems("{seed}{stem}", "12a"), "2a a");
+        assert_eq!(stems("{stem}_{stem}", "é_é"), "é");
+        assert_eq!(stems("{stem}{width}x{height}", "img10x20"), "img img1");
+        assert_eq!(stems("x-{stem}", "y-a"), "");
+        let digits = "1".repeat(200);
+        let touching = format!("{}{{stem}}{}", "{seed}".repeat(20), "{seed}".repeat(20));
+        let template: Template = touching.parse().unwrap();
+        // 160 digits are left for a stem of 1 to 160, in 160 down to 1 places.
+        assert_eq!(template.stems_of(&digits, false).len(), 160 * 161 / 2);
+    }
+}
