@@ -181,12 +181,12 @@ impl Parameters {
         if !self.negative_prompt.is_empty() && !theirs(&self.negative_prompt) {
             own.push(("Upscale negative prompt".into(), &self.negative_prompt));
         }
-        let between = if settings.is_some() { ", " } else { "\n" };
-        Some(format!(
-            "{}{between}{}",
-            existing.trim_end_matches([',', ' ']),
-            line(own.into_iter())
-        ))
+        // The line of settings goes on; a text that has none begins one.
+        let before = match settings {
+            Some(_) => format!("{}, ", existing.trim_end_matches([',', ' '])),
+            None => format!("{existing}\n"),
+        };
+        Some(before + &line(own.into_iter()))
     }
 }
 

@@ -55,16 +55,22 @@ impl Metadata {
         for chunk in &info.uncompressed_latin1_text {
             metadata.add_text(&chunk.keyword, chunk.text.clone(), budget);
         }
+        // Text that turns out too long has been inflated for nothing, which may not be asked for without end.
+        let mut work = budget.left().saturating_mul(8);
         for chunk in &info.compressed_latin1_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(budget.left());
+            let limit = budget.left().min(work);
+            let inflated = chunk.decompress_text_with_limit(limit);
             let text = inflated.and_then(|()| chunk.get_text());
+            work -= text.as_ref().map_or(limit, String::len).min(work);
             metadata.add_inflated(&chunk.keyword, text, budget);
         }
         for chunk in &info.utf8_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(budget.left());
+            let limit = budget.left().min(work);
+            let inflated = chunk.decompress_text_with_limit(limit);
             let text = inflated.and_then(|()| chunk.get_text());
+            work -= text.as_ref().map_or(limit, String::len).min(work);
             metadata.add_inflated(&chunk.keyword, text, budget);
         }
         metadata

@@ -7,9 +7,10 @@ mod locate;
 mod weights;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 pub use self::built_in::BUILT_IN_FILES;
 pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
@@ -118,6 +119,27 @@ impl ModelFiles {
             }
         }
     }
+}
+
+/// The largest width, in channels or features, that a configuration may state: four times the widest that is published.
+pub(crate) const MOST_CHANNELS: usize = 1 << 16;
+/// The most layers of one kind that a configuration may state.
+pub(crate) const MOST_LAYERS: usize = 1 << 10;
+/// The most levels, each of half the side of the one before: sides are multiples of 2 to the power of this less 1.
+pub(crate) const MOST_LEVELS: usize = 10;
+
+/// Holds a configuration's number to a range, so that sizes and loops made of it stay what a model can have.
+///
+/// # Errors
+/// It lies outside; the message names `key`, such as `unet/config.json: out_channels`.
+pub(crate) fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<()> {
+    ensure!(
+        range.contains(&value),
+        "{key} is {value}; expected {} to {}",
+        range.start(),
+        range.end()
+    );
+    Ok(())
 }
 
 /// Where the files of one part are, which need not be the model's own: another model's, a repository of its own, or a

@@ -110,6 +110,10 @@ fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
+    ensure!(
+        !structure::tiff_has_tiled_planes(bytes),
+        "it keeps its channels apart and in tiles, which is not read; save it with interleaved channels"
+    );
     let mut picture = match TiffDecoder::new(Cursor::new(bytes)) {
         Ok(decoder) => finish(decoder, Format::Tiff, limits, Vec::new())?,
         Err(image::ImageError::Unsupported(_)) => {

@@ -151,6 +151,18 @@ pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
     offsets.len() == counts.len() && offsets.iter().zip(&counts).all(inside)
 }
 
+/// Whether a TIFF's first page keeps its channels apart and each in tiles: `tiff` 0.11 takes every tile but the first
+/// channel's for one that the edge cuts, and panics.
+pub(crate) fn tiff_has_tiled_planes(bytes: &[u8]) -> bool {
+    use tiff::decoder::Decoder;
+    use tiff::tags::Tag;
+    const PLANAR: u32 = 2;
+    Decoder::new(std::io::Cursor::new(bytes)).is_ok_and(|mut decoder| {
+        matches!(decoder.get_tag_u32(Tag::PlanarConfiguration), Ok(PLANAR))
+            && decoder.get_tag_u32(Tag::TileWidth).is_ok()
+    })
+}
+
 /// Whether a TIFF's first directory is followed by another.
 pub(crate) fn tiff_has_more_pages(bytes: &[u8]) -> bool {
     tiff::decoder::Decoder::new(std::io::Cursor::new(bytes)).is_ok_and(|d| d.more_images())

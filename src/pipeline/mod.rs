@@ -90,6 +90,7 @@ impl Upscaler {
         });
         let scheduler: SchedulerConfig = options.model.json("scheduler/scheduler_config.json")?;
         let unet_config: UNetConfig = options.model.json("unet/config.json")?;
+        unet_config.check()?;
         let vae_config = VaeConfig::load(&vae_files)?;
         let channels = vae_config.latent_channels;
         ensure!(

@@ -1,9 +1,14 @@
 //! Noise schedules, preconditioning, guidance and the Euler sampler: plain functions over sigmas and a
 //! `denoise` closure. Nothing here knows a network.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
+
+use crate::model::within;
+
+/// The longest table of training steps that a configuration may state; models have 1000.
+const MOST_TRAIN_STEPS: usize = 1_000_000;
 
 /// How the noise levels between the largest and the smallest are spaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,13 +108,20 @@ impl SchedulerConfig {
         };
         // The table's ends pass through ln, linspace and exp in float32 (`interpolation_type: log_linear`).
         let (min, max) = (sigma(first).ln().exp(), sigma(last).ln().exp());
+        let karras = (
+            self.sigma_min.unwrap_or(f64::from(min)),
+            self.sigma_max.unwrap_or(f64::from(max)),
+        );
+        for (low, high) in [(f64::from(min), f64::from(max)), karras] {
+            ensure!(
+                0.0 < low && low <= high && high.is_finite(),
+                "scheduler_config.json: its noise levels reach from {low} to {high}; expected numbers above 0, the larger one last"
+            );
+        }
         Ok(SigmaRange {
             min,
             max,
-            karras: (
-                self.sigma_min.unwrap_or(f64::from(min)),
-                self.sigma_max.unwrap_or(f64::from(max)),
-            ),
+            karras,
             leading: self.timestep_spacing == "leading",
             last: match &*self.final_sigmas_type {
                 "zero" => 0.0,
@@ -123,6 +135,8 @@ impl SchedulerConfig {
 
     fn alphas_cumprod(&self) -> Result<Vec<f32>> {
         let steps = self.num_train_timesteps;
+        let key = "scheduler_config.json: num_train_timesteps";
+        within(key, steps, 1..=MOST_TRAIN_STEPS)?;
         let (start, end) = (self.beta_start, self.beta_end);
         let betas = match (&self.trained_betas, &*self.beta_schedule) {
             (Some(betas), _) => betas.clone(),

@@ -9,7 +9,12 @@ use serde::Deserialize;
 pub use self::tokenizer::{Tokenizer, Tokens};
 use crate::device::Placement;
 use crate::layers::{Activation, LayerNorm, Linear, Mask, attention};
-use crate::model::{ModelFiles, Weights};
+use crate::model::{MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
+
+/// The largest vocabulary that a configuration may state; CLIP's has 49,408 words.
+const MOST_WORDS: usize = 1 << 24;
+/// The most positions that a configuration may state; CLIP has 77, of which attention makes a square.
+const MOST_POSITIONS: usize = 1 << 12;
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]
@@ -61,6 +66,30 @@ impl Default for TextConfig {
     }
 }
 
+impl TextConfig {
+    fn check_numbers(&self) -> Result<()> {
+        for (key, value, range) in [
+            ("vocab_size", self.vocab_size, 1..=MOST_WORDS),
+            ("hidden_size", self.hidden_size, 1..=MOST_CHANNELS),
+            (
+                "intermediate_size",
+                self.intermediate_size,
+                1..=MOST_CHANNELS,
+            ),
+            ("num_hidden_layers", self.num_hidden_layers, 1..=MOST_LAYERS),
+            // The start and the end token at least.
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                2..=MOST_POSITIONS,
+            ),
+        ] {
+            within(&format!("text_encoder/config.json: {key}"), value, range)?;
+        }
+        Ok(())
+    }
+}
+
 struct Layer {
     layer_norm1: LayerNorm,
     /// Query, key and value side by side.
@@ -89,6 +118,7 @@ impl TextEncoder {
     /// A file is missing or damaged, or a tensor does not have the shape that config.json asks for.
     pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config: TextConfig = files.json("text_encoder/config.json")?;
+        config.check_numbers()?;
         Self::new(config, &files.weights("text_encoder", "model", placement)?)
     }
 

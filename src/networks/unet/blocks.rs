@@ -34,8 +34,13 @@ struct AdaGroupNorm {
 
 impl AdaGroupNorm {
     fn new(build: &Builder, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
+        let groups = (channels / GROUP_SIZE).max(1);
+        ensure!(
+            channels.is_multiple_of(groups),
+            "unet/config.json: {channels} channels are not a multiple of the {groups} groups of {GROUP_SIZE} that they are normalised in"
+        );
         Ok(Self {
-            groups: (channels / GROUP_SIZE).max(1),
+            groups,
             eps,
             linear: Linear::new(build.time_width, 2 * channels, &w.pp("linear"))?,
         })

@@ -3,6 +3,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
+
+/// The largest kernel of the first and last convolution.
+const MOST_KERNEL: usize = 7;
+
 /// One value for all levels, or one a level.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -91,12 +96,15 @@ impl UNetConfig {
         }
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    /// Whether this is a latent upscaler's network, of numbers that a network can have.
+    ///
+    /// # Errors
+    /// It is not; the message names the key.
+    pub fn check(&self) -> Result<()> {
         let levels = self.block_out_channels.len();
+        self.check_numbers()?;
         ensure!(
-            levels > 0
-                && self.down_block_types.len() == levels
-                && self.up_block_types.len() == levels,
+            self.down_block_types.len() == levels && self.up_block_types.len() == levels,
             "unet/config.json: block_out_channels, down_block_types and up_block_types must be lists of one length"
         );
         if let Some(kind) = self.mid_block_type.as_deref() {
@@ -109,6 +117,44 @@ impl UNetConfig {
             "unet/config.json: time_embedding_type `{}` is not supported; the latent upscaler's is `fourier`",
             self.time_embedding_type
         );
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let within =
+            |key: &str, value, range| within(&format!("unet/config.json: {key}"), value, range);
+        let levels = self.block_out_channels.len();
+        within("the number of block_out_channels", levels, 1..=MOST_LEVELS)?;
+        for level in 0..levels {
+            let width = 1..=MOST_CHANNELS;
+            within(
+                "block_out_channels",
+                self.block_out_channels[level],
+                width.clone(),
+            )?;
+            for (key, value, range) in [
+                ("layers_per_block", &self.layers_per_block, 1..=MOST_LAYERS),
+                (
+                    "attention_head_dim",
+                    &self.attention_head_dim,
+                    width.clone(),
+                ),
+                ("cross_attention_dim", &self.cross_attention_dim, width),
+            ] {
+                within(key, value.get(level, key)?, range)?;
+            }
+        }
+        for (key, value, most) in [
+            ("in_channels", Some(self.in_channels), MOST_CHANNELS),
+            ("out_channels", Some(self.out_channels), MOST_CHANNELS),
+            ("norm_num_groups", self.norm_num_groups, MOST_CHANNELS),
+            ("conv_in_kernel", Some(self.conv_in_kernel), MOST_KERNEL),
+            ("conv_out_kernel", Some(self.conv_out_kernel), MOST_KERNEL),
+            ("time_embedding_dim", self.time_embedding_dim, MOST_CHANNELS),
+            ("time_cond_proj_dim", self.time_cond_proj_dim, MOST_CHANNELS),
+        ] {
+            value.map_or(Ok(()), |value| within(key, value, 1..=most))?;
+        }
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 mod original_names;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::Tensor;
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
     attention, map_tokens,
 };
-use crate::model::{PartFiles, Weights};
+use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
 /// The eps of every norm in diffusers' AutoencoderKL.
 const EPS: f64 = 1e-6;
@@ -59,11 +59,28 @@ impl VaeConfig {
     /// It is missing or is not an AutoencoderKL's.
     pub fn load(files: &PartFiles) -> Result<Self> {
         let config: VaeConfig = files.json("config.json")?;
-        ensure!(
-            !config.block_out_channels.is_empty(),
-            "vae/config.json: block_out_channels is empty"
-        );
+        config.check_numbers()?;
         Ok(config)
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let within =
+            |key: &str, value, range| within(&format!("vae/config.json: {key}"), value, range);
+        let widths = &self.block_out_channels;
+        within(
+            "the number of block_out_channels",
+            widths.len(),
+            1..=MOST_LEVELS,
+        )?;
+        for &width in widths {
+            within("block_out_channels", width, 1..=MOST_CHANNELS)?;
+        }
+        // Pictures are RGB on both sides.
+        within("in_channels", self.in_channels, 3..=3)?;
+        within("out_channels", self.out_channels, 3..=3)?;
+        within("latent_channels", self.latent_channels, 1..=MOST_CHANNELS)?;
+        within("layers_per_block", self.layers_per_block, 1..=MOST_LAYERS)?;
+        within("norm_num_groups", self.norm_num_groups, 1..=MOST_CHANNELS)
     }
 
     /// Pixels to a latent position, in each direction.
