@@ -146,7 +146,9 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         picture.warnings.push(warning);
     }
     let (metadata, warning) = Metadata {
-        exif: block.and_then(|block| block.to_bytes()),
+        exif: block
+            .filter(|block| !block.is_empty())
+            .and_then(|block| block.to_bytes()),
         icc: Exif::tiff_value(bytes, exif::ICC),
         xmp: Exif::tiff_value(bytes, exif::XMP),
         text: Vec::new(),
