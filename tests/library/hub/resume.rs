@@ -59,7 +59,11 @@ fn a_process_killed_while_downloading_leaves_only_a_part_to_resume() {
     let setup = Setup::new();
     setup.server.fail(UNET, Fault::StallAfter(60_000), 1);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "resume::download_for_another_test", "--ignored"])
+        .args([
+            "--exact",
+            "hub::resume::download_for_another_test",
+            "--ignored",
+        ])
         .env("HUB_TEST_ENDPOINT", setup.server.url())
         .env("HUB_TEST_CACHE", setup.cache.path())
         .stdout(std::process::Stdio::null())
