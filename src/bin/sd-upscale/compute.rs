@@ -1,11 +1,10 @@
 //! Items to upscaled pictures, one thread a device.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
@@ -14,6 +13,7 @@ use sd_upscale::{Event, LowRes, Pixels, Upscaler};
 use crate::item::{Content, Finished, Item, Made, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
 
 /// Takes groups of items until there are no more, and hands on what became of them. `load` makes the networks
 /// when the first group is there; it is told whether more than one picture is to be made with them.
@@ -36,18 +36,18 @@ pub fn compute(
             item.start = Instant::now();
         }
         let many = group.len() > 1 || group.iter().any(|item| item.of_many);
-        let upscaler = loaded.take().map_or_else(|| load(many), Ok);
-        let results = upscaler.and_then(|upscaler| worker.guarded(upscaler, group));
-        let results = match results {
-            Ok((upscaler, results)) => {
-                loaded = Some(upscaler);
-                results
-            }
+        let upscaler = loaded
+            .take()
+            .map_or_else(|| guarded(|| load(many)).flatten(), Ok);
+        let upscaler = match upscaler {
+            Ok(upscaler) => upscaler,
             Err(error) => {
                 let _ = messages.send(Message::Fatal(error));
                 return;
             }
         };
+        let (upscaler, results) = worker.guarded(upscaler, group);
+        loaded = upscaler;
         for result in results {
             let sent = match result {
                 Ok(result) => finished.send(result).is_ok(),
@@ -74,13 +74,28 @@ struct Worker<'a> {
 type Results = Vec<Result<Finished, Box<Outcome>>>;
 
 impl Worker<'_> {
-    /// [`Self::run`], with a panic as an error.
-    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> Result<(Upscaler, Results)> {
-        catch_unwind(AssertUnwindSafe(|| {
+    /// [`Self::run`], where a panic fails the group and costs the networks, which are loaded again for the next.
+    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> (Option<Upscaler>, Results) {
+        let failures: Vec<Outcome> = group
+            .iter()
+            .map(|item| item.outcome(self.job, Status::Error))
+            .collect();
+        let done = guarded(|| {
             let results = self.run(&mut upscaler, group);
             (upscaler, results)
-        }))
-        .map_err(|_| anyhow!("the program has a fault (see the message above); please report it"))
+        });
+        match done {
+            Ok((upscaler, results)) => (Some(upscaler), results),
+            Err(error) => {
+                let failed = |outcome| {
+                    Err(Box::new(Outcome {
+                        error: Some(format!("{error:#}")),
+                        ..outcome
+                    }))
+                };
+                (None, failures.into_iter().map(failed).collect())
+            }
+        }
     }
 
     /// A batch that fails as a whole is done again one by one, so that one bad input fails alone.

@@ -13,6 +13,7 @@ use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
 use crate::item::{Content, Item, Place};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
 
 /// Reads the inputs and hands them on in groups of up to `job.batch` that can be computed together.
 pub fn read(
@@ -30,7 +31,7 @@ pub fn read(
     let mut group: Vec<Item> = Vec::new();
     for task in tasks {
         let start = Instant::now();
-        match reader.items(&task, start) {
+        match guarded(|| reader.items(&task, start)).flatten() {
             Ok(items) => {
                 for item in items {
                     let fits = group.len() < job.batch

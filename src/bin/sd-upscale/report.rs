@@ -68,6 +68,13 @@ pub enum Message {
     Interrupt,
 }
 
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    Interrupted,
+}
+
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -96,7 +103,7 @@ pub struct Reporter {
     first_step: bool,
     /// Seconds of the steps so far, by worker.
     step_times: Vec<Vec<f64>>,
-    /// Inputs that `--json` has told of.
+    /// Inputs of which it was said what became of them.
     told: HashSet<String>,
 }
 
@@ -219,23 +226,16 @@ impl Reporter {
         self.json_line(outcome)
     }
 
-    /// Ends a run that cannot go on: `--json` gets a line for each of `inputs` that had none.
-    ///
-    /// # Errors
-    /// Standard output is closed.
-    pub fn give_up(&mut self, inputs: Vec<Outcome>) -> Result<()> {
-        for outcome in inputs {
-            if !self.told.contains(&outcome.input) {
-                self.json_line(&outcome)?;
-            }
-        }
-        self.finish(false);
-        Ok(())
+    /// Whether it was said what became of an input.
+    pub fn told_of(&self, input: &str) -> bool {
+        self.told.contains(input)
     }
 
-    fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
+    /// # Errors
+    /// Standard output is closed.
+    pub fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
+        self.told.insert(outcome.input.clone());
         if self.json {
-            self.told.insert(outcome.input.clone());
             let line = Line {
                 input: &outcome.input,
                 output: outcome.output.as_deref(),
@@ -257,7 +257,7 @@ impl Reporter {
     }
 
     /// Ends the bars and, for a run of several inputs, sums it up.
-    pub fn finish(&self, interrupted: bool) {
+    pub fn finish(&self, end: End) {
         for bar in self.steps.iter().chain([&self.files]) {
             bar.finish_and_clear();
         }
@@ -266,7 +266,7 @@ impl Reporter {
         {
             self.note(&format!("peak memory {:.2} GB", peak as f64 / 1e9));
         }
-        if self.inputs > 1 || interrupted {
+        if self.inputs > 1 || end == End::Interrupted {
             let left = self
                 .inputs
                 .saturating_sub(self.ok + self.skipped + self.failures.len());
@@ -279,7 +279,7 @@ impl Reporter {
             if left > 0 {
                 text = format!("{text}, {left} not done");
             }
-            if interrupted {
+            if end == End::Interrupted {
                 text = format!("interrupted: {text}");
             }
             self.info(&text);

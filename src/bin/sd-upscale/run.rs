@@ -1,11 +1,10 @@
 //! One run of the tool: plan, then read, compute and write at the same time, and tell of it.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
 use sd_upscale::model::Hub;
 use sd_upscale::plan::{self, Plan};
@@ -14,12 +13,12 @@ use sd_upscale::{Options, Upscaler, device, files, model};
 use crate::compute::compute;
 use crate::job::{Job, Verbosity};
 use crate::read::read;
-use crate::report::{Message, Outcome, Reporter, Status};
+use crate::report::{End, Message, Outcome, Reporter, Status};
 use crate::write::write;
+use crate::{signals, threads};
 
 /// Groups read ahead of the computing, and results waiting to be written.
 const AHEAD: usize = 2;
-const INTERRUPTED: u8 = 130;
 
 /// Does the job.
 ///
@@ -54,7 +53,7 @@ pub fn run(job: Job) -> Result<ExitCode> {
         if inputs == 0 {
             reporter.warning("there is nothing to do: no image or latents file was found");
         }
-        reporter.finish(false);
+        reporter.finish(End::Done);
         return Ok(status(&reporter));
     }
     sweep(&plan);
@@ -114,84 +113,123 @@ fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> 
     let groups_in = Arc::new(Mutex::new(groups_in));
     let writing = Arc::new(Mutex::new(()));
     let finding = Arc::new(Mutex::new(()));
-    watch_for_interrupts(messages.clone())?;
+    signals::watch(messages.clone(), writing.clone())?;
 
     let many = plan.tasks.len() > 1;
     let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
     {
-        let (job, messages) = (job.clone(), messages.clone());
+        let (job, to_say) = (job.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
-        std::thread::spawn(move || read(&job, tasks, claims, groups_out, &messages));
+        let work = move || read(&job, tasks, claims, groups_out, &to_say);
+        threads::start("reading", &messages, work)?;
     }
     for (number, device) in devices.into_iter().enumerate() {
-        let (job, messages) = (job.clone(), messages.clone());
+        let (job, to_say) = (job.clone(), messages.clone());
         let (groups, finished, finding) =
             (groups_in.clone(), finished_out.clone(), finding.clone());
-        std::thread::spawn(move || {
+        let work = move || {
             let load = |of_many: bool| load(&job, &device, many || of_many, &finding);
-            compute(&job, number, load, &groups, &finished, &messages);
-        });
+            compute(&job, number, load, &groups, &finished, &to_say);
+        };
+        threads::start("computing", &messages, work)?;
     }
     drop(finished_out);
     {
-        let (job, writing) = (job.clone(), writing.clone());
-        std::thread::spawn(move || {
-            write(&job, finished_in, &writing, &messages);
+        let (job, writing, to_say) = (job.clone(), writing.clone(), messages.clone());
+        let work = move || {
+            write(&job, finished_in, &writing, &to_say);
             // The last of the threads: what it sends ends the run.
-            let _ = messages.send(Message::AllWritten);
-        });
+            let _ = to_say.send(Message::AllWritten);
+        };
+        threads::start("writing", &messages, work)?;
     }
-    talk(reporter, inbox, &writing, |error| {
-        let failed = |input| failed(&job, input, &format!("{error:#}"));
-        inputs.into_iter().map(failed).collect()
-    })
+    drop(messages);
+    let mut talk = Talk {
+        reporter,
+        inputs,
+        job: &job,
+        writing: &writing,
+    };
+    let status = talk.listen(&inbox);
+    if status.is_err() {
+        // The process ends now: until then no file may be begun.
+        std::mem::forget(writing.lock());
+    }
+    status
 }
 
-/// A first interrupt ends the run in order; a second one at once.
-fn watch_for_interrupts(messages: std::sync::mpsc::Sender<Message>) -> Result<()> {
-    let interrupted = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        let again = interrupted.swap(true, Ordering::SeqCst);
-        if again || messages.send(Message::Interrupt).is_err() {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-    })
-    .context("cannot watch for interrupts")
+/// What the run's main thread does: it tells of the others.
+struct Talk<'a> {
+    reporter: Reporter,
+    /// All that are to be done, as they are called in messages.
+    inputs: Vec<String>,
+    job: &'a Job,
+    writing: &'a Mutex<()>,
 }
 
-/// `undone` gives what becomes of the inputs where the run cannot go on.
-fn talk(
-    mut reporter: Reporter,
-    inbox: Receiver<Message>,
-    writing: &Mutex<()>,
-    undone: impl FnOnce(&anyhow::Error) -> Vec<Outcome>,
-) -> Result<ExitCode> {
-    for message in inbox {
-        match message {
-            Message::Note(text) => reporter.note(&text),
-            Message::Info(text) => reporter.info(&text),
-            Message::Warning(text) => reporter.warning(&text),
-            Message::Step {
-                worker,
-                done,
-                total,
-                seconds,
-            } => reporter.step(worker, done, total, seconds),
-            Message::Done(outcome) => reporter.done(&outcome)?,
-            Message::Fatal(error) => {
-                let _no_file_is_half_written = writing.lock();
-                reporter.give_up(undone(&error))?;
-                return Err(error);
+impl Talk<'_> {
+    fn listen(&mut self, inbox: &Receiver<Message>) -> Result<ExitCode> {
+        for message in inbox {
+            match message {
+                Message::Note(text) => self.reporter.note(&text),
+                Message::Info(text) => self.reporter.info(&text),
+                Message::Warning(text) => self.reporter.warning(&text),
+                Message::Step {
+                    worker,
+                    done,
+                    total,
+                    seconds,
+                } => self.reporter.step(worker, done, total, seconds),
+                Message::Done(outcome) => self.reporter.done(&outcome)?,
+                Message::Fatal(error) => {
+                    self.give_up(&error)?;
+                    return Err(error);
+                }
+                Message::Interrupt => self.interrupted(inbox)?,
+                Message::AllWritten => break,
             }
-            Message::Interrupt => {
-                // Writes are whole or not at all; what is computing is given up with the process.
-                let _no_file_is_half_written = writing.lock();
-                reporter.finish(true);
-                std::process::exit(i32::from(INTERRUPTED));
-            }
-            Message::AllWritten => break,
         }
+        let undone = self.undone();
+        if undone > 0 {
+            let error = anyhow!(
+                "{undone} inputs were not done, and nobody said why: this is a fault in this program; please report it"
+            );
+            self.give_up(&error)?;
+            return Err(error);
+        }
+        self.reporter.finish(End::Done);
+        Ok(status(&self.reporter))
     }
-    reporter.finish(false);
-    Ok(status(&reporter))
+
+    /// How many inputs nothing was said of.
+    fn undone(&self) -> usize {
+        let told = |input: &&String| !self.reporter.told_of(input);
+        self.inputs.iter().filter(told).count()
+    }
+
+    /// Ends a run that cannot go on: `--json` gets a line for each input that had none.
+    fn give_up(&mut self, error: &anyhow::Error) -> Result<()> {
+        let error = format!("{error:#}");
+        for input in &self.inputs {
+            if !self.reporter.told_of(input) {
+                let outcome = failed(self.job, input.clone(), &error);
+                self.reporter.json_line(&outcome)?;
+            }
+        }
+        self.reporter.finish(End::Done);
+        Ok(())
+    }
+
+    /// Writes are whole or not at all; what is computing is given up with the process.
+    fn interrupted(&mut self, inbox: &Receiver<Message>) -> Result<()> {
+        let _no_file_is_half_written = self.writing.lock();
+        // What was written before that counts.
+        for message in inbox.try_iter() {
+            if let Message::Done(outcome) = message {
+                self.reporter.done(&outcome)?;
+            }
+        }
+        self.reporter.finish(End::Interrupted);
+        std::process::exit(i32::from(signals::INTERRUPTED));
+    }
 }

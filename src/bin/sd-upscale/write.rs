@@ -18,8 +18,10 @@ use crate::args::ColorFix;
 use crate::item::{Content, Finished, Item, Made, Place, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
 
-/// Encodes and writes until there is nothing more. `writing` is held while a file is written.
+/// Encodes and writes until there is nothing more. `writing` is held from before a file is begun until it is said
+/// that it is there, so that whoever holds it knows of all that are.
 pub fn write(
     job: &Job,
     finished: Receiver<Finished>,
@@ -32,7 +34,20 @@ pub fn write(
         scaling_factor,
     } in finished
     {
-        let written = write_one(job, &mut item, upscaled, scaling_factor, writing, messages);
+        let Upscaled { result, low_res } = upscaled;
+        let encoded = guarded(|| encode(job, &mut item, result, scaling_factor)).flatten();
+        // A pipe may be full for as long as it likes.
+        let _writing = match item.place {
+            Place::File(_) => Some(writing.lock()),
+            Place::Stdout => None,
+        };
+        let written = encoded.and_then(|encoded| {
+            for warning in &encoded.warnings {
+                let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
+            }
+            put(job, &item, &encoded.bytes, low_res)?;
+            Ok(encoded.size)
+        });
         let outcome = match written {
             Ok(size) => Outcome {
                 size: Some(size),
@@ -49,16 +64,16 @@ pub fn write(
     }
 }
 
-/// The size of what was written: pixels, or latent positions.
-fn write_one(
-    job: &Job,
-    item: &mut Item,
-    upscaled: Upscaled,
-    scaling_factor: f32,
-    writing: &Mutex<()>,
-    messages: &Sender<Message>,
-) -> Result<(usize, usize)> {
-    let (size, bytes) = match upscaled.result {
+/// A result as the bytes of a file.
+struct Encoded {
+    /// Width and height: pixels, or latent positions.
+    size: (usize, usize),
+    bytes: Vec<u8>,
+    warnings: Vec<String>,
+}
+
+fn encode(job: &Job, item: &mut Item, result: Made, scaling_factor: f32) -> Result<Encoded> {
+    match result {
         Made::Picture(pixels) => {
             let Written::Image(format) = item.kind else {
                 bail!("a picture cannot be written as latents");
@@ -67,10 +82,11 @@ fn write_one(
             let picture = picture(job, item, pixels);
             let encoded = picture::encode(&picture, format, job.quality)
                 .with_context(|| item.source.to_string())?;
-            for warning in encoded.warnings {
-                let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
-            }
-            (size, encoded.bytes)
+            Ok(Encoded {
+                size,
+                bytes: encoded.bytes,
+                warnings: encoded.warnings,
+            })
         }
         Made::Latents {
             values,
@@ -83,26 +99,33 @@ fn write_one(
                 Written::ComfyLatent => latents.to_comfy(scaling_factor, &metadata)?,
                 _ => latents.to_safetensors(&metadata)?,
             };
-            ((width, height), bytes)
+            Ok(Encoded {
+                size: (width, height),
+                bytes,
+                warnings: Vec::new(),
+            })
         }
-    };
-    let _writing = writing.lock();
+    }
+}
+
+/// Puts a file, and the decoded input where it was asked for, in its place.
+fn put(job: &Job, item: &Item, bytes: &[u8], low_res: Option<Pixels>) -> Result<()> {
     match &item.place {
         Place::File(path) => {
-            write_file(path, &bytes)?;
-            if let (Some(path), Some(pixels)) = (&item.low_res, upscaled.low_res) {
+            write_file(path, bytes)?;
+            if let (Some(path), Some(pixels)) = (&item.low_res, low_res) {
                 write_low_res(job, path, item.kind, pixels)?;
             }
+            Ok(())
         }
         Place::Stdout => {
             let mut stdout = std::io::stdout().lock();
             stdout
-                .write_all(&bytes)
+                .write_all(bytes)
                 .and_then(|()| stdout.flush())
-                .context("cannot write to standard output")?;
+                .context("cannot write to standard output")
         }
     }
-    Ok(size)
 }
 
 /// The decoded input, in the format of the result; PNG beside latents.
