@@ -2,6 +2,7 @@
 
 mod denoise;
 mod loaded;
+mod memory;
 #[doc(hidden)] // for the parity tests
 pub mod noise;
 mod padding;
@@ -119,6 +120,11 @@ impl Upscaler {
     /// Latents are VAE output times this, so that their spread is near 1.
     pub fn scaling_factor(&self) -> f32 {
         self.vae_config.scaling_factor as f32
+    }
+
+    /// Pixels to a latent position, in each direction.
+    pub fn pixels_per_latent(&self) -> usize {
+        self.vae_config.factor()
     }
 
     /// Use candle's stock operations even where this program has kernels of its own: for comparisons.

@@ -10,7 +10,8 @@ use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
 use sd_upscale::{Event, LowRes, Pixels, Upscaler};
 
-use crate::item::{Content, Finished, Item, Made, Upscaled};
+use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Upscaled};
+use crate::existing;
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
@@ -31,9 +32,13 @@ pub fn compute(
         messages,
     };
     let mut loaded = None;
-    while let Some(mut group) = next(groups) {
+    while let Some(group) = next(groups) {
+        let mut group = worker.without_done(group);
         for item in &mut group {
             item.start = Instant::now();
+        }
+        if group.is_empty() {
+            continue;
         }
         let many = group.len() > 1 || group.iter().any(|item| item.of_many);
         let upscaler = loaded
@@ -74,6 +79,23 @@ struct Worker<'a> {
 type Results = Vec<Result<Finished, Box<Outcome>>>;
 
 impl Worker<'_> {
+    /// The group without what another run finished since it was read: two that work into one folder share the work.
+    fn without_done(&self, group: Vec<Item>) -> Vec<Item> {
+        let done = |item: &Item| match &item.place {
+            Place::File(path) => existing::is_done(path, item.expected),
+            Place::Stdout => false,
+        };
+        let (done, left) = group
+            .into_iter()
+            .partition(|item| self.job.skip_existing && done(item));
+        for item in Vec::<Item>::from(done) {
+            let _ = self
+                .messages
+                .send(Message::Done(item.outcome(self.job, Status::Skipped)));
+        }
+        left
+    }
+
     /// [`Self::run`], where a panic fails the group and costs the networks, which are loaded again for the next.
     fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> (Option<Upscaler>, Results) {
         let failures: Vec<Outcome> = group
@@ -195,7 +217,10 @@ fn finished(upscaler: &Upscaler, item: Item, upscaled: Upscaled) -> Finished {
     Finished {
         item,
         upscaled,
-        scaling_factor: upscaler.scaling_factor(),
+        latents: LatentForm {
+            scaling_factor: upscaler.scaling_factor(),
+            pixels: upscaler.pixels_per_latent(),
+        },
     }
 }
 

@@ -1,5 +1,8 @@
 //! The command line, checked once and turned into a [`Job`]; later code takes that, never the arguments.
 
+use std::io::IsTerminal;
+use std::path::Path;
+
 use candle_core::DType;
 use sd_upscale::Settings;
 use sd_upscale::device::DeviceChoice;
@@ -47,6 +50,19 @@ pub struct Job {
     pub warnings: Vec<String>,
 }
 
+impl Job {
+    /// The model as files name it: without the folders that lead to it on this machine.
+    pub fn model_name(&self) -> String {
+        let name = Path::new(&self.model).file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Whether standard output is where results or lines about them go.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.json || self.request.output == Some(Output::Stdout)
+    }
+}
+
 impl TryFrom<Args> for Job {
     type Error = UsageError;
 
@@ -65,6 +81,11 @@ impl TryFrom<Args> for Job {
         if args.json && output == Some(Output::Stdout) {
             return Err(UsageError(
                 "--json and -o - both write to standard output: give -o a file".into(),
+            ));
+        }
+        if output == Some(Output::Stdout) && std::io::stdout().is_terminal() {
+            return Err(UsageError(
+                "-o - would write the result's bytes to a terminal: give -o a file, or pipe them to a program".into(),
             ));
         }
         let revision = match (args.revision, &*args.model) {

@@ -3,9 +3,11 @@
 mod args;
 mod compute;
 mod dry_run;
+mod existing;
 mod export_tiny;
 mod item;
 mod job;
+mod model;
 mod read;
 mod report;
 mod run;
@@ -16,7 +18,7 @@ mod write;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use sd_upscale::plan::UsageError;
 
@@ -39,6 +41,10 @@ fn done(args: args::Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let job = job::Job::try_from(args)?;
+    ensure!(
+        !(job.writes_to_stdout() && signals::stdout_was_closed()),
+        "standard output is closed: give -o a file, or open it"
+    );
     threads::start_pool()?;
     run::run(job)
 }

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use candle_core::Device;
-use sd_upscale::model::Hub;
 use sd_upscale::plan::{self, Plan};
-use sd_upscale::{Options, Upscaler, device, files, model};
+use sd_upscale::{device, files};
 
 use crate::compute::compute;
-use crate::job::{Job, Verbosity};
+use crate::job::Job;
+use crate::model::Model;
 use crate::read::read;
 use crate::report::{End, Message, Outcome, Reporter, Status};
 use crate::write::write;
@@ -86,49 +86,28 @@ fn sweep(plan: &Plan) {
     }
 }
 
-/// The upscaler on one device. The model's files are found, or fetched, once for all devices.
-fn load(job: &Job, device: &Device, keep_loaded: bool, finding: &Mutex<()>) -> Result<Upscaler> {
-    let _one_at_a_time = finding.lock();
-    let hub = || Hub::from_env(job.verbosity > Verbosity::Quiet);
-    let files = model::locate(&job.model, &job.revision, job.vae.is_none(), hub)?;
-    let vae = job
-        .vae
-        .as_deref()
-        .map(|name| model::locate_vae(name, &files, hub))
-        .transpose()?;
-    Upscaler::new(Options {
-        model: files,
-        vae,
-        device: device.clone(),
-        dtype: job.dtype.unwrap_or_else(|| device::default_dtype(device)),
-        keep_loaded,
-    })
-    .with_context(|| format!("the model {}", job.model))
-}
-
 fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> Result<ExitCode> {
     let (messages, inbox) = channel();
     let (groups_out, groups_in) = sync_channel(AHEAD);
     let (finished_out, finished_in) = sync_channel(AHEAD);
     let groups_in = Arc::new(Mutex::new(groups_in));
     let writing = Arc::new(Mutex::new(()));
-    let finding = Arc::new(Mutex::new(()));
+    let model = Arc::new(Model::new(job.clone()));
     signals::watch(messages.clone(), writing.clone())?;
 
     let many = plan.tasks.len() > 1;
     let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
     {
-        let (job, to_say) = (job.clone(), messages.clone());
+        let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
-        let work = move || read(&job, tasks, claims, groups_out, &to_say);
+        let work = move || read(&job, &model, tasks, claims, groups_out, &to_say);
         threads::start("reading", &messages, work)?;
     }
     for (number, device) in devices.into_iter().enumerate() {
         let (job, to_say) = (job.clone(), messages.clone());
-        let (groups, finished, finding) =
-            (groups_in.clone(), finished_out.clone(), finding.clone());
+        let (groups, finished, model) = (groups_in.clone(), finished_out.clone(), model.clone());
         let work = move || {
-            let load = |of_many: bool| load(&job, &device, many || of_many, &finding);
+            let load = |of_many: bool| model.load(&device, many || of_many);
             compute(&job, number, load, &groups, &finished, &to_say);
         };
         threads::start("computing", &messages, work)?;
