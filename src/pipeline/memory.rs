@@ -1,6 +1,9 @@
 //! What an upscale costs in memory, before it is begun.
 
-use super::Upscaler;
+use anyhow::{Context, Result};
+
+use super::{LowRes, Upscaler};
+use crate::device;
 
 /// Bytes of a float32 value.
 const FLOAT: usize = 4;
@@ -25,5 +28,39 @@ impl Upscaler {
         let unet = UNET_MAPS * unet_width * FLOAT as f64 / area;
         let pixels = width as f64 * height as f64;
         (pixels * (vae.max(unet) + PICTURE as f64)) as u64
+    }
+
+    /// Refuses on the CPU what this process will not be given the memory for: running out later ends the process, and
+    /// with it the other pictures' work.
+    pub(super) fn check_memory(&self, inputs: &[LowRes]) -> Result<()> {
+        if !self.options.device.is_cpu() {
+            return Ok(());
+        }
+        let mut needed = 0;
+        let mut largest = (0, 0);
+        for input in inputs {
+            let (width, height) = self.result_size(input)?;
+            needed += self.bytes_needed(width, height);
+            largest = largest.max((width, height));
+        }
+        device::can_allocate(needed).with_context(|| {
+            format!(
+                "a result of {}x{} needs about {:.1} GB, more than this process can have (ulimit -v): free some memory, or \
+                 give a smaller picture",
+                largest.0,
+                largest.1,
+                needed as f64 / 1e9
+            )
+        })
+    }
+
+    /// Width and height of the upscaled picture, in pixels.
+    fn result_size(&self, input: &LowRes) -> Result<(usize, usize)> {
+        let (tensor, factor) = match input {
+            LowRes::Image(image) => (image, 1),
+            LowRes::Latents(latents) => (latents, self.vae_config.factor()),
+        };
+        let (_, _, height, width) = tensor.dims4()?;
+        Ok((2 * factor * width, 2 * factor * height))
     }
 }

@@ -8,10 +8,10 @@ use anyhow::{Result, bail};
 use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
-use sd_upscale::{Event, LowRes, Pixels, Upscaler};
+use sd_upscale::{Event, LowRes, Pixels, Stage, Upscaler};
 
-use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Upscaled};
 use crate::existing;
+use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
@@ -186,30 +186,63 @@ impl Worker<'_> {
     }
 
     fn on_event(&self, name: &str, event: Event) -> Result<()> {
-        let worker = self.number;
-        let message = match event {
+        match event {
+            Event::Started(stage) => self.say(Message::Stage {
+                worker: self.number,
+                text: doing(stage),
+            }),
             Event::Loading(stage) => {
-                Message::Note(format!("{name}: reading the {} weights", stage.name()))
+                self.say(Message::Stage {
+                    worker: self.number,
+                    text: loading(stage),
+                })?;
+                let stage = stage.name();
+                self.say(Message::Note(format!(
+                    "{name}: reading the {stage} weights"
+                )))
             }
             Event::Step {
                 done,
                 total,
                 seconds,
-            } => Message::Step {
-                worker,
+            } => self.say(Message::Step {
+                worker: self.number,
                 done,
                 total,
                 seconds,
-            },
+            }),
             Event::Finished { stage, seconds } => {
-                Message::Note(format!("{name}: {} {seconds:.3} s", stage.name()))
+                let stage = stage.name();
+                self.say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
             }
-            Event::Warning(text) => Message::Warning(format!("{name}: {text}")),
-        };
+            Event::Warning(text) => self.say(Message::Warning(format!("{name}: {text}"))),
+        }
+    }
+
+    fn say(&self, message: Message) -> Result<()> {
         if self.messages.send(message).is_err() {
             bail!("the run has ended");
         }
         Ok(())
+    }
+}
+
+/// What is shown while a stage goes on.
+fn doing(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Text => "reading the prompt",
+        Stage::Encode => "encoding",
+        Stage::Denoise => "first step",
+        Stage::Decode => "decoding",
+    }
+}
+
+fn loading(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Text => "loading the text encoder",
+        Stage::Encode => "loading the encoder",
+        Stage::Denoise => "loading the UNet",
+        Stage::Decode => "loading the decoder",
     }
 }
 

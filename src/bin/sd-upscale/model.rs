@@ -1,13 +1,14 @@
 //! The run's model: found, or fetched, once for all threads, and loaded once a device.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use sd_upscale::model::{self, Hub, PartFiles};
+use sd_upscale::model::{self, Hub, PartFiles, TINY};
 use sd_upscale::{ModelFiles, Options, Upscaler, device};
 
-use crate::item::Size;
+use crate::item::{Content, Size};
 use crate::job::{Job, Verbosity};
 
 pub struct Model {
@@ -22,16 +23,41 @@ pub struct NoModel(anyhow::Error);
 
 /// What is known of a model without its weights.
 pub struct Facts {
+    /// As the user calls it.
+    name: String,
     upscaler: Upscaler,
 }
 
 impl Facts {
-    /// Pixels to a latent position, in each direction.
-    pub fn pixels_per_latent(&self) -> usize {
-        self.upscaler.pixels_per_latent()
+    /// Width and height of an input's result, in pixels.
+    ///
+    /// # Errors
+    /// It is latents of another kind than the model's.
+    pub fn result_size(&self, content: &Content) -> Result<Size> {
+        let size = match content {
+            Content::Picture(picture) => Size {
+                width: picture.pixels.width,
+                height: picture.pixels.height,
+            },
+            Content::Latents(latents) => {
+                let theirs = latents.pixels_per_position();
+                let ours = self.upscaler.pixels_per_latent();
+                ensure!(
+                    theirs == ours,
+                    "its latents stand for {theirs}x{theirs} pixels each, and those of the model {} for {ours}x{ours}: \
+                     give --model the upscaler that they belong to, or an image",
+                    self.name
+                );
+                Size {
+                    width: theirs * latents.width,
+                    height: theirs * latents.height,
+                }
+            }
+        };
+        Ok(size.doubled())
     }
 
-    /// A picture's peak of memory in bytes, weights apart.
+    /// A result's peak of memory in bytes, weights apart.
     pub fn bytes_needed(&self, result: Size) -> u64 {
         self.upscaler.bytes_needed(result.width, result.height)
     }
@@ -75,7 +101,15 @@ impl Model {
     /// [`NoModel`]: those of [`load`](Self::load).
     pub fn facts(&self) -> Result<Facts> {
         let upscaler = self.load(&Device::Cpu, false).map_err(NoModel)?;
-        Ok(Facts { upscaler })
+        let name = self.job.model.clone();
+        Ok(Facts { name, upscaler })
+    }
+
+    /// The same where nothing has to be fetched for it.
+    pub fn facts_at_hand(&self) -> Option<Facts> {
+        let name = &self.job.model;
+        let local = name == TINY || Path::new(name).is_dir();
+        local.then(|| self.facts().ok()).flatten()
     }
 
     fn find(&self) -> Result<Found> {

@@ -6,14 +6,16 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use sd_upscale::metadata::{FoundPrompt, Metadata};
-use sd_upscale::{Settings, device};
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
+use sd_upscale::metadata::{FoundPrompt, Metadata};
+use sd_upscale::picture::Format;
 use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
+use sd_upscale::{Settings, device};
 
-use crate::item::{Content, Item, Place, Size};
+use crate::args::ColorFix;
 use crate::existing;
+use crate::item::{Content, Item, Place, Size};
 use crate::job::Job;
 use crate::model::{Model, NoModel};
 use crate::report::{Message, Outcome, Status};
@@ -33,6 +35,7 @@ pub fn read(
         job,
         model,
         claims,
+        said: HashSet::new(),
         tried: HashSet::new(),
         messages,
     };
@@ -69,6 +72,8 @@ struct Reader<'a> {
     job: &'a Job,
     model: &'a Model,
     claims: Claims,
+    /// What was said once and is not said again.
+    said: HashSet<&'static str>,
     /// Output folders that can be written to.
     tried: HashSet<PathBuf>,
     messages: &'a Sender<Message>,
@@ -211,7 +216,8 @@ impl Reader<'_> {
         scale: Scale,
         numbered: Option<Numbered>,
     ) -> Result<Option<Item>> {
-        let size = self.result_size(&content)?;
+        let facts = self.model.facts()?;
+        let size = facts.result_size(&content)?;
         let (kind, place) = kind_and_place(&task.target, size, numbered)?;
         fits(size, kind)?;
         let expected = matches!(kind, Written::Image(_)).then_some(size);
@@ -222,7 +228,8 @@ impl Reader<'_> {
             }
             self.try_folder(path)?;
         }
-        self.warn_of_memory(task, size)?;
+        self.warn_of_memory(task, size, facts.bytes_needed(size));
+        self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
             settings: self.told_settings(task, &content),
@@ -237,31 +244,6 @@ impl Reader<'_> {
         }))
     }
 
-    /// Width and height of the upscaled picture. Latents must be of the model's kind.
-    fn result_size(&self, content: &Content) -> Result<Size> {
-        let size = match content {
-            Content::Picture(picture) => Size {
-                width: picture.pixels.width,
-                height: picture.pixels.height,
-            },
-            Content::Latents(latents) => {
-                let theirs = latents.pixels_per_position();
-                let ours = self.model.facts()?.pixels_per_latent();
-                ensure!(
-                    theirs == ours,
-                    "its latents stand for {theirs}x{theirs} pixels each, and those of the model {} for {ours}x{ours}: \
-                     give --model the upscaler that they belong to, or an image",
-                    self.job.model
-                );
-                Size {
-                    width: theirs * latents.width,
-                    height: theirs * latents.height,
-                }
-            }
-        };
-        Ok(size.doubled())
-    }
-
     /// Whether the output's folder can be written to, asked once a folder: better now than after the computing.
     fn try_folder(&mut self, path: &Path) -> Result<()> {
         let folder = path.parent().unwrap_or(path).to_path_buf();
@@ -272,9 +254,42 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Says of options that this input has no use for, once a run.
+    fn warn_of_idle_options(&mut self, content: &Content, kind: Written) {
+        let job = self.job;
+        let image = matches!(content, Content::Picture(_));
+        let lossy = matches!(kind, Written::Image(Format::Jpeg | Format::WebP));
+        let fixes = job.color_fix != ColorFix::None;
+        for (idle, text) in [
+            (
+                fixes && !image,
+                "--color-fix has no effect on latents: there is no picture to take the colours from",
+            ),
+            (
+                fixes && image && !matches!(kind, Written::Image(_)),
+                "--color-fix has no effect where latents are written: they are not decoded",
+            ),
+            (
+                job.save_low_res && image,
+                "--save-low-res has no effect on images: the input is the low-res picture",
+            ),
+            (
+                job.latent_scale != LatentScale::Auto && image,
+                "--latent-scale has no effect on images",
+            ),
+            (
+                job.quality.is_some() && !lossy,
+                "--quality has no effect: it is JPEG's and WebP's alone",
+            ),
+        ] {
+            if idle && self.said.insert(text) {
+                self.say(Message::Warning(text.into()));
+            }
+        }
+    }
+
     /// Says before the work that a picture will hardly fit.
-    fn warn_of_memory(&self, task: &Task, size: Size) -> Result<()> {
-        let needed = self.model.facts()?.bytes_needed(size);
+    fn warn_of_memory(&self, task: &Task, size: Size, needed: u64) {
         if let Some(free) = device::free_memory().filter(|free| needed > *free) {
             let gigabytes = |bytes: u64| bytes as f64 / 1e9;
             self.say(Message::Warning(format!(
@@ -286,7 +301,6 @@ impl Reader<'_> {
                 gigabytes(free)
             )));
         }
-        Ok(())
     }
 
     /// Takes an output's path for this input alone.
@@ -341,6 +355,15 @@ impl Reader<'_> {
                 task.source, found.origin, found.prompt
             )));
         }
+        let negative = found
+            .as_ref()
+            .is_some_and(|found| !found.negative.is_empty());
+        if negative && used && self.job.settings.guidance <= 1.0 {
+            self.say(Message::Info(format!(
+                "{}: the negative prompt of its metadata has no effect at guidance {}: give -g a value above 1",
+                task.source, self.job.settings.guidance
+            )));
+        }
         self.settings(found)
     }
 }
@@ -377,7 +400,7 @@ fn kind_and_place(
 }
 
 /// Whether a picture of this size can be written as `kind`.
-fn fits(Size { width, height }: Size, kind: Written) -> Result<()> {
+pub fn fits(Size { width, height }: Size, kind: Written) -> Result<()> {
     if let Written::Image(format) = kind {
         ensure!(
             width.max(height) <= format.max_side(),

@@ -1,12 +1,13 @@
 //! One run of the tool: plan, then read, compute and write at the same time, and tell of it.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow};
 use candle_core::Device;
-use sd_upscale::plan::{self, Plan};
+use sd_upscale::plan::{self, PassedOver, Plan};
 use sd_upscale::{device, files};
 
 use crate::compute::compute;
@@ -36,6 +37,9 @@ pub fn run(job: Job) -> Result<ExitCode> {
     for (path, why) in &plan.passed_over {
         reporter.note(&format!("passed over {}: {why}", path.display()));
     }
+    if let Some(text) = passed_over(&plan) {
+        reporter.info(&text);
+    }
     if plan.in_other_shards > 0 {
         reporter.note(&format!(
             "{} inputs are in other shards",
@@ -43,7 +47,7 @@ pub fn run(job: Job) -> Result<ExitCode> {
         ));
     }
     if job.dry_run {
-        return crate::dry_run::show(&job, &plan, &devices);
+        return crate::dry_run::show(Arc::new(job), &plan, &devices);
     }
     for (path, error) in &plan.failed {
         let input = path.display().to_string();
@@ -58,6 +62,40 @@ pub fn run(job: Job) -> Result<ExitCode> {
     }
     sweep(&plan);
     work(Arc::new(job), plan, devices, reporter)
+}
+
+/// How many files of folders are passed over for what they are, by extension: a folder of HEIC would else end in silence.
+fn passed_over(plan: &Plan) -> Option<String> {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for (path, why) in &plan.passed_over {
+        if *why == PassedOver::NotAnImage {
+            let extension = path.extension().unwrap_or_default().to_string_lossy();
+            *kinds.entry(extension.to_lowercase()).or_default() += 1;
+        }
+    }
+    let count: usize = kinds.values().sum();
+    let mut kinds: Vec<(String, usize)> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let shown: Vec<String> = kinds
+        .iter()
+        .take(4)
+        .map(|(extension, count)| match &**extension {
+            "" => format!("{count} without an extension"),
+            extension => format!("{count} .{extension}"),
+        })
+        .collect();
+    let more = if kinds.len() > shown.len() {
+        ", …"
+    } else {
+        ""
+    };
+    let files = if count == 1 { "file" } else { "files" };
+    (count > 0).then(|| {
+        format!(
+            "passed over {count} {files} of kinds that are not read ({}{more}); -v names them",
+            shown.join(", ")
+        )
+    })
 }
 
 /// An input that failed before it was worked on.
@@ -153,6 +191,7 @@ impl Talk<'_> {
                 Message::Note(text) => self.reporter.note(&text),
                 Message::Info(text) => self.reporter.info(&text),
                 Message::Warning(text) => self.reporter.warning(&text),
+                Message::Stage { worker, text } => self.reporter.stage(worker, text),
                 Message::Step {
                     worker,
                     done,
