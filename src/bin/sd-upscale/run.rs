@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow};
@@ -49,6 +49,10 @@ pub fn run(job: Job) -> Result<ExitCode> {
     if job.dry_run {
         return crate::dry_run::show(Arc::new(job), &plan, &devices);
     }
+    let (messages, inbox) = channel();
+    let writing = Arc::new(Mutex::new(()));
+    // Before anything is said that someone may not read.
+    signals::watch(messages.clone(), writing.clone())?;
     for (path, error) in &plan.failed {
         let input = path.display().to_string();
         reporter.done(&failed(&job, input, error))?;
@@ -61,7 +65,12 @@ pub fn run(job: Job) -> Result<ExitCode> {
         return Ok(status(&reporter));
     }
     sweep(&plan);
-    work(Arc::new(job), plan, devices, reporter)
+    let wires = Wires {
+        messages,
+        inbox,
+        writing,
+    };
+    work(Arc::new(job), plan, devices, reporter, wires)
 }
 
 /// How many files of folders are passed over for what they are, by extension: a folder of HEIC would else end in silence.
@@ -124,14 +133,30 @@ fn sweep(plan: &Plan) {
     }
 }
 
-fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> Result<ExitCode> {
-    let (messages, inbox) = channel();
+/// What the threads of a run share.
+struct Wires {
+    messages: Sender<Message>,
+    inbox: Receiver<Message>,
+    /// Held while a file is written.
+    writing: Arc<Mutex<()>>,
+}
+
+fn work(
+    job: Arc<Job>,
+    plan: Plan,
+    devices: Vec<Device>,
+    reporter: Reporter,
+    wires: Wires,
+) -> Result<ExitCode> {
+    let Wires {
+        messages,
+        inbox,
+        writing,
+    } = wires;
     let (groups_out, groups_in) = sync_channel(AHEAD);
     let (finished_out, finished_in) = sync_channel(AHEAD);
     let groups_in = Arc::new(Mutex::new(groups_in));
-    let writing = Arc::new(Mutex::new(()));
     let model = Arc::new(Model::new(job.clone()));
-    signals::watch(messages.clone(), writing.clone())?;
 
     let many = plan.tasks.len() > 1;
     let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
@@ -210,7 +235,7 @@ impl Talk<'_> {
         let undone = self.undone();
         if undone > 0 {
             let error = anyhow!(
-                "{undone} inputs were not done, and nobody said why: this is a fault in this program; please report it"
+                "{undone} inputs were not done, and nothing says why: this is a fault in this program; please report it"
             );
             self.give_up(&error)?;
             return Err(error);
@@ -249,5 +274,56 @@ impl Talk<'_> {
         }
         self.reporter.finish(End::Interrupted);
         std::process::exit(i32::from(signals::INTERRUPTED));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Args;
+
+    /// What a run of two inputs ends in whose other threads sent `messages` and are gone.
+    fn ends_in(messages: Vec<Message>) -> Result<ExitCode> {
+        let args = Args::parse_from(["sd-upscale", "a.png", "b.png", "-o", "out", "-q"]);
+        let job = Job::try_from(args).unwrap();
+        let (sender, inbox) = channel();
+        for message in messages {
+            sender.send(message).unwrap();
+        }
+        drop(sender);
+        let mut talk = Talk {
+            reporter: Reporter::new(job.verbosity, false, 2, 1),
+            inputs: vec!["a.png".into(), "b.png".into()],
+            job: &job,
+            writing: &Mutex::new(()),
+        };
+        talk.listen(&inbox)
+    }
+
+    fn done(job_input: &str) -> Message {
+        let args = Args::parse_from(["sd-upscale", "a.png"]);
+        let job = Job::try_from(args).unwrap();
+        Message::Done(Outcome::new(&job, job_input.into(), Status::Ok))
+    }
+
+    #[test]
+    fn a_run_in_which_an_input_came_to_nothing_fails() {
+        assert!(ends_in(vec![done("a.png"), done("b.png"), Message::AllWritten]).is_ok());
+        let error = ends_in(vec![done("a.png"), Message::AllWritten]).unwrap_err();
+        assert!(
+            error.to_string().contains("1 inputs were not done"),
+            "{error}"
+        );
+        // All threads are gone without a word.
+        assert!(ends_in(vec![done("b.png")]).is_err());
+        assert!(ends_in(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_dead_threads_error_is_the_runs() {
+        let error = ends_in(vec![done("a.png"), Message::Fatal(anyhow!("it died"))]).unwrap_err();
+        assert_eq!(error.to_string(), "it died");
     }
 }

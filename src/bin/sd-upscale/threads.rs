@@ -75,3 +75,33 @@ pub fn start_pool() -> Result<()> {
         "the system gives no more threads for computing: raise its limit (ulimit -u), or set RAYON_NUM_THREADS to fewer",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_of_one_line_that_says_what_it_said() {
+        keep_panics();
+        let error = guarded(|| -> u8 { panic!("index 3\nout of bounds") }).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("index 3 out of bounds, at src/"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+        assert_eq!(guarded(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_thread_that_dies_ends_the_run_in_its_error() {
+        keep_panics();
+        let (messages, inbox) = channel();
+        start("testing", &messages, || panic!("the disk is gone")).unwrap();
+        drop(messages);
+        // Ends, as the thread's own sender goes with it.
+        let said: Vec<Message> = inbox.iter().collect();
+        assert!(
+            matches!(&said[..], [Message::Fatal(error)] if format!("{error}").contains("the disk is gone"))
+        );
+    }
+}
