@@ -171,7 +171,8 @@ Examples:
   sd-upscale -r shots/ -p \"film still\" -o big/ --skip-existing
   generator --latents | sd-upscale - -p \"an astronaut\" -o out.png
 
-Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS
+Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS,
+  SD_UPSCALE_KERNELS=avx512|avx2|base|portable (the fastest that the machine has)
 Exit status: 0 all done; 1 an input failed (the others were done); 2 usage; 130 interrupted";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

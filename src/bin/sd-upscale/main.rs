@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use sd_upscale::kernels::cpu::Isa;
 use sd_upscale::plan::UsageError;
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn done(args: args::Args) -> Result<ExitCode> {
         !(job.writes_to_stdout() && signals::stdout_was_closed()),
         "standard output is closed: give -o a file, or open it"
     );
+    Isa::chosen().map_err(UsageError)?;
     threads::start_pool()?;
     run::run(job)
 }

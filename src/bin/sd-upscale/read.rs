@@ -45,14 +45,18 @@ pub fn read(
         match guarded(|| reader.items(&task, start)).flatten() {
             Ok(items) => {
                 for item in items {
-                    let fits = group.len() < job.batch
-                        && group
-                            .first()
-                            .is_none_or(|first| first.shares_a_batch(&item));
+                    let fits = group
+                        .first()
+                        .is_none_or(|first| first.shares_a_batch(&item));
                     if !fits && groups.send(std::mem::take(&mut group)).is_err() {
                         return;
                     }
                     group.push(item);
+                    // A full group does not wait for the next file, which may be a pipe.
+                    if group.len() >= job.batch && groups.send(std::mem::take(&mut group)).is_err()
+                    {
+                        return;
+                    }
                 }
             }
             Err(error) if error.is::<NoModel>() => {
