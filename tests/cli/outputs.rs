@@ -179,7 +179,7 @@ fn two_runs_into_one_folder_share_the_work() {
     // Once it opens the pipe, it has read a.png.
     let pipe = PipeWriter::of(&path("pipe.png"));
     // The second run makes it in the meantime.
-    run(folder.path(), "a.png -o out").ends_in(0);
+    run(folder.path(), "a.png -o out/").ends_in(0);
     let made = fs::metadata(path("out/a.png")).unwrap().modified().unwrap();
     pipe.write(&fs::read(path("b.png")).unwrap());
     let output = end(child);
