@@ -41,11 +41,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether [`write`] could write to `path`, as far as can be known before there are bytes: a little is written to its
+/// Whether [`write()`] could write to `path`, as far as can be known before there are bytes: a little is written to its
 /// folder (of a folder that does not exist, to the one that it would be made in), and removed again.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn try_write(path: &Path) -> Result<()> {
     let attempt = || -> Result<()> {
         let path = through_links(path)?;
