@@ -85,10 +85,10 @@ impl Worker<'_> {
             Place::File(path) => existing::is_done(path, item.expected),
             Place::Stdout => false,
         };
-        let (done, left) = group
+        let (done, left): (Vec<Item>, Vec<Item>) = group
             .into_iter()
             .partition(|item| self.job.skip_existing && done(item));
-        for item in Vec::<Item>::from(done) {
+        for item in done {
             let _ = self
                 .messages
                 .send(Message::Done(item.outcome(self.job, Status::Skipped)));

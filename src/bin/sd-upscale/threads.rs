@@ -19,10 +19,10 @@ pub fn keep_panics() {
 }
 
 fn in_words(info: &PanicHookInfo) -> String {
-    let said = info
-        .payload_as_str()
-        .unwrap_or("no reason given")
-        .replace(['\n', '\r'], " ");
+    let payload = info.payload();
+    let said = payload.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let said = said.unwrap_or("no reason given").replace(['\n', '\r'], " ");
     match info.location() {
         Some(at) => format!("{said}, at {}:{}", at.file(), at.line()),
         None => said,
