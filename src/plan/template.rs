@@ -11,14 +11,16 @@ enum Part {
     Text(String),
     Stem,
     Ext,
+    InExt,
     Seed,
     Width,
     Height,
 }
 
-const FIELDS: [(&str, Part); 5] = [
+const FIELDS: [(&str, Part); 6] = [
     ("{stem}", Part::Stem),
     ("{ext}", Part::Ext),
+    ("{in_ext}", Part::InExt),
     ("{seed}", Part::Seed),
     ("{width}", Part::Width),
     ("{height}", Part::Height),
@@ -37,6 +39,8 @@ pub struct Template {
 pub(super) struct Fields<'a> {
     pub stem: &'a OsStr,
     pub extension: &'a str,
+    /// The input's.
+    pub in_extension: &'a str,
     pub seed: u64,
     pub size: Option<(u32, u32)>,
 }
@@ -72,6 +76,7 @@ impl Template {
                 (Part::Text(text), _) => name.push(text),
                 (Part::Stem, _) => name.push(fields.stem),
                 (Part::Ext, _) => name.push(fields.extension),
+                (Part::InExt, _) => name.push(fields.in_extension),
                 (Part::Seed, _) => name.push(fields.seed.to_string()),
                 (Part::Width, Some((width, _))) => name.push(width.to_string()),
                 (Part::Height, Some((_, height))) => name.push(height.to_string()),
@@ -136,9 +141,9 @@ fn unmake<'a>(parts: &[Part], text: &'a str, stem: Option<&'a str>, stems: &mut 
                 unmake(rest, "", Some(text), stems);
             }
         }
-        (Part::Ext | Part::Seed | Part::Width | Part::Height, _) => {
-            let fits =
-                |c: char| c.is_ascii_digit() || *part == Part::Ext && c.is_ascii_alphabetic();
+        (Part::Ext | Part::InExt | Part::Seed | Part::Width | Part::Height, _) => {
+            let lettered = matches!(part, Part::Ext | Part::InExt);
+            let fits = |c: char| c.is_ascii_digit() || lettered && c.is_ascii_alphabetic();
             let run = text.find(|c| !fits(c)).unwrap_or(text.len());
             for end in 1..=run {
                 unmake(rest, &text[end..], stem, stems);
