@@ -24,15 +24,21 @@ fn start(folder: &Path, arguments: &str) -> Child {
         .unwrap()
 }
 
+/// What is under a folder that may not be there yet.
+fn files_if_any(folder: &Path) -> Vec<String> {
+    if folder.exists() {
+        files(folder)
+    } else {
+        Vec::new()
+    }
+}
+
 /// Outputs in `out`, without temporary files.
 fn outputs(folder: &Path) -> Vec<String> {
-    match folder.join("out").exists() {
-        true => files(&folder.join("out"))
-            .into_iter()
-            .filter(|name| !name.starts_with('.'))
-            .collect(),
-        false => Vec::new(),
-    }
+    files_if_any(&folder.join("out"))
+        .into_iter()
+        .filter(|name| !name.starts_with('.'))
+        .collect()
 }
 
 fn wait_for_outputs(folder: &Path, count: usize) {
@@ -93,10 +99,7 @@ fn an_interrupted_download_goes_on_at_the_next_run() {
     // Some of a weights file is there.
     let partial = || {
         let hf = folder.path().join("hf");
-        let found = match hf.exists() {
-            true => files(&hf).into_iter().find(is_cut),
-            false => None,
-        };
+        let found = files_if_any(&hf).into_iter().find(is_cut);
         found.is_some_and(|name| fs::metadata(hf.join(name)).is_ok_and(|m| m.len() > 40_000))
     };
     while !partial() {
@@ -142,10 +145,7 @@ fn after_50_kills_at_random_moments_a_rerun_has_every_output_whole() {
         killed += u32::from(child.wait().unwrap().code().is_none());
         all_are_whole(folder.path());
         let out = folder.path().join("out");
-        torn += match out.exists() {
-            true => files(&out).len() - outputs(folder.path()).len(),
-            false => 0,
-        };
+        torn += files_if_any(&out).len() - outputs(folder.path()).len();
     }
     println!("{killed} of {KILLS} runs were killed before their end; {torn} temporary files seen");
     assert!(killed >= KILLS / 2, "only {killed} runs were killed");
