@@ -245,14 +245,17 @@ impl Weights {
     /// # Errors
     /// The two differ.
     pub fn agrees(&self, key: &str, value: usize, name: &str, dimension: usize) -> Result<()> {
-        let shape = self.shape(name);
-        match shape.and_then(|shape| shape.get(dimension)) {
-            Some(&found) if found != value => bail!(
-                "{key} is {value}, but the weights in {} are of {found} (tensor `{}` of shape {shape:?}); the two do not belong together",
-                self.names(),
-                self.key(name),
-                shape = shape.unwrap_or_default()
-            ),
+        let shape = self.shape(name).unwrap_or_default();
+        match shape.get(dimension) {
+            Some(&found) if found != value => {
+                let mut expected = shape.to_vec();
+                expected[dimension] = value;
+                bail!(
+                    "{key} is {value}, but the weights in {} are of {found} (tensor `{}` has shape {shape:?}, expected {expected:?}); the two do not belong together",
+                    self.names(),
+                    self.key(name)
+                )
+            }
             _ => Ok(()),
         }
     }

@@ -197,8 +197,8 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         ("in.png other.png -o one.png", "one.png"),
         ("in.png --json -o -", "standard output"),
         ("in.png -q -v", "--verbose"),
-        ("in.png -o out.png -g 1e30", "from 0 to 100"),
-        ("in.png -o out.png -g NaN", "from 0 to 100"),
+        ("in.png -o out.png -g 1e30", "up to 100"),
+        ("in.png -o out.png -g NaN", "up to 100"),
         ("in.png --nonsense", "--nonsense"),
         ("-", "-o"),
     ] {

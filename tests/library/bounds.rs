@@ -8,6 +8,7 @@ use std::path::Path;
 use png::text_metadata::{ITXtChunk, ZTXtChunk};
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
+use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{Format, Picture, encode};
 
 use crate::config::largest_allocation;
@@ -207,4 +208,48 @@ fn blocks_whose_directories_lie_in_their_header_or_in_each_other_are_written_ove
         }
     }
     assert!(largest_allocation() < 1 << 30);
+}
+
+#[test]
+fn blocks_that_the_fuzzer_found_are_written_in_every_format_with_our_settings_in_them() {
+    let bytes = std::fs::read(data("files/rgb.png")).unwrap();
+    let settings = Parameters {
+        prompt: "a lighthouse".into(),
+        negative_prompt: String::new(),
+        fields: [("Steps", "20"), ("Seed", "7"), ("Upscaler", "sd-upscale")]
+            .map(|(key, value)| (key.into(), value.into()))
+            .into(),
+    };
+    let mut tried = 0;
+    for file in std::fs::read_dir(data("fuzz/exif")).unwrap() {
+        let file = file.unwrap().path();
+        // The first byte is the fuzzer's choice of a format.
+        let block = std::fs::read(&file).unwrap()[1..].to_vec();
+        let mut read = picture(&bytes, &ReadLimits::default());
+        let before = Metadata {
+            exif: Some(block.clone()),
+            ..Metadata::default()
+        };
+        let theirs = before.prompt();
+        read.metadata = before;
+        read.metadata.add_settings(&settings);
+        for format in [Format::Png, Format::Jpeg, Format::WebP, Format::Tiff] {
+            let written = encode(&read, format, None).unwrap();
+            let again = picture(&written.bytes, &ReadLimits::default());
+            let size = (again.pixels.width, again.pixels.height);
+            assert_eq!(size, (read.pixels.width, read.pixels.height), "{file:?}");
+            let prompt = again.metadata.prompt().map(|found| found.prompt);
+            let want = theirs
+                .as_ref()
+                .map_or("a lighthouse", |found| &found.prompt);
+            assert_eq!(
+                prompt.as_deref(),
+                Some(want),
+                "{file:?} as {}",
+                format.name()
+            );
+        }
+        tried += 1;
+    }
+    assert_eq!(tried, 11);
 }

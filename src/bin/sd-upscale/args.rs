@@ -208,7 +208,7 @@ fn guidance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=MAX_GUIDANCE).contains(&value) => Ok(value),
         _ => Err(format!(
-            "expected a number from 0 to {MAX_GUIDANCE}; above 20 or so pictures burn out"
+            "expected a number of 0 or more, up to {MAX_GUIDANCE}; above 20 or so pictures burn out"
         )),
     }
 }
