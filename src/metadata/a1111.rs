@@ -64,10 +64,10 @@ pub(crate) fn is_generated(text: &str) -> bool {
         })
     };
     let text = text.trim();
-    match text.starts_with('{') {
-        true => from_parameters(text).is_some(),
-        false => split_settings(text).1.is_some_and(steps) || text.contains("Negative prompt:"),
+    if text.starts_with('{') {
+        return from_parameters(text).is_some();
     }
+    split_settings(text).1.is_some_and(steps) || text.contains("Negative prompt:")
 }
 
 /// Drops `<lora:name:weight>` and its like: commands to A1111, not words for the text encoder.

@@ -197,10 +197,10 @@ impl<'a> Exif<'a> {
         let text = match value.split_at_checked(8) {
             Some((b"UNICODE\0", text)) => Some(decode_utf16(text, self.order)),
             Some((b"ASCII\0\0\0" | b"\0\0\0\0\0\0\0\0", text)) => utf8(text),
-            Some((b"JIS\0\0\0\0\0", text)) => match text.iter().all(|b| b" \0".contains(b)) {
-                true => Some(String::new()),
-                false => None,
-            },
+            Some((b"JIS\0\0\0\0\0", text)) => {
+                let blank = text.iter().all(|b| b" \0".contains(b));
+                blank.then(String::new)
+            }
             // No code at all: some write the text alone.
             _ => utf8(value),
         };
@@ -439,7 +439,10 @@ impl<'a> Reader<'a> {
         owned.sort_by_key(|range| range.start);
         let mut loose = Vec::new();
         let mut free = HEADER;
-        for range in owned.into_iter().chain([self.bytes.len()..usize::MAX]) {
+        for range in owned
+            .into_iter()
+            .chain(std::iter::once(self.bytes.len()..usize::MAX))
+        {
             let part = self.bytes.get(free..range.start).unwrap_or_default();
             if part.iter().any(|&b| b != 0) {
                 loose.push((free, part));

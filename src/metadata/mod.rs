@@ -315,9 +315,10 @@ fn put_text(block: &mut Exif, text: &str) {
     let history = block.history().unwrap_or_default();
     let history = history.trim();
     // Another's history goes on with ours on a line of its own.
-    match history.is_empty() || text.starts_with(history) {
-        true => block.set_history(text),
-        false => block.set_history(&format!("{history}\n{text}")),
+    if history.is_empty() || text.starts_with(history) {
+        block.set_history(text);
+    } else {
+        block.set_history(&format!("{history}\n{text}"));
     }
 }
 

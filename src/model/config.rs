@@ -81,7 +81,7 @@ mod tests {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default)]
     struct Config {
-        #[allow(dead_code)] // read by the test below through `Debug` alone
+        #[allow(dead_code, reason = "read through `Debug` alone")]
         width: usize,
     }
 

@@ -72,7 +72,7 @@ where
             for (_, tag, offset) in inner {
                 extra.write_tag(Tag::Unknown(tag), offset)?;
             }
-            let offset = u32::try_from(extra.finish_with_offsets()?.offset)?;
+            let offset = extra.finish_with_offsets()?.offset;
             pointers.push((parent, tag, offset));
         }
     }

@@ -144,11 +144,10 @@ fn copied(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let copy = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copied(&entry.path(), &copy),
-            false => {
-                std::fs::copy(entry.path(), copy).unwrap();
-            }
+        if entry.path().is_dir() {
+            copied(&entry.path(), &copy);
+        } else {
+            std::fs::copy(entry.path(), copy).unwrap();
         }
     }
 }
@@ -226,10 +225,11 @@ fn a_configuration_with_one_wrong_value_is_refused_by_its_key_or_works() {
         let text = std::fs::read_to_string(&path).unwrap();
         let sound: Map<String, Value> = serde_json::from_str(&text).unwrap();
         for (key, value) in &sound {
-            let values = match read.contains(&key.as_str()) {
-                true => wrong_values(value),
+            let values = if read.contains(&key.as_str()) {
+                wrong_values(value)
+            } else {
                 // Nothing reads it, whatever it holds.
-                false => vec![json!("text"), json!(1e308)],
+                vec![json!("text"), json!(1e308)]
             };
             for value in values {
                 let mut edited = sound.clone();

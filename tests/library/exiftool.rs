@@ -65,8 +65,8 @@ fn settings() -> Parameters {
 /// where previews lie.
 fn changes(key: &str) -> bool {
     let (group, name) = key.split_once(':').unwrap_or(("", key));
-    // CIFF is a segment of a JPEG, not EXIF.
-    matches!(group, "IFD1" | "IFD2" | "IFD3" | "CIFF")
+    // Segments of a JPEG and what follows its end are not EXIF.
+    matches!(group, "IFD1" | "IFD2" | "IFD3" | "CIFF" | "Qualcomm")
         || [
             "Orientation",
             "ImageWidth",
@@ -83,6 +83,7 @@ fn changes(key: &str) -> bool {
             "Thumbnail",
             "OtherImage",
             "OriginalDecisionData",
+            "EmbeddedAudio",
         ]
         .iter()
         .any(|start| name.starts_with(start))
@@ -93,9 +94,9 @@ fn exiftool_reads_everything_from_a_rewritten_picture_without_a_warning() {
     let corpus = std::env::var_os("SD_UPSCALE_CORPUS").map(PathBuf::from);
     let mut paths = Vec::new();
     pictures_below(&data("files"), &mut paths);
-    corpus
-        .iter()
-        .for_each(|folder| pictures_below(folder, &mut paths));
+    for folder in &corpus {
+        pictures_below(folder, &mut paths);
+    }
     let (before, after) = (
         tempfile::tempdir().unwrap(),
         FORMATS.map(|_| tempfile::tempdir().unwrap()),

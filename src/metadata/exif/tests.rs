@@ -159,7 +159,7 @@ fn short_values_may_be_shared_and_long_ones_belong_to_the_first_of_their_fields(
         let at = rest(3);
         // The third overlaps in part.
         let fields = [0, 1, 2].map(|i| (0x9C00 + i, ASCII, length, at + u32::from(i / 2) * 4));
-        let bytes = block(&fields, &vec![65; 200]);
+        let bytes = block(&fields, &[65; 200]);
         let exif = Exif::parse(&bytes).unwrap();
         assert_eq!(exif.fields(Directory::Main).len(), kept);
         assert!(exif.to_bytes().unwrap().len() <= bytes.len());

@@ -194,9 +194,10 @@ fn first_words(text: &str, encoding: &tokenizers::Encoding, room: usize) -> Stri
         .join(" ");
     let shown = beginning(&words, 60);
     let whole = shown.len() == words.len() && rest.split_whitespace().nth(8).is_none();
-    match whole {
-        true => shown.to_owned(),
-        false => format!("{} ...", shown.trim_end()),
+    if whole {
+        shown.to_owned()
+    } else {
+        format!("{} ...", shown.trim_end())
     }
 }
 
