@@ -30,7 +30,7 @@ pub struct Tokens {
 /// The end of a prompt that the model does not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// How many tokens it has; of a prompt of more than [`MOST_TEXT`] bytes, at least.
+    /// How many tokens it has; of a prompt of more than 64 KiB, at least.
     pub tokens: usize,
     /// Its first words, as the user wrote them.
     pub begins: String,
