@@ -5,6 +5,8 @@ mod a1111;
 pub(crate) mod comfy;
 pub(crate) mod exif;
 pub(crate) mod exif_tiff;
+mod jpeg;
+pub(crate) mod orientation;
 
 pub use self::a1111::{FoundPrompt, Parameters};
 use self::exif::{ByteOrder, Exif};
@@ -77,6 +79,7 @@ impl Metadata {
             // ImageMagick's EXIF in text; a real eXIf chunk comes first, as it is what others rewrite.
             "Raw profile type exif" | "Raw profile type APP1" => {
                 let raw = raw_profile(text).filter(|raw| Exif::parse(raw).is_some());
+                let raw = raw.map(|raw| raw.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec).unwrap_or(raw));
                 self.exif = self.exif.take().or(raw);
             }
             _ => self.text.push((key.to_owned(), text.to_owned())),
