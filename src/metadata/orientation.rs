@@ -4,9 +4,34 @@ use image::metadata::Orientation;
 
 /// The orientation that the metadata state; upright where they state none.
 pub(crate) fn of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
-    let in_exif = exif.and_then(Orientation::from_exif_chunk);
+    let in_exif = exif.and_then(in_exif).and_then(Orientation::from_exif);
     let in_xmp = || Orientation::from_exif(in_xmp(xmp?)?);
     in_exif.or_else(in_xmp).unwrap_or(Orientation::NoTransforms)
+}
+
+/// The value of the main directory's orientation, in whatever type of whole number it is written.
+fn in_exif(block: &[u8]) -> Option<u8> {
+    let big_endian = match block.get(..4)? {
+        b"MM\0*" => true,
+        b"II*\0" => false,
+        _ => return None,
+    };
+    let number = |at: usize, length: usize| {
+        let bytes = block.get(at..at.checked_add(length)?)?;
+        let push = |value: usize, byte: &u8| value << 8 | usize::from(*byte);
+        Some(if big_endian { bytes.iter().fold(0, push) } else { bytes.iter().rev().fold(0, push) })
+    };
+    let directory = number(4, 4)?;
+    let fields = (0..number(directory, 2)?).map(|i| directory + 2 + 12 * i);
+    let field = fields.take_while(|&at| number(at, 12).is_some()).find(|&at| number(at, 2) == Some(0x0112))?;
+    // BYTE; SHORT and SSHORT; LONG and SLONG.
+    let length = match number(field + 2, 2)? {
+        1 => 1,
+        3 | 8 => 2,
+        4 | 9 => 4,
+        _ => return None,
+    };
+    u8::try_from(number(field + 8, length)?).ok()
 }
 
 /// The value of `tiff:Orientation`, an attribute or an element.

@@ -31,6 +31,21 @@ pub(super) fn with_known_header<'a>(bytes: &'a [u8], limits: &ReadLimits) -> Res
     let stated = |at: usize| if at + 4 <= header { field(at) } else { Ok(0) };
     let (compression, colors) = (stated(16)?, stated(32)?);
     let bits = field(12)? >> 16;
+    let palette = match bits {
+        ..=8 if colors == 0 => 4 << bits,
+        ..=8 => 4 * u64::from(colors),
+        _ => 0,
+    };
+    let after = (FILE_HEADER + header) as u64;
+    let begin = u64::from(le32(bytes, 10).context(SHORT)?);
+    ensure!(
+        begin >= after,
+        "its header says that its pixels begin within its header: it is damaged"
+    );
+    ensure!(
+        begin != after || palette == 0,
+        "its header says that its pixels begin where its palette does: it is damaged"
+    );
     let os2 = header == 16 || (header > INFO && header <= 64 && ![52, 56].contains(&header));
     if os2 && compression > 2 {
         bail!("its pixels are compressed as OS/2 did (Huffman or RLE24), which is not supported");

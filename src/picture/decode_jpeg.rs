@@ -1,5 +1,7 @@
 //! JPEG: what `image` leaves out of the segments before the first scan, and kinds refused in words.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, bail, ensure};
 use image::{DynamicImage, ImageBuffer};
 use zune_core::bytestream::ZCursor;
@@ -21,11 +23,13 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         "it ends before its end-of-image marker: the file was cut short"
     );
     let failed = |error| anyhow::anyhow!(words::of_jpeg(&error));
+    // Strict: data that break off or make no sense are an error, not grey or garbage.
     let options = DecoderOptions::default()
-        .set_strict_mode(false)
+        .set_strict_mode(true)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let plain = plain(bytes, &map).context("it has no pixels: the file was cut short")?;
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&plain[..]), options);
     decoder.decode_headers().map_err(failed)?;
     let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
     let color = if gray { ColorSpace::Luma } else { ColorSpace::RGB };
@@ -46,6 +50,35 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     Ok(Picture::from_decoded(image, orientation, Format::Jpeg, metadata, Vec::new()))
 }
 
+/// The segments that say how pixels are coded, in the order that `zune-jpeg` wants, and the scans: no metadata that could
+/// be damaged, no bytes between segments, and the frame header after the quantization tables, which the standard lets
+/// follow it.
+fn plain(bytes: &[u8], map: &JpegMap) -> Option<Vec<u8>> {
+    let scans = map.scans?;
+    let mut out = vec![0xFF, 0xD8];
+    // A segment is its marker, its length and its payload.
+    let mut copy = |range: &Range<usize>| out.extend_from_slice(&bytes[range.start - 4..range.end]);
+    let codes_pixels = |marker: u8, payload: &Range<usize>| match marker {
+        // Adobe's says which colours they are.
+        0xEE => payload.len() >= 12 && bytes[payload.clone()].starts_with(b"Adobe"),
+        0xE0 => bytes[payload.clone()].starts_with(b"JFIF\0"),
+        0xE1..=0xEF | 0xFE => false,
+        other => !is_frame(other),
+    };
+    for (_, payload) in map.segments.iter().filter(|(marker, payload)| codes_pixels(*marker, payload)) {
+        copy(payload);
+    }
+    for (_, payload) in map.segments.iter().filter(|(marker, _)| is_frame(*marker)) {
+        copy(payload);
+    }
+    out.extend_from_slice(&bytes[scans..]);
+    Some(out)
+}
+
+fn is_frame(marker: u8) -> bool {
+    matches!(marker, 0xC0..=0xCF) && ![0xC4, 0xC8, 0xCC].contains(&marker)
+}
+
 /// The frame header (SOF).
 struct Frame {
     width: u64,
@@ -55,7 +88,6 @@ struct Frame {
 impl Frame {
     /// Finds it, and refuses what is not decoded.
     fn find(bytes: &[u8], map: &JpegMap) -> Result<Self> {
-        let is_frame = |marker: u8| matches!(marker, 0xC0..=0xCF) && ![0xC4, 0xC8, 0xCC].contains(&marker);
         let found = map.segments.iter().find(|(marker, _)| is_frame(*marker));
         let Some((marker, range)) = found else {
             bail!("it has no frame header before its pixels: the file was cut short or is damaged");

@@ -7,6 +7,8 @@ use std::ops::Range;
 pub(crate) struct JpegMap {
     /// Each marker segment before the first scan: its marker byte, and the range of its payload.
     pub segments: Vec<(u8, Range<usize>)>,
+    /// Offset of the first scan's marker.
+    pub scans: Option<usize>,
     /// Offset just after the end-of-image marker; `None` if the file ends before it.
     pub end: Option<usize>,
 }
@@ -18,9 +20,10 @@ pub(crate) fn map_jpeg(bytes: &[u8]) -> Option<JpegMap> {
     }
     let mut map = JpegMap {
         segments: Vec::new(),
+        scans: None,
         end: None,
     };
-    let (mut at, mut in_scans) = (2, false);
+    let mut at = 2;
     loop {
         // Between a scan's bytes and the next marker anything may lie; FF 00 and FF D0..D7 belong to the scan.
         let Some(step) = bytes.get(at..).and_then(|rest| find(rest, 0xFF)) else {
@@ -45,9 +48,11 @@ pub(crate) fn map_jpeg(bytes: &[u8]) -> Option<JpegMap> {
                 if payload.end > bytes.len() {
                     return Some(map);
                 }
+                if marker == 0xDA {
+                    map.scans.get_or_insert(at);
+                }
                 at = payload.end;
-                in_scans |= marker == 0xDA;
-                if !in_scans {
+                if map.scans.is_none() {
                     map.segments.push((marker, payload));
                 }
             }

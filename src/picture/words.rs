@@ -25,7 +25,7 @@ pub(crate) fn of_image(error: &ImageError) -> String {
     match error {
         ImageError::IoError(error) => of_io(error),
         ImageError::Limits(_) => TOO_LARGE.to_owned(),
-        other => known(&tidy(&other.to_string())),
+        other => known(&other.to_string()),
     }
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn of_png(error: &png::DecodingError) -> String {
     match error {
         png::DecodingError::IoError(error) => of_io(error),
         png::DecodingError::LimitsExceeded => TOO_LARGE.to_owned(),
-        other => known(&tidy(&other.to_string())),
+        other => known(&other.to_string()),
     }
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn of_jpeg(error: &DecodeErrors) -> String {
         DecodeErrors::SosError(_) => "the header of a scan is damaged".into(),
         DecodeErrors::ZeroError => "its header states a size of 0 pixels".into(),
         DecodeErrors::Unsupported(_) => "it is coded in a way that is not supported".into(),
-        other => known(&tidy(&other.to_string())),
+        other => known(&other.to_string()),
     }
 }
 
@@ -59,13 +59,13 @@ const TOO_LARGE: &str = "its parts need more memory than its size allows: the fi
 fn of_io(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::UnexpectedEof => CUT_SHORT.to_owned(),
-        _ => known(&tidy(&error.to_string())),
+        _ => known(&error.to_string()),
     }
 }
 
 /// Sentences that people meet, for what libraries say; the rest is theirs, tidied.
 fn known(text: &str) -> String {
-    const SAYINGS: [(&str, &str); 22] = [
+    const SAYINGS: [(&str, &str); 23] = [
         ("failed to fill whole buffer", CUT_SHORT),
         ("unexpected end of file", CUT_SHORT),
         ("unexpected EOF", CUT_SHORT),
@@ -86,11 +86,12 @@ fn known(text: &str) -> String {
         ("appeared before IHDR", "its header is damaged"),
         ("Unrecognized critical chunk", "it has a chunk that no program knows: it is damaged"),
         ("IDAT or fdAT chunk is missing", "it has no pixels"),
+        ("Huffman", "its Huffman codes are damaged"),
         ("deflate", "its Deflate data is damaged"),
         ("Corrupt", "its compressed data is damaged"),
     ];
     let found = SAYINGS.iter().find(|(theirs, _)| text.contains(theirs));
-    found.map_or_else(|| format!("it is damaged ({text})"), |(_, ours)| (*ours).to_owned())
+    found.map_or_else(|| format!("it is damaged ({})", tidy(text)), |(_, ours)| (*ours).to_owned())
 }
 
 /// One line without quotes, brackets of debug output and doubled parts.
@@ -161,7 +162,7 @@ mod tests {
                 "it is damaged (Chunk length wrong, IHDR)",
             ),
         ] {
-            assert_eq!(known(&tidy(theirs)), ours);
+            assert_eq!(known(theirs), ours);
         }
     }
 

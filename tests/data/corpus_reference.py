@@ -23,6 +23,7 @@ def rgba(image):
     """(h, w, 4) float, 0..=1, of the first frame."""
     image.seek(0)
     image.load()
+    clear = gray_key(image)
     image = ImageOps.exif_transpose(image)
     # Modes that `convert` would clip instead of scaling.
     if image.mode.startswith("I;16"):
@@ -34,9 +35,21 @@ def rgba(image):
         gray = (values % (1 << bits)) / ((1 << bits) - 1)
     elif image.mode == "F":
         gray = np.nan_to_num(np.asarray(image), nan=0.0).clip(0, 1)
+    elif clear is not None:
+        gray = np.asarray(image.convert("L")) / 255
     else:
         return np.asarray(image.convert("RGBA")) / 255
-    return np.dstack([gray, gray, gray, np.ones_like(gray)])
+    return np.dstack([gray, gray, gray, np.ones_like(gray) if clear is None else gray != clear])
+
+
+def gray_key(image):
+    """The transparent level of a grey PNG, 0..=1: Pillow's `convert` compares it unscaled, and not with 16 bits."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or image.mode not in ("1", "L", "I;16") or not isinstance(key, int):
+        return None
+    with open(image.filename, "rb") as file:
+        bits = file.read(25)[24]
+    return key / ((1 << bits) - 1)
 
 
 def halve(pixels):

@@ -19,7 +19,7 @@ pub(super) enum Compression {
     /// CCITT's run lengths, each row on a byte boundary.
     Runs,
     /// CCITT group 3; `two_dimensional` where a row may refer to the one before.
-    Group3 { two_dimensional: bool, aligned: bool },
+    Group3 { two_dimensional: bool },
     Group4,
     Lzw,
     OldJpeg,
@@ -34,7 +34,7 @@ impl Compression {
         Ok(match number {
             1 => Self::None,
             2 => Self::Runs,
-            3 => Self::Group3 { two_dimensional: t4_options & 1 != 0, aligned: t4_options & 4 != 0 },
+            3 => Self::Group3 { two_dimensional: t4_options & 1 != 0 },
             4 => Self::Group4,
             5 => Self::Lzw,
             6 => Self::OldJpeg,
@@ -85,9 +85,10 @@ pub(super) fn unpack(kind: Compression, data: &[u8], rows: Rows) -> Result<Vec<u
         }
         Compression::PackBits => pack_bits(data, length)?,
         Compression::Runs => ccitt(data, rows, EncodingMode::Group3_1D, true)?,
-        Compression::Group3 { two_dimensional, aligned } => {
+        Compression::Group3 { two_dimensional } => {
             let mode = if two_dimensional { EncodingMode::Group3_2D { k: 4 } } else { EncodingMode::Group3_1D };
-            ccitt(data, rows, mode, aligned)?
+            // Where ends of lines are on byte boundaries, zeros before them are skipped in any case.
+            ccitt(data, rows, mode, false)?
         }
         Compression::Group4 => ccitt(data, rows, EncodingMode::Group4, false)?,
         Compression::Jpeg | Compression::OldJpeg => bail!("its JPEG data is not where it should be"),
@@ -154,13 +155,28 @@ fn ccitt(data: &[u8], rows: Rows, encoding: EncodingMode, rows_are_byte_aligned:
     };
     let mut bits = Bits { out: Vec::with_capacity(rows.height * rows.row_bytes), row_bytes: rows.row_bytes, line: Vec::new(), last: 0, filled: 0 };
     let done = hayro_ccitt::decode(data, &mut bits, &mut DecoderContext::new(settings));
-    ensure!(
-        done.is_ok() || bits.out.len() >= rows.height * rows.row_bytes,
-        "its fax (CCITT) data is damaged"
-    );
+    let whole = rows.height * rows.row_bytes;
+    if done.is_err() && bits.out.len() < whole {
+        // Each of two decoders of group 4 reads files that the other does not.
+        let other = (encoding == EncodingMode::Group4).then(|| group4(data, rows)).flatten();
+        return other.context("its fax (CCITT) data is damaged");
+    }
     // White rows at the end may be left out.
     bits.out.resize(rows.height * rows.row_bytes, 0);
     Ok(bits.out)
+}
+
+fn group4(data: &[u8], rows: Rows) -> Option<Vec<u8>> {
+    let (width, height) = (u16::try_from(rows.width).ok()?, u16::try_from(rows.height).ok()?);
+    let mut out = Vec::with_capacity(rows.height * rows.row_bytes);
+    fax::decoder::decode_g4(data.iter().copied(), width, Some(height), |line| {
+        let mut row = vec![0; rows.row_bytes];
+        for (x, _) in fax::decoder::pels(line, width).enumerate().filter(|(_, color)| *color == fax::Color::Black) {
+            row[x / 8] |= 0x80 >> (x % 8);
+        }
+        out.append(&mut row);
+    })?;
+    Some(out)
 }
 
 /// Collects bits, black as 1, from the high end on; rows begin on bytes.
@@ -218,7 +234,7 @@ pub(super) fn jpeg(tables: Option<&[u8]>, data: &[u8], most_bytes: usize) -> Res
         _ => data,
     };
     let words = |error: zune_jpeg::errors::DecodeErrors| anyhow::anyhow!("its JPEG data: {}", crate::picture::words::of_jpeg(&error));
-    let options = DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
+    let options = DecoderOptions::default().set_strict_mode(true).set_max_width(usize::MAX).set_max_height(usize::MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(stream), options);
     decoder.decode_headers().map_err(words)?;
     let stored = decoder.input_colorspace().context("its JPEG data has no colours")?;

@@ -60,7 +60,12 @@ pub(crate) fn decode(bytes: &[u8], directory: &Directory, limits: &ReadLimits) -
         (Meaning::Palette, _) => palette(&layout, directory)?,
         (_, Kind { floating: true, .. }) => {
             let samples = layout.read::<f32>(spread)?;
-            if samples.iter().any(|&v| v > 1.0) {
+            let above = samples.iter().filter(|&&v| v > 1.0).count();
+            ensure!(
+                above <= samples.len() / 2,
+                "most of its floating-point samples are above 1, which is white; scale them to 0..1 first"
+            );
+            if above > 0 {
                 warnings.push("it has floating-point samples above 1: they are white".into());
             }
             layout.image(samples)?
@@ -404,14 +409,17 @@ fn palette(layout: &Layout, directory: &Directory) -> Result<DynamicImage> {
     let shift = if map.iter().all(|&v| v < 256) { 0 } else { 8 };
     let stored = layout.read::<u8>(indices)?;
     let alpha = layout.alpha;
-    let color = |pixel: &[u8]| {
-        let rgb = [0, 1, 2].map(|c| (map[c * size + usize::from(pixel[0])] >> shift) as u8);
-        // Indices are as they are, and so is what lies beside them.
-        let a = alpha.map(|_| (u32::from(pixel[1]) * 255 / ((1 << bits) - 1)) as u8);
-        rgb.into_iter().chain(a).collect::<Vec<u8>>()
-    };
-    let samples: Vec<u8> = stored.chunks_exact(layout.samples).flat_map(color).collect();
     let channels = if alpha.is_some() { 4 } else { 3 };
+    let mut samples = vec![0; layout.width * layout.height * channels];
+    for (out, pixel) in samples.chunks_exact_mut(channels).zip(stored.chunks_exact(layout.samples)) {
+        for (c, out) in out[..3].iter_mut().enumerate() {
+            *out = (map[c * size + usize::from(pixel[0])] >> shift) as u8;
+        }
+        if alpha.is_some() {
+            // Indices are as they are, and so is what lies beside them.
+            out[3] = (u32::from(pixel[1]) * 255 / ((1 << bits) - 1)) as u8;
+        }
+    }
     // A palette's colours cannot have been multiplied by a pixel's alpha.
     u8::image(layout.width as u32, layout.height as u32, channels, samples).context("it holds fewer pixels than its size says")
 }

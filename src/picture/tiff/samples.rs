@@ -22,7 +22,8 @@ impl Kind {
         };
         ensure!(
             bits.iter().all(|&b| b == width) && formats.iter().all(|&f| f == format),
-            "its channels have different depths ({bits:?} bits), which is not supported; save it again with 8 or 16 bits"
+            "its channels have different depths ({} bits), which is not supported; save it again with 8 or 16 bits",
+            bits.iter().take(8).map(u64::to_string).collect::<Vec<_>>().join("/")
         );
         let kind = Self { bits: width as usize, floating: format == 3, big_endian };
         match format {
