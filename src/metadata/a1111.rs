@@ -54,6 +54,22 @@ pub(crate) fn split_settings(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Whether a program that makes pictures wrote a text, and no person or camera: A1111's settings, which begin with the
+/// number of steps, its negative prompt, or JSON with a prompt in it.
+pub(crate) fn is_generated(text: &str) -> bool {
+    let steps = |line: &str| {
+        line.split(',').any(|part| {
+            let number = part.trim().strip_prefix("Steps:");
+            number.is_some_and(|n| n.trim().parse::<u32>().is_ok())
+        })
+    };
+    let text = text.trim();
+    match text.starts_with('{') {
+        true => from_parameters(text).is_some(),
+        false => split_settings(text).1.is_some_and(steps) || text.contains("Negative prompt:"),
+    }
+}
+
 /// Drops `<lora:name:weight>` and its like: commands to A1111, not words for the text encoder.
 fn without_commands(text: &str) -> String {
     let mut out = String::new();
@@ -165,12 +181,12 @@ impl Parameters {
         if !self.negative_prompt.is_empty() && !theirs(&self.negative_prompt) {
             own.push(("Upscale negative prompt".into(), &self.negative_prompt));
         }
-        let between = if settings.is_some() { ", " } else { "\n" };
-        Some(format!(
-            "{}{between}{}",
-            existing.trim_end_matches([',', ' ']),
-            line(own.into_iter())
-        ))
+        // The line of settings goes on; a text that has none begins one.
+        let before = match settings {
+            Some(_) => format!("{}, ", existing.trim_end_matches([',', ' '])),
+            None => format!("{existing}\n"),
+        };
+        Some(before + &line(own.into_iter()))
     }
 }
 

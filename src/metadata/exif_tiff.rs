@@ -1,74 +1,47 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use crate::metadata::exif::{ByteOrder, EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
+use crate::metadata::exif::{ByteOrder, Directory, Exif, MAKE, MODEL, unit};
 
-/// Points to a directory that few write and none read; not carried into another file's structure.
-const INTEROP_IFD: u16 = 0xA005;
-
-/// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution.
-const DESCRIPTIVE: [u16; 10] = [
-    0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298,
+/// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution, rating, and
+/// Windows' own (title, comment, author, keywords, subject).
+const DESCRIPTIVE: [u16; 19] = [
+    0x010D, 0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746,
+    0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, 0x4749,
 ];
 
-impl Exif {
-    /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block.
-    pub fn from_tiff(file: &[u8]) -> Option<Self> {
-        let tiff = Self::parse(file)?;
-        let mut exif = Self::new(tiff.order);
-        for field in tiff.fields(tiff.main()?)? {
-            if DESCRIPTIVE.contains(&field.tag) {
-                exif.set(
-                    None,
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        for directory in [EXIF_IFD, GPS_IFD] {
-            let fields = tiff.directory(directory).and_then(|at| tiff.fields(at));
-            for field in fields
-                .into_iter()
-                .flatten()
-                .filter(|f| f.tag != INTEROP_IFD)
-            {
-                exif.set(
-                    Some(directory),
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        let any = exif
-            .main()
-            .and_then(|at| exif.fields(at))
-            .is_some_and(|f| !f.is_empty());
-        any.then_some(exif)
+impl<'a> Exif<'a> {
+    /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block. `None` where
+    /// they say nothing.
+    pub fn from_tiff(file: &'a [u8]) -> Option<Self> {
+        let mut exif = Self::parse_only(file, |directory, tag| {
+            directory != Directory::Main || DESCRIPTIVE.contains(&tag)
+        })?;
+        exif.drop_far_note();
+        (!exif.is_empty()).then_some(exif)
+    }
+
+    /// The value of a field of a TIFF file's main directory.
+    pub fn tiff_value(file: &[u8], tag: u16) -> Option<Vec<u8>> {
+        let only = |directory, found| directory == Directory::Main && found == tag;
+        let exif = Exif::parse_only(file, only)?;
+        Some(exif.field(Directory::Main, tag)?.value.to_vec())
     }
 
     /// The fields that a TIFF file written on this machine can take over: tag, type, and value in its byte order.
-    /// `directory` is [`EXIF_IFD`], [`GPS_IFD`], or `None` for the descriptive ones of the main directory.
-    pub fn for_tiff(&self, directory: Option<u16>) -> Vec<(u16, u16, Vec<u8>)> {
-        let at = directory.map_or(self.main(), |tag| self.directory(tag));
-        let fields = at.and_then(|at| self.fields(at)).unwrap_or_default();
-        let wanted = |f: &Field| match directory {
-            None => DESCRIPTIVE.contains(&f.tag),
-            Some(_) => f.tag != INTEROP_IFD,
-        };
-        let convert = |f: Field| {
-            let mut value = self.value(f)?.to_vec();
+    pub fn for_tiff(&self, directory: Directory) -> Vec<(u16, u16, Vec<u8>)> {
+        let fields = self.fields(directory).iter();
+        let wanted =
+            fields.filter(|f| directory != Directory::Main || DESCRIPTIVE.contains(&f.tag));
+        let convert = |(tag, kind, mut value): (u16, u16, Vec<u8>)| {
             if self.order != ByteOrder::NATIVE {
                 value
-                    .chunks_exact_mut(number(f.kind))
+                    .chunks_exact_mut(number(kind))
                     .for_each(<[u8]>::reverse);
             }
-            Some((f.tag, f.kind, value))
+            (tag, kind, value)
         };
-        fields
-            .into_iter()
-            .filter(wanted)
-            .filter_map(convert)
+        wanted
+            .map(|f| convert((f.tag, f.kind, f.value.to_vec())))
             .collect()
     }
 }
@@ -78,5 +51,37 @@ fn number(kind: u16) -> usize {
     match kind {
         5 | 10 => 4,
         other => unit(other).unwrap_or(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_fields_of_one_large_value_take_no_more_than_the_file() {
+        // 72 KB of TIFF: 6,000 fields that share all of it, which took 4.6 GB.
+        let mut file = b"II*\0\x08\0\0\0".to_vec();
+        let fields = 3000u16;
+        file.extend((fields + 1).to_le_bytes());
+        let directory = |file: &mut Vec<u8>, first: u16| {
+            for i in 0..fields {
+                file.extend((first + i).to_le_bytes());
+                file.extend(2u16.to_le_bytes());
+                file.extend(70_000u32.to_le_bytes());
+                file.extend(0u32.to_le_bytes());
+            }
+        };
+        directory(&mut file, 0x0100);
+        let at = file.len() as u32 + 12 + 4;
+        file.extend([0x69, 0x87, 4, 0, 1, 0, 0, 0]);
+        file.extend(at.to_le_bytes());
+        file.extend([0; 4]);
+        file.extend(fields.to_le_bytes());
+        directory(&mut file, 0x9000);
+        assert!(file.len() > 70_000 && file.len() < 73_000);
+        assert!(Exif::from_tiff(&file).is_none());
+        let lost = Exif::parse(&file).unwrap().lost().join(";");
+        assert!(lost.contains("damaged EXIF fields"), "{lost}");
     }
 }

@@ -14,9 +14,8 @@ use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 use super::tiff::{self, Directory};
 use super::{Format, Picture, decode_bmp, decode_gif, decode_jpeg, decode_png, structure, words};
 use crate::limits::ReadLimits;
-use crate::metadata::Metadata;
 use crate::metadata::exif::{self, Exif};
-use crate::metadata::orientation;
+use crate::metadata::{Density, Metadata, iptc, orientation};
 
 /// Decodes a whole file of a known format. Errors say in one line what is wrong with the content and what would help; the
 /// caller adds the name.
@@ -51,6 +50,10 @@ fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     finish(decoder, Format::WebP, limits, dropped_frames(frames))
 }
 
+/// A TIFF's fields of IPTC records and of Photoshop's resources.
+const IPTC: u16 = 33723;
+const PHOTOSHOP: u16 = 34377;
+
 fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     let directory = Directory::first(bytes)?;
     let page = tiff::decode(bytes, &directory, limits)?;
@@ -58,12 +61,22 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     if directory.has_next() {
         warnings.push("several pages: the first is used, the others are dropped".into());
     }
-    let metadata = Metadata {
-        exif: Exif::from_tiff(bytes).map(Exif::into_bytes),
-        icc: directory.raw(exif::ICC).map(<[u8]>::to_vec),
-        xmp: directory.raw(exif::XMP).map(<[u8]>::to_vec),
+    let block = Exif::from_tiff(bytes);
+    let lost = block.as_ref().map(Exif::lost).unwrap_or_default();
+    if !lost.is_empty() {
+        warnings.push(format!("not read: {}", lost.join(", ")));
+    }
+    let raw = |tag| directory.raw(tag).map(<[u8]>::to_vec);
+    let (metadata, warning) = Metadata {
+        exif: block.and_then(|block| block.to_bytes()),
+        icc: raw(exif::ICC),
+        xmp: raw(exif::XMP),
+        iptc: raw(IPTC).or_else(|| iptc::from_resources(directory.raw(PHOTOSHOP)?)),
         ..Metadata::default()
-    };
+    }
+    .or_density_in_exif()
+    .within(limits);
+    warnings.extend(warning);
     let stated = directory.number(tiff::ORIENTATION).ok().flatten();
     let stated = stated.and_then(|n| Orientation::from_exif(u8::try_from(n).ok()?));
     let orientation = stated.unwrap_or_else(|| orientation::of(None, metadata.xmp.as_deref()));
@@ -71,9 +84,11 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
 }
 
 fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let bytes = decode_bmp::with_known_header(bytes, limits)?;
-    let decoder = BmpDecoder::new(Cursor::new(&bytes[..]))?;
-    finish(decoder, Format::Bmp, limits, Vec::new())
+    let known = decode_bmp::with_known_header(bytes, limits)?;
+    let decoder = BmpDecoder::new(Cursor::new(&known[..]))?;
+    let mut picture = finish(decoder, Format::Bmp, limits, Vec::new())?;
+    picture.metadata.density = Density::from_bmp(bytes);
+    Ok(picture)
 }
 
 fn gif(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -87,7 +102,7 @@ fn finish<D: ImageDecoder>(
     mut decoder: D,
     format: Format,
     limits: &ReadLimits,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Picture> {
     limits.check_decoder(&decoder)?;
     let mut allocation = Limits::no_limits();
@@ -95,13 +110,16 @@ fn finish<D: ImageDecoder>(
     decoder.set_limits(allocation)?;
     // Metadata that cannot be read is no reason to refuse the pixels.
     let exif = decoder.exif_metadata().ok().flatten();
-    let metadata = Metadata {
+    let (metadata, warning) = Metadata {
         // A WebP's block should begin with its TIFF header; many programs write a JPEG segment's name before it.
         exif: exif.map(|block| block.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec).unwrap_or(block)),
         icc: decoder.icc_profile().ok().flatten(),
         xmp: decoder.xmp_metadata().ok().flatten(),
         ..Metadata::default()
-    };
+    }
+    .or_density_in_exif()
+    .within(limits);
+    warnings.extend(warning);
     let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
     let image = DynamicImage::from_decoder(decoder)?;
     if image.width() == 0 || image.height() == 0 {

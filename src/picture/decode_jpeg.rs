@@ -45,9 +45,10 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageRgb8)
     };
     let image = image.context("it holds fewer pixels than its size says")?;
-    let metadata = Metadata::from_jpeg(map.segments.iter().map(|(marker, range)| (*marker, &bytes[range.clone()])));
+    let segments = map.segments.iter().map(|(marker, range)| (*marker, &bytes[range.clone()]));
+    let (metadata, warning) = Metadata::from_jpeg(segments).within(limits);
     let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
-    Ok(Picture::from_decoded(image, orientation, Format::Jpeg, metadata, Vec::new()))
+    Ok(Picture::from_decoded(image, orientation, Format::Jpeg, metadata, warning.into_iter().collect()))
 }
 
 /// The segments that say how pixels are coded, in the order that `zune-jpeg` wants, and the scans: no metadata that could

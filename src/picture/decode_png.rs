@@ -20,6 +20,12 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     decoder.set_transformations(png::Transformations::EXPAND);
     let info = decoder.read_header_info()?;
     limits.check_pixels(u64::from(info.width), u64::from(info.height))?;
+    // Beside the chunks as they stand in the file, twice, and some rows: what metadata may be inflated to.
+    let mut budget = limits.budget();
+    let rows = 64 * (info.width as usize).saturating_add(1024);
+    decoder.set_limits(png::Limits {
+        bytes: budget.left().saturating_add(3 * bytes.len() + rows),
+    });
     let mut reader = decoder.read_info()?;
     let size = reader
         .output_buffer_size()
@@ -53,14 +59,16 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     }
     .context("it holds fewer pixels than its size says")?;
 
-    let metadata = Metadata::from_png(reader.info());
+    let metadata = Metadata::from_png(reader.info(), &mut budget);
+    let mut warnings = still.warnings;
+    warnings.extend(budget.warning());
     let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
     Ok(Picture::from_decoded(
         image,
         orientation,
         Format::Png,
         metadata,
-        still.warnings,
+        warnings,
     ))
 }
 

@@ -1,6 +1,7 @@
 //! `--name`: the template that output names are made from, checked when it is parsed.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::RangeInclusive;
 use std::path::{Component, Path};
 use std::str::FromStr;
 
@@ -96,54 +97,89 @@ impl Template {
     pub(super) fn stems_of<'a>(&self, name: &'a str, numbered: bool) -> Vec<&'a str> {
         let mut stems = Vec::new();
         if self.has_stem() && self.parts != [Part::Stem] {
-            unmake(&self.parts, name, None, &mut stems);
+            stems.extend(unmake(&self.parts, name));
             let unnumbered = name.trim_end_matches(|c: char| c.is_ascii_digit());
             if let Some(base) = unnumbered.strip_suffix('-')
                 && numbered
                 && unnumbered.len() < name.len()
             {
-                unmake(&self.parts, base, None, &mut stems);
+                stems.extend(unmake(&self.parts, base));
             }
         }
         stems
     }
 }
 
-/// Matches `text` against `parts`, and collects every value that the stem can have taken.
-fn unmake<'a>(parts: &[Part], text: &'a str, stem: Option<&'a str>, stems: &mut Vec<&'a str>) {
-    let Some((part, rest)) = parts.split_first() else {
-        if text.is_empty() {
-            stems.extend(stem);
-        }
-        return;
+/// Every value that the stem can have taken where `parts`, of which one is the stem, made `text`. Fields may touch, so
+/// that a run of digits is parted in many ways: it is told place by place, not way by way, what fits.
+fn unmake<'a>(parts: &[Part], text: &'a str) -> Vec<&'a str> {
+    let Some(at) = parts.iter().position(|part| *part == Part::Stem) else {
+        return Vec::new();
     };
-    match (part, stem) {
-        (Part::Text(literal), _) => {
-            if let Some(text) = text.strip_prefix(literal.as_str()) {
-                unmake(rest, text, stem, stems);
+    let (before, after) = (&parts[..at], &parts[at + 1..]);
+    let starts = ends(before, text);
+    // Where the stem stands once, what follows it does not depend on it.
+    let once = (!after.contains(&Part::Stem)).then(|| fits(after, text, ""));
+    let places = || (0..=text.len()).filter(|&at| text.is_char_boundary(at));
+    let mut stems = Vec::new();
+    for start in places().filter(|&start| starts[start]) {
+        for end in places().filter(|&end| end > start) {
+            let stem = &text[start..end];
+            let follows = match &once {
+                Some(fits) => fits[end],
+                None => fits(after, text, stem)[end],
+            };
+            if follows {
+                stems.push(stem);
             }
         }
-        (Part::Stem, Some(known)) => {
-            if let Some(text) = text.strip_prefix(known) {
-                unmake(rest, text, stem, stems);
-            }
+    }
+    stems
+}
+
+/// For each place of `text`, whether `parts` can have made what stands before it.
+fn ends(parts: &[Part], text: &str) -> Vec<bool> {
+    let mut reached = vec![false; text.len() + 1];
+    reached[0] = true;
+    for part in parts {
+        let mut next = vec![false; text.len() + 1];
+        for start in (0..=text.len()).filter(|&at| reached[at]) {
+            part.ends(text, start, "").for_each(|end| next[end] = true);
         }
-        (Part::Stem, None) => {
-            for (end, _) in text.char_indices().skip(1) {
-                unmake(rest, &text[end..], Some(&text[..end]), stems);
+        reached = next;
+    }
+    reached
+}
+
+/// For each place of `text`, whether `parts` can have made what stands behind it.
+fn fits(parts: &[Part], text: &str, stem: &str) -> Vec<bool> {
+    let mut fits = vec![false; text.len() + 1];
+    fits[text.len()] = true;
+    for part in parts.iter().rev() {
+        let fit =
+            |at| text.is_char_boundary(at) && part.ends(text, at, stem).any(|end: usize| fits[end]);
+        fits = (0..=text.len()).map(fit).collect();
+    }
+    fits
+}
+
+impl Part {
+    /// Where what this part makes can end, if it starts at `start` of `text`.
+    fn ends(&self, text: &str, start: usize, stem: &str) -> RangeInclusive<usize> {
+        let rest = &text[start..];
+        let (least, most) = match self {
+            Part::Text(literal) if rest.starts_with(literal.as_str()) => {
+                (literal.len(), literal.len())
             }
-            if !text.is_empty() {
-                unmake(rest, "", Some(text), stems);
+            Part::Stem if rest.starts_with(stem) => (stem.len(), stem.len()),
+            Part::Text(_) | Part::Stem => (1, 0),
+            Part::Ext | Part::Seed | Part::Width | Part::Height => {
+                let alphabetic = |c: char| *self == Part::Ext && c.is_ascii_alphabetic();
+                let run = rest.find(|c: char| !c.is_ascii_digit() && !alphabetic(c));
+                (1, run.unwrap_or(rest.len()))
             }
-        }
-        (Part::Ext | Part::Seed | Part::Width | Part::Height, _) => {
-            let fits =
-                |c: char| c.is_ascii_digit() || *part == Part::Ext && c.is_ascii_alphabetic();
-            let run = text.find(|c| !fits(c)).unwrap_or(text.len());
-            for end in 1..=run {
-                unmake(rest, &text[end..], stem, stems);
-            }
-        }
+        };
+        start + least..=start + most
     }
 }
 
@@ -197,5 +233,31 @@ impl FromStr for Template {
         }
         let extension = extension.map(str::to_owned);
         Ok(Self { parts, extension })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_gives_every_stem_back_that_it_can_be_of_however_many_fields_touch() {
+        let stems = |template: &str, name| {
+            template
+                .parse::<Template>()
+                .unwrap()
+                .stems_of(name, false)
+                .join(" ")
+        };
+        assert_eq!(stems("{stem}-{seed}", "a-1-2"), "a-1");
+        assert_eq!(stems("{seed}{stem}", "12a"), "2a a");
+        assert_eq!(stems("{stem}_{stem}", "é_é"), "é");
+        assert_eq!(stems("{stem}{width}x{height}", "img10x20"), "img img1");
+        assert_eq!(stems("x-{stem}", "y-a"), "");
+        let digits = "1".repeat(200);
+        let touching = format!("{}{{stem}}{}", "{seed}".repeat(20), "{seed}".repeat(20));
+        let template: Template = touching.parse().unwrap();
+        // 160 digits are left for a stem of 1 to 160, in 160 down to 1 places.
+        assert_eq!(template.stems_of(&digits, false).len(), 160 * 161 / 2);
     }
 }

@@ -2,14 +2,19 @@
 
 mod tokenizer;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
-pub use self::tokenizer::{Tokenizer, Tokens};
+pub use self::tokenizer::{Cut, Tokenizer, Tokens};
 use crate::device::Placement;
-use crate::layers::{Activation, LayerNorm, Linear, attention};
-use crate::model::{ModelFiles, Weights};
+use crate::layers::{Activation, LayerNorm, Linear, Mask, attention};
+use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
+
+/// The largest vocabulary that a configuration may state; CLIP's has 49,408 words.
+const MOST_WORDS: usize = 1 << 24;
+/// The most positions that a configuration may state; CLIP has 77, of which attention makes a square.
+const MOST_POSITIONS: usize = 1 << 12;
 
 /// What prompts look like to the UNet. Batch b: one row a prompt.
 #[derive(Clone)]
@@ -61,6 +66,79 @@ impl Default for TextConfig {
     }
 }
 
+impl TextConfig {
+    fn check_numbers(&self) -> Result<()> {
+        for (key, value, range) in [
+            ("vocab_size", self.vocab_size, 1..=MOST_WORDS),
+            ("hidden_size", self.hidden_size, 1..=MOST_CHANNELS),
+            (
+                "intermediate_size",
+                self.intermediate_size,
+                1..=MOST_CHANNELS,
+            ),
+            ("num_hidden_layers", self.num_hidden_layers, 1..=MOST_LAYERS),
+            // The start token, a word and the end token at least.
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                3..=MOST_POSITIONS,
+            ),
+        ] {
+            within(&format!("text_encoder/config.json: {key}"), value, range)?;
+        }
+        within(
+            "text_encoder/config.json: layer_norm_eps",
+            self.layer_norm_eps,
+            EPS,
+        )?;
+        ensure!(
+            self.eos_token_id
+                .is_none_or(|id| (id as usize) < self.vocab_size || id == 2),
+            "text_encoder/config.json: eos_token_id is beyond the vocab_size of {}",
+            self.vocab_size
+        );
+        Ok(())
+    }
+
+    /// Holds the numbers to the weights.
+    fn check_weights(&self, w: &Weights) -> Result<()> {
+        let of = |key: &str| format!("text_encoder/config.json: {key}");
+        for (key, value, name, dimension) in [
+            (
+                "vocab_size",
+                self.vocab_size,
+                "embeddings.token_embedding.weight",
+                0,
+            ),
+            (
+                "hidden_size",
+                self.hidden_size,
+                "embeddings.token_embedding.weight",
+                1,
+            ),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                "embeddings.position_embedding.weight",
+                0,
+            ),
+            (
+                "intermediate_size",
+                self.intermediate_size,
+                "encoder.layers.0.mlp.fc1.weight",
+                0,
+            ),
+        ] {
+            w.agrees(&of(key), value, name, dimension)?;
+        }
+        w.agrees_in_number(
+            &of("num_hidden_layers"),
+            self.num_hidden_layers,
+            "encoder.layers",
+        )
+    }
+}
+
 struct Layer {
     layer_norm1: LayerNorm,
     /// Query, key and value side by side.
@@ -89,6 +167,7 @@ impl TextEncoder {
     /// A file is missing or damaged, or a tensor does not have the shape that config.json asks for.
     pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config: TextConfig = files.json("text_encoder/config.json")?;
+        config.check_numbers()?;
         Self::new(config, &files.weights("text_encoder", "model", placement)?)
     }
 
@@ -99,6 +178,7 @@ impl TextEncoder {
         } else {
             w.clone()
         };
+        config.check_weights(&w)?;
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         ensure!(
             config.num_attention_heads > 0 && width.is_multiple_of(config.num_attention_heads),
@@ -112,15 +192,16 @@ impl TextEncoder {
             let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| attention.pp(name));
             Ok(Layer {
                 layer_norm1: LayerNorm::new(width, eps, &w.pp("layer_norm1"))?,
-                qkv: Linear::joined(width, &[width; 3], true, &qkv)?,
-                out_proj: Linear::new(width, width, true, &attention.pp("out_proj"))?,
+                qkv: Linear::joined(width, &[width; 3], &qkv)?,
+                out_proj: Linear::new(width, width, &attention.pp("out_proj"))?,
                 layer_norm2: LayerNorm::new(width, eps, &w.pp("layer_norm2"))?,
-                fc1: Linear::new(width, config.intermediate_size, true, &w.pp("mlp.fc1"))?,
-                fc2: Linear::new(config.intermediate_size, width, true, &w.pp("mlp.fc2"))?,
+                fc1: Linear::new(width, config.intermediate_size, &w.pp("mlp.fc1"))?,
+                fc2: Linear::new(config.intermediate_size, width, &w.pp("mlp.fc2"))?,
             })
         };
         Ok(Self {
-            activation: Activation::from_name(&config.hidden_act)?,
+            activation: Activation::from_name(&config.hidden_act)
+                .context("text_encoder/config.json: hidden_act")?,
             embeddings,
             layers: (0..config.num_hidden_layers)
                 .map(layer)
@@ -175,7 +256,7 @@ impl TextEncoder {
                 &part(1)?,
                 &part(2)?,
                 self.config.num_attention_heads,
-                true,
+                Mask::Causal,
                 placement,
             )?;
             x = layer.out_proj.forward_add(&attended, Some(&x))?;

@@ -6,8 +6,8 @@ use candle_core::{DType, Tensor};
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, NormAct, attention, downsample,
-    map_tokens, upsample,
+    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, attention,
+    downsample, map_tokens, upsample,
 };
 use crate::model::Weights;
 
@@ -34,10 +34,15 @@ struct AdaGroupNorm {
 
 impl AdaGroupNorm {
     fn new(build: &Builder, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
+        let groups = (channels / GROUP_SIZE).max(1);
+        ensure!(
+            channels.is_multiple_of(groups),
+            "unet/config.json: block_out_channels: {channels} channels are not a multiple of the {groups} groups of {GROUP_SIZE} that they are normalised in"
+        );
         Ok(Self {
-            groups: (channels / GROUP_SIZE).max(1),
+            groups,
             eps,
-            linear: Linear::new(build.time_width, 2 * channels, true, &w.pp("linear"))?,
+            linear: Linear::new(build.time_width, 2 * channels, &w.pp("linear"))?,
         })
     }
 
@@ -76,13 +81,13 @@ impl Resnet {
         let eps = build.config.norm_eps;
         Ok(Self {
             norm1: AdaGroupNorm::new(build, inputs, eps, &w.pp("norm1"))?,
-            conv1: Conv2d::new(ConvShape::same(inputs, middle, 3), true, &w.pp("conv1"))?,
+            conv1: Conv2d::new(ConvShape::same(inputs, middle, 3), &w.pp("conv1"))?,
             norm2: AdaGroupNorm::new(build, middle, eps, &w.pp("norm2"))?,
-            conv2: Conv2d::new(ConvShape::same(middle, outputs, 3), true, &w.pp("conv2"))?,
+            conv2: Conv2d::new(ConvShape::same(middle, outputs, 3), &w.pp("conv2"))?,
             conv_shortcut: (inputs != outputs)
                 .then(|| {
                     let shape = ConvShape::same(inputs, outputs, 1);
-                    Conv2d::new(shape, false, &w.pp("conv_shortcut"))
+                    Conv2d::without_bias(shape, &w.pp("conv_shortcut"))
                 })
                 .transpose()?,
             activation: build.activation,
@@ -147,6 +152,12 @@ impl AttentionBlock {
         );
         let heads = channels / head;
         let width = heads * head;
+        w.agrees(
+            &format!("unet/config.json: attention_head_dim is {head}: the width of all heads"),
+            width,
+            "attn2.to_q.weight",
+            0,
+        )?;
         let context = build
             .config
             .cross_attention_dim
@@ -156,8 +167,8 @@ impl AttentionBlock {
             let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
             Ok(SelfAttention {
                 norm1: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm1"))?,
-                qkv: Linear::joined(channels, &[width; 3], true, &parts)?,
-                to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+                qkv: Linear::joined(channels, &[width; 3], &parts)?,
+                to_out: Linear::new(width, channels, &attn.pp("to_out.0"))?,
             })
         };
         let self_attention = with_self_attention.then(self_attention).transpose()?;
@@ -167,9 +178,9 @@ impl AttentionBlock {
             number: build.cross_attentions,
             norm2: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm2"))?,
             norm_cross: LayerNorm::new(context, 1e-5, &attn.pp("norm_cross"))?,
-            to_q: Linear::new(channels, width, true, &attn.pp("to_q"))?,
-            to_kv: Linear::joined(context, &[width; 2], true, &parts)?,
-            to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+            to_q: Linear::new(channels, width, &attn.pp("to_q"))?,
+            to_kv: Linear::joined(context, &[width; 2], &parts)?,
+            to_out: Linear::new(width, channels, &attn.pp("to_out.0"))?,
         };
         build.cross_attentions += 1;
         Ok(Self {
@@ -197,7 +208,7 @@ impl AttentionBlock {
                 let qkv = layer.qkv.forward(&normed.tokens()?)?;
                 let part = |i: usize| qkv.narrow(2, i * self.width, self.width)?.contiguous();
                 let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-                let y = attention(&q, &k, &v, self.heads, false, &self.placement)?;
+                let y = attention(&q, &k, &v, self.heads, Mask::None, &self.placement)?;
                 layer.to_out.forward_add(&y, Some(tokens))
             })?;
         }
@@ -206,7 +217,7 @@ impl AttentionBlock {
         let normed = layer.norm2.then(time, Activation::None)?.forward(&x)?;
         map_tokens(&x, |tokens| {
             let q = layer.to_q.forward(&normed.tokens()?)?;
-            let y = attention(&q, k, v, self.heads, false, &self.placement)?;
+            let y = attention(&q, k, v, self.heads, Mask::None, &self.placement)?;
             layer.to_out.forward_add(&y, Some(tokens))
         })
     }
@@ -333,5 +344,37 @@ impl Block {
             Resample::Not => x.clone(),
         };
         Ok((x, resampled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn widths_that_do_not_divide_into_groups_are_refused_by_their_key() {
+        let empty: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+        let placement = Placement::new(&Device::Cpu, DType::F32);
+        let w = Weights::built_in("empty", empty, &placement).unwrap();
+        let config = UNetConfig::default();
+        let build = Builder {
+            config: &config,
+            activation: Activation::Gelu,
+            time_width: 64,
+            cross_attentions: 0,
+        };
+        for (channels, refused) in [
+            (31, false),
+            (63, false),
+            (64, false),
+            (65, true),
+            (97, true),
+        ] {
+            let error = AdaGroupNorm::new(&build, channels, 1e-5, &w).err().unwrap();
+            let named = error.to_string().contains("block_out_channels");
+            assert_eq!(named, refused, "{channels}: {error}");
+        }
     }
 }

@@ -2,15 +2,16 @@
 
 mod original_names;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
+    attention, map_tokens,
 };
-use crate::model::{PartFiles, Weights};
+use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
 /// The eps of every norm in diffusers' AutoencoderKL.
 const EPS: f64 = 1e-6;
@@ -58,11 +59,79 @@ impl VaeConfig {
     /// It is missing or is not an AutoencoderKL's.
     pub fn load(files: &PartFiles) -> Result<Self> {
         let config: VaeConfig = files.json("config.json")?;
-        ensure!(
-            !config.block_out_channels.is_empty(),
-            "vae/config.json: block_out_channels is empty"
-        );
+        config.check_numbers()?;
         Ok(config)
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let within =
+            |key: &str, value, range| within(&format!("vae/config.json: {key}"), value, range);
+        let widths = &self.block_out_channels;
+        within(
+            "the number of block_out_channels",
+            widths.len(),
+            1..=MOST_LEVELS,
+        )?;
+        for &width in widths {
+            within("block_out_channels", width, 1..=MOST_CHANNELS)?;
+        }
+        // Pictures are RGB on both sides.
+        within("in_channels", self.in_channels, 3..=3)?;
+        within("out_channels", self.out_channels, 3..=3)?;
+        within("latent_channels", self.latent_channels, 1..=MOST_CHANNELS)?;
+        within("layers_per_block", self.layers_per_block, 1..=MOST_LAYERS)?;
+        within("norm_num_groups", self.norm_num_groups, 1..=MOST_CHANNELS)?;
+        let groups = self.norm_num_groups;
+        for width in widths {
+            ensure!(
+                width.is_multiple_of(groups),
+                "vae/config.json: norm_num_groups is {groups}, which does not divide the {width} of block_out_channels"
+            );
+        }
+        // Stable Diffusion's are 0.13 to 1.5; a product and a quotient of latents with it must stay finite.
+        let factor = 1e-4..=1e4;
+        crate::model::within(
+            "vae/config.json: scaling_factor",
+            self.scaling_factor,
+            factor,
+        )?;
+        Activation::from_name(&self.act_fn).context("vae/config.json: act_fn")?;
+        Ok(())
+    }
+
+    /// Holds the numbers to the weights, as far as these have the two halves.
+    fn check_weights(&self, w: &Weights) -> Result<()> {
+        let of = |key: &str| format!("vae/config.json: {key}");
+        let widths = &self.block_out_channels;
+        let levels = of("the number of block_out_channels");
+        for (index, &width) in widths.iter().enumerate() {
+            let down = format!("encoder.down_blocks.{index}");
+            let up = format!("decoder.up_blocks.{}", widths.len() - 1 - index);
+            let layers = self.layers_per_block;
+            for list in ["encoder.down_blocks", "decoder.up_blocks"] {
+                w.agrees_in_number(&levels, widths.len(), list)?;
+            }
+            for block in [&down, &up] {
+                let conv = format!("{block}.resnets.0.conv1.weight");
+                w.agrees(&of("block_out_channels"), width, &conv, 0)?;
+            }
+            w.agrees_in_number(&of("layers_per_block"), layers, &format!("{down}.resnets"))?;
+            let above = of("layers_per_block and one more");
+            w.agrees_in_number(&above, layers + 1, &format!("{up}.resnets"))?;
+        }
+        let channels = self.latent_channels;
+        w.agrees(
+            &of("latent_channels"),
+            channels,
+            "decoder.conv_in.weight",
+            1,
+        )?;
+        w.agrees(
+            &of("latent_channels, twice,"),
+            2 * channels,
+            "encoder.conv_out.weight",
+            0,
+        )
     }
 
     /// Pixels to a latent position, in each direction.
@@ -75,7 +144,9 @@ impl VaeConfig {
 fn weights(files: &PartFiles, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
     let levels = config.block_out_channels.len();
     let weights = files.weights("diffusion_pytorch_model", placement)?;
-    Ok(weights.renamed(|key| original_names::to_diffusers(key, levels)))
+    let weights = weights.renamed(|key| original_names::to_diffusers(key, levels));
+    config.check_weights(&weights)?;
+    Ok(weights)
 }
 
 struct Resnet {
@@ -95,13 +166,13 @@ impl Resnet {
         };
         let shortcut = || {
             let shape = ConvShape::same(inputs, outputs, 1);
-            Conv2d::new(shape, true, &w.pp("conv_shortcut"))
+            Conv2d::new(shape, &w.pp("conv_shortcut"))
         };
         Ok(Self {
             norm1: norm(inputs, "norm1")?,
-            conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp("conv1"))?,
+            conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp("conv1"))?,
             norm2: norm(outputs, "norm2")?,
-            conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), true, &w.pp("conv2"))?,
+            conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), &w.pp("conv2"))?,
             conv_shortcut: (inputs != outputs).then(shortcut).transpose()?,
         })
     }
@@ -134,7 +205,7 @@ impl Attention {
         } else {
             ["to_q", "to_k", "to_v", "to_out.0"]
         };
-        let linear = |name: &str| Linear::new(channels, channels, true, &w.pp(name));
+        let linear = |name: &str| Linear::new(channels, channels, &w.pp(name));
         let norm = GroupNorm::new(config.norm_num_groups, channels, EPS, &w.pp("group_norm"))?;
         Ok(Self {
             group_norm: norm.then(Activation::None),
@@ -154,7 +225,7 @@ impl Attention {
                 self.k.forward(&normed)?,
                 self.v.forward(&normed)?,
             );
-            let y = attention(&q, &k, &v, 1, false, &self.placement)?;
+            let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
             self.out.forward_add(&y, Some(tokens))
         })
     }
@@ -260,9 +331,12 @@ impl Encoder {
                 outputs,
                 kernel: 3,
                 stride: 2,
-                padding: (0, 1),
+                padding: Padding {
+                    before: 0,
+                    after: 1,
+                },
             };
-            let down = || Conv2d::new(shape, true, &w.pp("downsamplers.0.conv"));
+            let down = || Conv2d::new(shape, &w.pp("downsamplers.0.conv"));
             Ok(Level {
                 resnets: resnets(&config, widths, index, config.layers_per_block, &w)?,
                 resample: (index + 1 < widths.len()).then(down).transpose()?,
@@ -270,15 +344,9 @@ impl Encoder {
         };
         let moments = 2 * config.latent_channels;
         let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
-        let quant = || {
-            Conv2d::new(
-                ConvShape::same(moments, moments, 1),
-                true,
-                &all.pp("quant_conv"),
-            )
-        };
+        let quant = || Conv2d::new(ConvShape::same(moments, moments, 1), &all.pp("quant_conv"));
         let conv = |inputs, outputs, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp(name))
         };
         Ok(Self {
             conv_in: conv(config.in_channels, first, "conv_in")?,
@@ -350,7 +418,7 @@ impl Decoder {
             let outputs = widths[index];
             let up = || {
                 let shape = ConvShape::same(outputs, outputs, 3);
-                Conv2d::new(shape, true, &w.pp("upsamplers.0.conv"))
+                Conv2d::new(shape, &w.pp("upsamplers.0.conv"))
             };
             Ok(Level {
                 resnets: resnets(&config, &widths, index, config.layers_per_block + 1, &w)?,
@@ -361,10 +429,10 @@ impl Decoder {
         let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
         let quant = || {
             let shape = ConvShape::same(channels, channels, 1);
-            Conv2d::new(shape, true, &all.pp("post_quant_conv"))
+            Conv2d::new(shape, &all.pp("post_quant_conv"))
         };
         let conv = |inputs, outputs, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp(name))
         };
         Ok(Self {
             post_quant_conv: config.use_post_quant_conv.then(quant).transpose()?,
