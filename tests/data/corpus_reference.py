@@ -47,6 +47,8 @@ def gray_key(image):
     key = image.info.get("transparency")
     if image.format != "PNG" or image.mode not in ("1", "L", "I;16") or not isinstance(key, int):
         return None
+    if image.mode == "1":
+        return float(key > 0)
     with open(image.filename, "rb") as file:
         bits = file.read(25)[24]
     return key / ((1 << bits) - 1)
