@@ -271,6 +271,16 @@ impl<'a> Exif<'a> {
         }
     }
 
+    /// Takes fields of the main directory out; `what` they say is lost.
+    pub(super) fn drop_fields(&mut self, tags: &[u16], what: &str) {
+        let fields = &mut self.directories[Directory::Main as usize];
+        let before = fields.len();
+        fields.retain(|f| !tags.contains(&f.tag));
+        if fields.len() < before {
+            self.lost.push(what.into());
+        }
+    }
+
     /// Takes the maker note out where it cannot keep its offset and needs it; `true` if it did.
     pub fn drop_bound_note(&mut self) -> bool {
         let fields = &mut self.directories[Directory::Exif as usize];

@@ -9,15 +9,19 @@ const DESCRIPTIVE: [u16; 19] = [
     0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, 0x4749,
 ];
 
+/// GeoTIFF: which place of a map a pixel shows, by the pixel's number, which is another's once the picture is enlarged.
+const ON_A_MAP: [u16; 6] = [0x830E, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1];
+
 impl<'a> Exif<'a> {
     /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block. `None` where
-    /// they say nothing.
+    /// they say nothing, and nothing of them is lost.
     pub fn from_tiff(file: &'a [u8]) -> Option<Self> {
         let mut exif = Self::parse_only(file, |directory, tag| {
-            directory != Directory::Main || DESCRIPTIVE.contains(&tag)
+            directory != Directory::Main || DESCRIPTIVE.contains(&tag) || ON_A_MAP.contains(&tag)
         })?;
+        exif.drop_fields(&ON_A_MAP, "its place on the map (GeoTIFF)");
         exif.drop_far_note();
-        (!exif.is_empty()).then_some(exif)
+        (!exif.is_empty() || !exif.lost().is_empty()).then_some(exif)
     }
 
     /// The value of a field of a TIFF file's main directory.
@@ -80,7 +84,8 @@ mod tests {
         file.extend(fields.to_le_bytes());
         directory(&mut file, 0x9000);
         assert!(file.len() > 70_000 && file.len() < 73_000);
-        assert!(Exif::from_tiff(&file).is_none());
+        let exif = Exif::from_tiff(&file).unwrap();
+        assert!(exif.is_empty() && exif.to_bytes().unwrap().len() < 32);
         let lost = Exif::parse(&file).unwrap().lost().join(";");
         assert!(lost.contains("damaged EXIF fields"), "{lost}");
     }

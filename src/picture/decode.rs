@@ -68,7 +68,9 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     }
     let raw = |tag| directory.raw(tag).map(<[u8]>::to_vec);
     let (metadata, warning) = Metadata {
-        exif: block.and_then(|block| block.to_bytes()),
+        exif: block
+            .filter(|block| !block.is_empty())
+            .and_then(|block| block.to_bytes()),
         icc: raw(exif::ICC),
         xmp: raw(exif::XMP),
         iptc: raw(IPTC).or_else(|| iptc::from_resources(directory.raw(PHOTOSHOP)?)),

@@ -1,5 +1,6 @@
 //! The library: files in and out, damaged ones, the Hub's files.
 
+mod bounds;
 mod config;
 #[path = "../common/damage.rs"]
 mod damage;
@@ -7,6 +8,7 @@ mod damaged;
 #[path = "../common/data.rs"]
 mod data;
 mod examples;
+mod exiftool;
 mod house;
 mod hub;
 #[path = "../common/hub_server.rs"]

@@ -21,6 +21,20 @@ fn a_transfer_that_stands_still_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_list_of_files_that_breaks_off_or_stands_still_is_asked_for_again() {
+    let setup = Setup::new();
+    setup.server.fail(LIST, Fault::CutAfter(100), 1);
+    setup.server.fail(LIST, Fault::StallAfter(100), 1);
+    let start = Instant::now();
+    assert_complete(&setup.run().unwrap());
+    assert!(start.elapsed() < Duration::from_secs(10));
+
+    let setup = Setup::new();
+    setup.server.fail(LIST, Fault::CutAfter(100), 100);
+    assert_says(&setup.error(), &["model_index.json", "same command"]);
+}
+
+#[test]
 fn a_run_that_gave_up_is_resumed_by_the_next() {
     let setup = Setup::new();
     setup.server.fail(UNET, Fault::CutAfter(50_000), 1);
@@ -59,7 +73,11 @@ fn a_process_killed_while_downloading_leaves_only_a_part_to_resume() {
     let setup = Setup::new();
     setup.server.fail(UNET, Fault::StallAfter(60_000), 1);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "resume::download_for_another_test", "--ignored"])
+        .args([
+            "--exact",
+            "hub::resume::download_for_another_test",
+            "--ignored",
+        ])
         .env("HUB_TEST_ENDPOINT", setup.server.url())
         .env("HUB_TEST_CACHE", setup.cache.path())
         .stdout(std::process::Stdio::null())

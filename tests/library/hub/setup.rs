@@ -8,7 +8,7 @@ pub use sd_upscale::model::Hub;
 pub use sd_upscale::model::hub::{Environment, Part, Report};
 use tempfile::TempDir;
 
-pub use crate::hub_server::{COMMIT, Fault, HubServer, REPO, etag};
+pub use crate::hub_server::{COMMIT, Fault, HubServer, LIST, REPO, etag};
 
 pub const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 pub const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
@@ -114,6 +114,18 @@ impl Setup {
             "{}.incomplete",
             blob.file_name().unwrap().to_str().unwrap()
         ))
+    }
+
+    /// The files that were asked for, each once, in order of their names.
+    pub fn asked(&self) -> Vec<String> {
+        let seen = self.server.seen().into_iter();
+        let mut asked: Vec<_> = seen
+            .map(|seen| seen.file)
+            .filter(|file| file != LIST)
+            .collect();
+        asked.sort();
+        asked.dedup();
+        asked
     }
 
     /// First bytes of the requests for the bytes themselves of `file`; 0 stands for the whole.
