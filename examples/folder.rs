@@ -22,7 +22,7 @@ fn main() -> Result<()> {
 }
 
 /// Upscales what `input` holds into `output`, tells of it line by line, and gives the number of files that failed.
-pub fn upscale(input: &Path, output: &Path, mut say: impl FnMut(&str)) -> Result<usize> {
+pub(crate) fn upscale(input: &Path, output: &Path, mut say: impl FnMut(&str)) -> Result<usize> {
     let plan = plan::plan(&Request {
         inputs: vec![Source::Path(input.into())],
         output: Some(Output::Path(output.into())),
@@ -59,7 +59,7 @@ fn one(upscaler: &mut Upscaler, task: &Task, mut say: impl FnMut(&str)) -> Resul
                 seconds,
             } => say(&format!("step {done} of {total} in {seconds:.2} s")),
             Event::Warning(text) => say(&text),
-            Event::Loading(_) | Event::Finished { .. } => {}
+            Event::Started(_) | Event::Loading(_) | Event::Finished { .. } => {}
         }
         Ok(())
     };

@@ -154,8 +154,7 @@ impl Parameters {
         if existing.is_empty() {
             return Some(self.to_parameters());
         }
-        if existing.starts_with('{') && serde_json::from_str::<serde_json::Value>(existing).is_ok()
-        {
+        if existing.starts_with('{') && serde_json::from_str::<Value>(existing).is_ok() {
             return None;
         }
         let (body, settings) = split_settings(existing);
@@ -210,7 +209,7 @@ fn upscale_key(key: &str) -> String {
 fn line<'a>(fields: impl Iterator<Item = (String, &'a str)>) -> String {
     let field = |(key, value): (String, &str)| {
         if value.contains([',', ':', '\n', '"']) {
-            format!("{key}: {}", serde_json::Value::from(value))
+            format!("{key}: {}", Value::from(value))
         } else {
             format!("{key}: {value}")
         }

@@ -191,11 +191,16 @@ impl Metadata {
             .or_else(graph_in_exif)
     }
 
+    /// A1111's `parameters`, from text or from EXIF, where a program that makes pictures wrote them.
+    pub fn parameters(&self) -> Option<String> {
+        let text = self.text(PARAMETERS).map(str::to_owned);
+        text.or_else(|| self.generated_in_exif())
+    }
+
     /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Parameters::after`]). An
     /// EXIF comment of a camera or a person stays as it is.
     pub fn add_settings(&mut self, settings: &Parameters) {
-        let existing = self.text(PARAMETERS).map(str::to_owned);
-        let existing = existing.or_else(|| self.generated_in_exif());
+        let existing = self.parameters();
         match settings.after(existing.as_deref().unwrap_or_default()) {
             Some(text) => self.set_text(PARAMETERS, text),
             None => {

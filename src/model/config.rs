@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_kind_is_named_by_its_key_in_one_line() {
         for (value, what) in [
-            ("1e13", "floating point `1e13`"),
+            ("1e308", "floating point `1e308`"),
             ("-1", "integer `-1`"),
             ("null", "null"),
             ("[]", "sequence"),

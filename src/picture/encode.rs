@@ -352,7 +352,9 @@ fn on_white(picture: &Picture) -> Picture {
         .chunks_exact_mut(3)
         .zip(picture.alpha.iter().flatten())
     {
-        pixel.iter_mut().for_each(|v| *v = *v * a + (1.0 - a));
+        for v in pixel {
+            *v = *v * a + (1.0 - a);
+        }
     }
     flat
 }

@@ -12,6 +12,7 @@ mod double;
 mod encode;
 mod encode_tiff;
 mod format;
+mod header;
 pub(crate) mod structure;
 mod tiff;
 mod words;
@@ -24,6 +25,7 @@ pub(crate) use self::decode::decode;
 pub use self::double::double;
 pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
 pub use self::format::Format;
+pub use self::header::Header;
 use crate::metadata::Metadata;
 use crate::pixels::Pixels;
 

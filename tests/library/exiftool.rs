@@ -65,7 +65,8 @@ fn settings() -> Parameters {
 /// where previews lie.
 fn changes(key: &str) -> bool {
     let (group, name) = key.split_once(':').unwrap_or(("", key));
-    matches!(group, "IFD1" | "IFD2" | "IFD3")
+    // CIFF is a segment of a JPEG, not EXIF.
+    matches!(group, "IFD1" | "IFD2" | "IFD3" | "CIFF")
         || [
             "Orientation",
             "ImageWidth",
@@ -127,6 +128,7 @@ fn exiftool_reads_everything_from_a_rewritten_picture_without_a_warning() {
         eprintln!("skipped: there is no exiftool here");
         return;
     };
+    let mut complaints = Vec::new();
     for (format, folder) in FORMATS.iter().zip(&after) {
         let rewritten = exiftool(folder.path(), &tags).unwrap();
         for (name, original) in &originals {
@@ -136,22 +138,21 @@ fn exiftool_reads_everything_from_a_rewritten_picture_without_a_warning() {
             let known = [warning(original), None];
             // An offset from the file's beginning in one Canon model's note, which only the whole file could hold.
             let elsewhere = warning(read) == Some("Invalid original decision data".into());
-            assert!(
-                known.contains(&warning(read)) || elsewhere,
-                "{file}: {:?}",
-                warning(read)
-            );
+            if !known.contains(&warning(read)) && !elsewhere {
+                complaints.push(format!("{file}: {:?}", warning(read)));
+            }
             let from_tiff = name.ends_with(".tif") || name.ends_with(".tiff");
             if *format == Format::Tiff || from_tiff {
                 continue;
             }
             for (key, value) in original.iter().filter(|(key, _)| !changes(key)) {
-                if key != "ExifTool:Warning" {
-                    assert_eq!(read.get(key), Some(value), "{file}: {key}");
+                if key != "ExifTool:Warning" && read.get(key) != Some(value) {
+                    complaints.push(format!("{file}: {key} was {value}, is {:?}", read.get(key)));
                 }
             }
         }
     }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     eprintln!(
         "{count} pictures with EXIF, each in {} formats",
         FORMATS.len()
