@@ -57,8 +57,13 @@ impl Density {
 
     /// JFIF's segment, without its length.
     pub(crate) fn from_jfif(payload: &[u8]) -> Option<Self> {
-        let [_, _, unit, x0, x1, y0, y1, ..] = *payload.strip_prefix(b"JFIF\0")? else { return None };
-        let (x, y) = (f64::from(u16::from_be_bytes([x0, x1])), f64::from(u16::from_be_bytes([y0, y1])));
+        let [_, _, unit, x0, x1, y0, y1, ..] = *payload.strip_prefix(b"JFIF\0")? else {
+            return None;
+        };
+        let (x, y) = (
+            f64::from(u16::from_be_bytes([x0, x1])),
+            f64::from(u16::from_be_bytes([y0, y1])),
+        );
         match unit {
             0 => Self::Ratio(x, y),
             1 => Self::PerMeter(x * INCHES, y * INCHES),
@@ -78,7 +83,9 @@ impl Density {
             Self::PerMeter(x, y) => {
                 let (inch, centimeter) = ((x / INCHES, y / INCHES), (x / 100.0, y / 100.0));
                 // PNG's pixels per metre are whole: 72 an inch becomes 2835, which is 72.009.
-                let (unit, (x, y)) = if error(inch.0, inch.1) < 0.05 || error(inch.0, inch.1) <= error(centimeter.0, centimeter.1) {
+                let (unit, (x, y)) = if error(inch.0, inch.1) < 0.05
+                    || error(inch.0, inch.1) <= error(centimeter.0, centimeter.1)
+                {
                     (1, inch)
                 } else {
                     (2, centimeter)
@@ -123,7 +130,9 @@ impl Density {
             Some(number(&bytes[..4]) as f64 / number(&bytes[4..]) as f64)
         };
         let (x, y) = (ratio(X_RESOLUTION)?, ratio(Y_RESOLUTION)?);
-        let unit = value(UNIT).filter(|v| v.len() == 2).map_or(u64::from(INCH), number);
+        let unit = value(UNIT)
+            .filter(|v| v.len() == 2)
+            .map_or(u64::from(INCH), number);
         match unit as u16 {
             NO_UNIT => Self::Ratio(x, y),
             CENTIMETER => Self::PerMeter(x * 100.0, y * 100.0),
@@ -150,12 +159,25 @@ impl Density {
         };
         let ratio = |v: f64| {
             // Whole numbers of dots as such, through pHYs and back; others to a thousandth.
-            let (top, bottom) = if (v - v.round()).abs() < 0.02 { (v.round(), 1u32) } else { ((v * 1e3).round(), 1000) };
-            [ordered((top as u32).to_be_bytes().to_vec()), ordered(bottom.to_be_bytes().to_vec())].concat()
+            let (top, bottom) = if (v - v.round()).abs() < 0.02 {
+                (v.round(), 1u32)
+            } else {
+                ((v * 1e3).round(), 1000)
+            };
+            [
+                ordered((top as u32).to_be_bytes().to_vec()),
+                ordered(bottom.to_be_bytes().to_vec()),
+            ]
+            .concat()
         };
         exif.set(Directory::Main, X_RESOLUTION, RATIONAL, ratio(x));
         exif.set(Directory::Main, Y_RESOLUTION, RATIONAL, ratio(y));
-        exif.set(Directory::Main, UNIT, SHORT, ordered(unit.to_be_bytes().to_vec()));
+        exif.set(
+            Directory::Main,
+            UNIT,
+            SHORT,
+            ordered(unit.to_be_bytes().to_vec()),
+        );
     }
 }
 
@@ -175,17 +197,26 @@ mod tests {
         for order in [ByteOrder::Big, ByteOrder::Little] {
             let mut exif = Exif::new(order);
             through_png.into_exif(&mut exif);
-            assert_eq!(Density::from_exif(&exif).unwrap().to_jfif(), Some((1, 300, 300)));
+            assert_eq!(
+                Density::from_exif(&exif).unwrap().to_jfif(),
+                Some((1, 300, 300))
+            );
         }
         let mut bmp = vec![0; 54];
         bmp[14] = 40;
         density.into_bmp(&mut bmp);
-        assert_eq!(Density::from_bmp(&bmp).unwrap().to_jfif(), Some((1, 300, 300)));
+        assert_eq!(
+            Density::from_bmp(&bmp).unwrap().to_jfif(),
+            Some((1, 300, 300))
+        );
     }
 
     #[test]
     fn square_pixels_of_no_size_and_zeros_say_nothing() {
-        assert_eq!(Density::from_jfif(b"JFIF\0\x01\x02\0\0\x01\0\x01\0\0"), None);
+        assert_eq!(
+            Density::from_jfif(b"JFIF\0\x01\x02\0\0\x01\0\x01\0\0"),
+            None
+        );
         assert_eq!(Density::from_jfif(b"JFIF\0\x01\x02\x01\0\0\0\0\0\0"), None);
         let ratio = Density::from_jfif(b"JFIF\0\x01\x02\0\0\x02\0\x01\0\0").unwrap();
         assert_eq!(ratio.to_jfif(), Some((0, 2, 1)));

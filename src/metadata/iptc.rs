@@ -24,7 +24,14 @@ pub(crate) fn from_resources(mut block: &[u8]) -> Option<Vec<u8>> {
 
 /// A block with nothing but records.
 pub(crate) fn to_resources(records: &[u8]) -> Vec<u8> {
-    let mut block = [b"8BIM", &RECORDS.to_be_bytes()[..], &[0, 0], &(records.len() as u32).to_be_bytes(), records].concat();
+    let mut block = [
+        b"8BIM",
+        &RECORDS.to_be_bytes()[..],
+        &[0, 0],
+        &(records.len() as u32).to_be_bytes(),
+        records,
+    ]
+    .concat();
     block.resize(block.len().next_multiple_of(2), 0);
     block
 }

@@ -23,7 +23,9 @@ impl Metadata {
                         // A byte of padding, which is 0 but in a few files.
                         let block = block.get(1..).unwrap_or_default();
                         metadata.exif.get_or_insert_with(|| block.to_vec());
-                    } else if let Some(packet) = payload.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+                    } else if let Some(packet) =
+                        payload.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0")
+                    {
                         metadata.xmp.get_or_insert_with(|| packet.to_vec());
                     }
                 }
@@ -34,7 +36,8 @@ impl Metadata {
                 }
                 APP0 => metadata.density = metadata.density.or_else(|| Density::from_jfif(payload)),
                 // Long ones go on in the next segment.
-                APP13 => resources.extend_from_slice(payload.strip_prefix(iptc::PHOTOSHOP).unwrap_or_default()),
+                APP13 => resources
+                    .extend_from_slice(payload.strip_prefix(iptc::PHOTOSHOP).unwrap_or_default()),
                 COM => metadata.add_comment(payload),
                 _ => {}
             }
@@ -66,6 +69,10 @@ impl Metadata {
 fn joined(mut parts: Vec<(u8, u8, &[u8])>) -> Option<Vec<u8>> {
     parts.sort_by_key(|(number, ..)| *number);
     let count = parts.first()?.1;
-    let numbered = parts.iter().enumerate().all(|(i, (number, all, _))| usize::from(*number) == i + 1 && *all == count);
-    (numbered && parts.len() == usize::from(count)).then(|| parts.iter().flat_map(|(.., data)| *data).copied().collect())
+    let numbered = parts
+        .iter()
+        .enumerate()
+        .all(|(i, (number, all, _))| usize::from(*number) == i + 1 && *all == count);
+    (numbered && parts.len() == usize::from(count))
+        .then(|| parts.iter().flat_map(|(.., data)| *data).copied().collect())
 }

@@ -130,7 +130,11 @@ impl Metadata {
             // ImageMagick's EXIF in text; a real eXIf chunk comes first, as it is what others rewrite.
             "Raw profile type exif" | "Raw profile type APP1" => {
                 let raw = raw_profile(&text).filter(|raw| Exif::parse(raw).is_some());
-                let raw = raw.map(|raw| raw.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec).unwrap_or(raw));
+                let raw = raw.map(|raw| {
+                    raw.strip_prefix(b"Exif\0\0")
+                        .map(<[u8]>::to_vec)
+                        .unwrap_or(raw)
+                });
                 self.exif = self.exif.take().or(raw);
             }
             _ => self.text.push((key.to_owned(), text)),
@@ -338,7 +342,11 @@ impl Metadata {
 
     /// What decides how the pixels look, and nothing else: the colour profile.
     pub fn color_only(self) -> Self {
-        Self { icc: self.icc, color: self.color, ..Self::default() }
+        Self {
+            icc: self.icc,
+            color: self.color,
+            ..Self::default()
+        }
     }
 
     /// Text that only PNG can hold: everything but what goes into EXIF.

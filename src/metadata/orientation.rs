@@ -19,11 +19,17 @@ fn in_exif(block: &[u8]) -> Option<u8> {
     let number = |at: usize, length: usize| {
         let bytes = block.get(at..at.checked_add(length)?)?;
         let push = |value: usize, byte: &u8| value << 8 | usize::from(*byte);
-        Some(if big_endian { bytes.iter().fold(0, push) } else { bytes.iter().rev().fold(0, push) })
+        Some(if big_endian {
+            bytes.iter().fold(0, push)
+        } else {
+            bytes.iter().rev().fold(0, push)
+        })
     };
     let directory = number(4, 4)?;
     let fields = (0..number(directory, 2)?).map(|i| directory + 2 + 12 * i);
-    let field = fields.take_while(|&at| number(at, 12).is_some()).find(|&at| number(at, 2) == Some(0x0112))?;
+    let field = fields
+        .take_while(|&at| number(at, 12).is_some())
+        .find(|&at| number(at, 2) == Some(0x0112))?;
     // BYTE; SHORT and SSHORT; LONG and SLONG.
     let length = match number(field + 2, 2)? {
         1 => 1,
@@ -40,7 +46,8 @@ fn in_xmp(xmp: &[u8]) -> Option<u8> {
     for (at, name) in text.match_indices("tiff:Orientation") {
         let rest = &text[at + name.len()..];
         let value = rest.trim_start().strip_prefix(['=', '>']);
-        let value = value.map(|v| v.trim_start_matches(|c: char| c.is_whitespace() || c == '"' || c == '\''));
+        let value = value
+            .map(|v| v.trim_start_matches(|c: char| c.is_whitespace() || c == '"' || c == '\''));
         if let Some(digit @ b'1'..=b'8') = value.and_then(|v| v.bytes().next()) {
             return Some(digit - b'0');
         }
@@ -59,10 +66,21 @@ mod tests {
             "<a tiff:Orientation = '6'>",
             "<tiff:Orientation>6</tiff:Orientation>",
         ] {
-            assert_eq!(of(None, Some(xmp.as_bytes())), Orientation::Rotate90, "{xmp}");
+            assert_eq!(
+                of(None, Some(xmp.as_bytes())),
+                Orientation::Rotate90,
+                "{xmp}"
+            );
         }
-        assert_eq!(of(None, Some(b"<tiff:Orientation>9<")), Orientation::NoTransforms);
-        let exif = [&b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"[..]].concat();
-        assert_eq!(of(Some(&exif), Some(b"<tiff:Orientation>6<")), Orientation::Rotate180);
+        assert_eq!(
+            of(None, Some(b"<tiff:Orientation>9<")),
+            Orientation::NoTransforms
+        );
+        let exif =
+            [&b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"[..]].concat();
+        assert_eq!(
+            of(Some(&exif), Some(b"<tiff:Orientation>6<")),
+            Orientation::Rotate180
+        );
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Resul
         Format::Gif => gif(bytes, limits),
     };
     // A decoder that panics on a damaged file must not take the other files with it. It owns all that it changes.
-    let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(anyhow!(words::PANICKED)));
+    let read =
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(anyhow!(words::PANICKED)));
     read.map_err(|error| {
         let text = match error.downcast_ref::<ImageError>() {
             Some(error) => words::of_image(error),
@@ -38,7 +39,11 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Resul
                 None => format!("{error:#}"),
             },
         };
-        anyhow!("this {} image cannot be decoded: {}", format.name(), words::with_cure(&text))
+        anyhow!(
+            "this {} image cannot be decoded: {}",
+            format.name(),
+            words::with_cure(&text)
+        )
     })
 }
 
@@ -82,7 +87,13 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     let stated = directory.number(tiff::ORIENTATION).ok().flatten();
     let stated = stated.and_then(|n| Orientation::from_exif(u8::try_from(n).ok()?));
     let orientation = stated.unwrap_or_else(|| orientation::of(None, metadata.xmp.as_deref()));
-    Ok(Picture::from_decoded(page.image, orientation, Format::Tiff, metadata, warnings))
+    Ok(Picture::from_decoded(
+        page.image,
+        orientation,
+        Format::Tiff,
+        metadata,
+        warnings,
+    ))
 }
 
 fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -114,7 +125,12 @@ fn finish<D: ImageDecoder>(
     let exif = decoder.exif_metadata().ok().flatten();
     let (metadata, warning) = Metadata {
         // A WebP's block should begin with its TIFF header; many programs write a JPEG segment's name before it.
-        exif: exif.map(|block| block.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec).unwrap_or(block)),
+        exif: exif.map(|block| {
+            block
+                .strip_prefix(b"Exif\0\0")
+                .map(<[u8]>::to_vec)
+                .unwrap_or(block)
+        }),
         icc: decoder.icc_profile().ok().flatten(),
         xmp: decoder.xmp_metadata().ok().flatten(),
         ..Metadata::default()
@@ -147,4 +163,5 @@ pub(super) fn dropped_frames(frames: usize) -> Vec<String> {
 }
 
 /// What is said where only the first frame of an animation is whole.
-pub(super) const DAMAGED_LATER: &str = "the file was cut short or is damaged after its first frame, which is used";
+pub(super) const DAMAGED_LATER: &str =
+    "the file was cut short or is damaged after its first frame, which is used";

@@ -25,7 +25,10 @@ pub(super) fn with_known_header<'a>(bytes: &'a [u8], limits: &ReadLimits) -> Res
     }
     let field = |at: usize| le32(bytes, FILE_HEADER + at).context(SHORT);
     let (width, height) = (field(4)? as i32, field(8)? as i32);
-    ensure!(width > 0 && height != 0, "its header states a size of {width}x{height} pixels");
+    ensure!(
+        width > 0 && height != 0,
+        "its header states a size of {width}x{height} pixels"
+    );
     limits.check_pixels(width as u64, u64::from(height.unsigned_abs()))?;
     // Of the fields after the first 16 bytes a short header of OS/2 leaves some out: they are 0.
     let stated = |at: usize| if at + 4 <= header { field(at) } else { Ok(0) };
@@ -66,22 +69,38 @@ fn rewritten<'a>(bytes: &[u8], header: usize, colors: u32) -> Result<Cow<'a, [u8
     let pixels = le32(bytes, 10).context(SHORT)? as usize;
     let palette = bytes.get(FILE_HEADER + header..pixels).context(SHORT)?;
     let kept = palette.len().min(4 * 256);
-    let mut info = bytes.get(FILE_HEADER..FILE_HEADER + header.min(INFO)).context(SHORT)?.to_vec();
+    let mut info = bytes
+        .get(FILE_HEADER..FILE_HEADER + header.min(INFO))
+        .context(SHORT)?
+        .to_vec();
     info.resize(INFO, 0);
     info[..4].copy_from_slice(&(INFO as u32).to_le_bytes());
     info[32..36].copy_from_slice(&colors.to_le_bytes());
-    Ok(Cow::Owned(joined(bytes, &info, &palette[..kept], &bytes[pixels..])))
+    Ok(Cow::Owned(joined(
+        bytes,
+        &info,
+        &palette[..kept],
+        &bytes[pixels..],
+    )))
 }
 
 /// Masks that follow a header of Windows 3 (Windows CE's), in one of version 4.
 fn masks_inside<'a>(bytes: &[u8]) -> Result<Cow<'a, [u8]>> {
     const SHORT: &str = "it ends within its colour masks: the file was cut short";
     let pixels = le32(bytes, 10).context(SHORT)? as usize;
-    let mut info = bytes.get(FILE_HEADER..FILE_HEADER + INFO + 16).context(SHORT)?.to_vec();
+    let mut info = bytes
+        .get(FILE_HEADER..FILE_HEADER + INFO + 16)
+        .context(SHORT)?
+        .to_vec();
     info.resize(V4, 0);
     info[..4].copy_from_slice(&(V4 as u32).to_le_bytes());
     info[16..20].copy_from_slice(&BITFIELDS.to_le_bytes());
-    Ok(Cow::Owned(joined(bytes, &info, &[], bytes.get(pixels..).context(SHORT)?)))
+    Ok(Cow::Owned(joined(
+        bytes,
+        &info,
+        &[],
+        bytes.get(pixels..).context(SHORT)?,
+    )))
 }
 
 fn joined(file: &[u8], info: &[u8], palette: &[u8], pixels: &[u8]) -> Vec<u8> {

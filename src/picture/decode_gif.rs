@@ -27,5 +27,8 @@ pub(super) fn first_frame(bytes: &[u8]) -> Result<FirstFrame> {
     }
     first.extend_from_slice(&bytes[map.frames[0].clone()]);
     first.push(0x3B);
-    Ok(FirstFrame { bytes: first, warnings })
+    Ok(FirstFrame {
+        bytes: first,
+        warnings,
+    })
 }

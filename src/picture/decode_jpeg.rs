@@ -32,7 +32,11 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&plain[..]), options);
     decoder.decode_headers().map_err(failed)?;
     let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    let color = if gray { ColorSpace::Luma } else { ColorSpace::RGB };
+    let color = if gray {
+        ColorSpace::Luma
+    } else {
+        ColorSpace::RGB
+    };
     decoder.set_options(options.jpeg_set_out_colorspace(color));
     let (width, height) = decoder.dimensions().context("it has no size")?;
     // A later header may state another size than the first.
@@ -45,10 +49,19 @@ pub(super) fn decode(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageRgb8)
     };
     let image = image.context("it holds fewer pixels than its size says")?;
-    let segments = map.segments.iter().map(|(marker, range)| (*marker, &bytes[range.clone()]));
+    let segments = map
+        .segments
+        .iter()
+        .map(|(marker, range)| (*marker, &bytes[range.clone()]));
     let (metadata, warning) = Metadata::from_jpeg(segments).within(limits);
     let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
-    Ok(Picture::from_decoded(image, orientation, Format::Jpeg, metadata, warning.into_iter().collect()))
+    Ok(Picture::from_decoded(
+        image,
+        orientation,
+        Format::Jpeg,
+        metadata,
+        warning.into_iter().collect(),
+    ))
 }
 
 /// The segments that say how pixels are coded, in the order that `zune-jpeg` wants, and the scans: no metadata that could
@@ -66,7 +79,11 @@ fn plain(bytes: &[u8], map: &JpegMap) -> Option<Vec<u8>> {
         0xE1..=0xEF | 0xFE => false,
         other => !is_frame(other),
     };
-    for (_, payload) in map.segments.iter().filter(|(marker, payload)| codes_pixels(*marker, payload)) {
+    for (_, payload) in map
+        .segments
+        .iter()
+        .filter(|(marker, payload)| codes_pixels(*marker, payload))
+    {
         copy(payload);
     }
     for (_, payload) in map.segments.iter().filter(|(marker, _)| is_frame(*marker)) {
@@ -97,11 +114,16 @@ impl Frame {
         match marker {
             0xC3 => bail!("it is a lossless JPEG, which is not supported; {CURE}"),
             0xC5..=0xC7 => bail!("it is a hierarchical JPEG, which is not supported; {CURE}"),
-            0xC9..=0xCF => bail!("it is a JPEG with arithmetic coding, which is not supported; {CURE}"),
+            0xC9..=0xCF => {
+                bail!("it is a JPEG with arithmetic coding, which is not supported; {CURE}")
+            }
             _ => {}
         }
         let frame = &bytes[range.clone()];
-        ensure!(frame.len() >= 6, "its frame header is too short: it is damaged");
+        ensure!(
+            frame.len() >= 6,
+            "its frame header is too short: it is damaged"
+        );
         ensure!(
             frame[0] == 8,
             "its samples have {} bits, and only 8 are supported; {CURE}",

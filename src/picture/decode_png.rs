@@ -118,7 +118,11 @@ impl<'a> Still<'a> {
         ensure!(whole || later, words::CUT_SHORT);
         let changed = animated || !warnings.is_empty();
         Ok(Self {
-            bytes: if changed { Cow::Owned(kept) } else { Cow::Borrowed(bytes) },
+            bytes: if changed {
+                Cow::Owned(kept)
+            } else {
+                Cow::Borrowed(bytes)
+            },
             warnings,
         })
     }
@@ -136,5 +140,8 @@ fn animation_began(bytes: &[u8]) -> bool {
         at = chunk.end;
     }
     // The beginning of one is enough.
-    pixels && bytes.get(at + 4..at + 8).is_some_and(|name| name == b"fcTL" || name == b"fdAT")
+    pixels
+        && bytes
+            .get(at + 4..at + 8)
+            .is_some_and(|name| name == b"fcTL" || name == b"fdAT")
 }

@@ -196,7 +196,10 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
             1 => PixelDensityUnit::Inches,
             _ => PixelDensityUnit::Centimeters,
         };
-        encoder.set_pixel_density(PixelDensity { density: (x, y), unit });
+        encoder.set_pixel_density(PixelDensity {
+            density: (x, y),
+            unit,
+        });
     }
     encoder.write_image(
         &data,
@@ -214,7 +217,10 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     const APP1: u8 = 0xE1;
     const APP13: u8 = 0xED;
     const COM: u8 = 0xFE;
-    let comment = picture.metadata.text(COMMENT).map(|text| text.as_bytes().to_vec());
+    let comment = picture
+        .metadata
+        .text(COMMENT)
+        .map(|text| text.as_bytes().to_vec());
     let resources = picture.metadata.iptc.as_deref().map(iptc::to_resources);
     let blocks = [
         ("EXIF", APP1, &b"Exif\0\0"[..], exif),

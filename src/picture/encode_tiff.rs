@@ -90,7 +90,10 @@ where
     }
     if let Some(records) = &picture.metadata.iptc {
         const IPTC: u16 = 33723;
-        put(main, vec![(IPTC, Type::UNDEFINED.to_u16(), records.clone())])?;
+        put(
+            main,
+            vec![(IPTC, Type::UNDEFINED.to_u16(), records.clone())],
+        )?;
     }
     if let Some(xmp) = picture.metadata.xmp_upright() {
         put(main, vec![(exif::XMP, Type::BYTE.to_u16(), xmp)])?;

@@ -78,9 +78,7 @@ pub(crate) fn webp_chunks(bytes: &[u8]) -> Option<Vec<([u8; 4], Range<usize>)>> 
 
 /// The PNG chunk at an offset, from its length to its checksum; `None` if it passes the end of the file.
 pub(crate) fn png_chunk(bytes: &[u8], at: usize) -> Option<Range<usize>> {
-    let end = at
-        .checked_add(12)?
-        .checked_add(be32(bytes, at)? as usize)?;
+    let end = at.checked_add(12)?.checked_add(be32(bytes, at)? as usize)?;
     (end <= bytes.len()).then_some(at..end)
 }
 

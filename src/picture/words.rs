@@ -42,7 +42,9 @@ pub(crate) fn of_png(error: &png::DecodingError) -> String {
 pub(crate) fn of_jpeg(error: &DecodeErrors) -> String {
     match error {
         DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => CUT_SHORT.to_owned(),
-        DecodeErrors::HuffmanDecode(_) | DecodeErrors::MCUError(_) => "its Huffman codes are damaged".into(),
+        DecodeErrors::HuffmanDecode(_) | DecodeErrors::MCUError(_) => {
+            "its Huffman codes are damaged".into()
+        }
         DecodeErrors::DqtError(_) => "its quantization tables are damaged".into(),
         DecodeErrors::SosError(_) => "the header of a scan is damaged".into(),
         DecodeErrors::ZeroError => "its header states a size of 0 pixels".into(),
@@ -78,20 +80,38 @@ fn known(text: &str) -> String {
         ("no color table", "it has no palette"),
         ("Missing palette", "it has no palette"),
         ("Not enough palette entries", "its palette is too short"),
-        ("Number of components cannot be zero", "its header states no colours"),
+        (
+            "Number of components cannot be zero",
+            "its header states no colours",
+        ),
         ("can only parse 8-bit", "its samples do not have 8 bits"),
-        ("Image too large", "its header states a size that no picture has"),
-        ("Negative width", "its header states a size that no picture has"),
-        ("Invalid image dimensions", "its header states a size of 0 pixels"),
+        (
+            "Image too large",
+            "its header states a size that no picture has",
+        ),
+        (
+            "Negative width",
+            "its header states a size that no picture has",
+        ),
+        (
+            "Invalid image dimensions",
+            "its header states a size of 0 pixels",
+        ),
         ("appeared before IHDR", "its header is damaged"),
-        ("Unrecognized critical chunk", "it has a chunk that no program knows: it is damaged"),
+        (
+            "Unrecognized critical chunk",
+            "it has a chunk that no program knows: it is damaged",
+        ),
         ("IDAT or fdAT chunk is missing", "it has no pixels"),
         ("Huffman", "its Huffman codes are damaged"),
         ("deflate", "its Deflate data is damaged"),
         ("Corrupt", "its compressed data is damaged"),
     ];
     let found = SAYINGS.iter().find(|(theirs, _)| text.contains(theirs));
-    found.map_or_else(|| format!("it is damaged ({})", tidy(text)), |(_, ours)| (*ours).to_owned())
+    found.map_or_else(
+        || format!("it is damaged ({})", tidy(text)),
+        |(_, ours)| (*ours).to_owned(),
+    )
 }
 
 /// One line without quotes, brackets of debug output and doubled parts.
@@ -101,7 +121,10 @@ fn tidy(text: &str) -> String {
     let words = plain.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in words.split(": ") {
         let part = part.trim_end_matches(['.', ' ']);
-        let wrapping = part.starts_with("Format error") || part.starts_with("The decoder for") || part.ends_with("rror") || part.is_empty();
+        let wrapping = part.starts_with("Format error")
+            || part.starts_with("The decoder for")
+            || part.ends_with("rror")
+            || part.is_empty();
         if !wrapping && !parts.iter().any(|p| p.contains(part)) {
             parts.push(part.to_owned());
         }
@@ -122,7 +145,9 @@ fn without_structures(text: &str) -> String {
         match c {
             '{' | '[' => {
                 if depth == 0 && c == '{' {
-                    let name = text[i..].strip_prefix("{ type: ").and_then(|rest| rest.split([',', ' ', '}']).next());
+                    let name = text[i..]
+                        .strip_prefix("{ type: ")
+                        .and_then(|rest| rest.split([',', ' ', '}']).next());
                     if out.trim_end().ends_with("ChunkType") {
                         out.truncate(out.trim_end().len() - "ChunkType".len());
                     }

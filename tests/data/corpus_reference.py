@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads every picture under a folder with Pillow and keeps what it saw, for tests/corpus.rs. Needs Pillow and NumPy:
+"""Reads every picture under a folder with Pillow and keeps what it saw, for tests/library/corpus.rs. Needs Pillow and NumPy:
 
     python tests/data/corpus_reference.py FOLDER
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetches the test pictures of other programs for tests/corpus.rs, by package name only: Debian's source packages with
+# Fetches the test pictures of other programs for tests/library/corpus.rs, by package name only: Debian's source packages with
 # apt-get (Debian or Ubuntu, no root, the system's own lists are left alone) and Pillow's sdist with pip. About 300 MB of
 # downloads; the pictures, some 4,000 files, go to FOLDER/PACKAGE/.
 #

@@ -38,7 +38,9 @@ impl Meaning {
             32803 => "a camera's raw samples (CFA)",
             32844 | 32845 => "LogLuv",
             34892 => "a camera's raw samples (LinearRaw)",
-            _ => bail!("the meaning of its samples has the unknown number {number}; save it again as RGB"),
+            _ => bail!(
+                "the meaning of its samples has the unknown number {number}; save it again as RGB"
+            ),
         };
         bail!("its samples are {name}, which is not supported; save it again as RGB")
     }
@@ -63,36 +65,44 @@ pub(super) enum Alpha {
 
 /// Samples (pixels of `stride`) -> 1 to 4 channels and their number. `alpha` is the sample after the colours. A palette
 /// has been looked up before and is `Rgb` here.
-pub(super) fn convert<T: Level>(samples: Vec<T>, stride: usize, meaning: Meaning, alpha: Option<Alpha>) -> (Vec<T>, usize) {
+pub(super) fn convert<T: Level>(
+    samples: Vec<T>,
+    stride: usize,
+    meaning: Meaning,
+    alpha: Option<Alpha>,
+) -> (Vec<T>, usize) {
     let colors = meaning.colors();
     let made = if colors == 1 { 1 } else { 3 };
     let channels = made + usize::from(alpha.is_some());
-    let plain = matches!(meaning, Meaning::BlackIsZero | Meaning::Rgb) && alpha != Some(Alpha::Associated);
+    let plain =
+        matches!(meaning, Meaning::BlackIsZero | Meaning::Rgb) && alpha != Some(Alpha::Associated);
     if plain && stride == channels {
         return (samples, channels);
     }
     let mut out = vec![T::default(); samples.len() / stride * channels];
-    out.par_chunks_exact_mut(channels).zip(samples.par_chunks_exact(stride)).for_each(|(out, pixel)| {
-        if plain {
-            out.copy_from_slice(&pixel[..channels]);
-            return;
-        }
-        let mut color = [0.0; 4];
-        for (value, sample) in color.iter_mut().zip(&pixel[..colors]) {
-            *value = sample.unit();
-        }
-        let mut color = straight(color, meaning);
-        if let Some(kind) = alpha {
-            let a = pixel[colors].unit();
-            out[made] = pixel[colors];
-            if kind == Alpha::Associated && a > 0.0 {
-                color = color.map(|c| (c / a).min(1.0));
+    out.par_chunks_exact_mut(channels)
+        .zip(samples.par_chunks_exact(stride))
+        .for_each(|(out, pixel)| {
+            if plain {
+                out.copy_from_slice(&pixel[..channels]);
+                return;
             }
-        }
-        for (out, value) in out.iter_mut().zip(&color[..made]) {
-            *out = T::from_unit(*value);
-        }
-    });
+            let mut color = [0.0; 4];
+            for (value, sample) in color.iter_mut().zip(&pixel[..colors]) {
+                *value = sample.unit();
+            }
+            let mut color = straight(color, meaning);
+            if let Some(kind) = alpha {
+                let a = pixel[colors].unit();
+                out[made] = pixel[colors];
+                if kind == Alpha::Associated && a > 0.0 {
+                    color = color.map(|c| (c / a).min(1.0));
+                }
+            }
+            for (out, value) in out.iter_mut().zip(&color[..made]) {
+                *out = T::from_unit(*value);
+            }
+        });
     (out, channels)
 }
 
@@ -104,7 +114,13 @@ fn straight(c: [f32; 4], meaning: Meaning) -> [f32; 3] {
         Meaning::Cmyk => [0, 1, 2].map(|i| (1.0 - c[i]) * (1.0 - c[3])),
         Meaning::YCbCr(kind) => ycbcr(c, kind),
         Meaning::CieLab => {
-            let signed = |v: f32| (if v > 127.5 / 255.0 { v - 256.0 / 255.0 } else { v }) * 255.0;
+            let signed = |v: f32| {
+                (if v > 127.5 / 255.0 {
+                    v - 256.0 / 255.0
+                } else {
+                    v
+                }) * 255.0
+            };
             lab(100.0 * c[0], signed(c[1]), signed(c[2]))
         }
         Meaning::IccLab => lab(100.0 * c[0], 255.0 * c[1] - 128.0, 255.0 * c[2] - 128.0),
@@ -132,11 +148,25 @@ fn lab(l: f32, a: f32, b: f32) -> [f32; 3] {
         [0.071_945, -0.228_991, 1.405_243],
     ];
     let fy = (l + 16.0) / 116.0;
-    let inverse = |f: f32| if f > 6.0 / 29.0 { f.powi(3) } else { (f - 4.0 / 29.0) * 108.0 / 841.0 };
-    let xyz = [D50[0] * inverse(fy + a / 500.0), D50[1] * inverse(fy), D50[2] * inverse(fy - b / 200.0)];
+    let inverse = |f: f32| {
+        if f > 6.0 / 29.0 {
+            f.powi(3)
+        } else {
+            (f - 4.0 / 29.0) * 108.0 / 841.0
+        }
+    };
+    let xyz = [
+        D50[0] * inverse(fy + a / 500.0),
+        D50[1] * inverse(fy),
+        D50[2] * inverse(fy - b / 200.0),
+    ];
     TO_LINEAR.map(|row| {
         let linear: f32 = row.iter().zip(xyz).map(|(m, v)| m * v).sum();
         let linear = linear.clamp(0.0, 1.0);
-        if linear <= 0.003_130_8 { 12.92 * linear } else { 1.055 * linear.powf(1.0 / 2.4) - 0.055 }
+        if linear <= 0.003_130_8 {
+            12.92 * linear
+        } else {
+            1.055 * linear.powf(1.0 / 2.4) - 0.055
+        }
     })
 }

@@ -10,7 +10,8 @@ use zune_core::bytestream::ZCursor;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-const SHORT: &str = "it holds fewer pixels than its size says: the file was cut short or is damaged";
+const SHORT: &str =
+    "it holds fewer pixels than its size says: the file was cut short or is damaged";
 
 /// How the pixels are stored (the field `Compression`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,9 @@ pub(super) enum Compression {
     /// CCITT's run lengths, each row on a byte boundary.
     Runs,
     /// CCITT group 3; `two_dimensional` where a row may refer to the one before.
-    Group3 { two_dimensional: bool },
+    Group3 {
+        two_dimensional: bool,
+    },
     Group4,
     Lzw,
     OldJpeg,
@@ -34,7 +37,9 @@ impl Compression {
         Ok(match number {
             1 => Self::None,
             2 => Self::Runs,
-            3 => Self::Group3 { two_dimensional: t4_options & 1 != 0 },
+            3 => Self::Group3 {
+                two_dimensional: t4_options & 1 != 0,
+            },
             4 => Self::Group4,
             5 => Self::Lzw,
             6 => Self::OldJpeg,
@@ -56,7 +61,9 @@ impl Compression {
                         "its compression has the unknown number {other}; save it again as TIFF with LZW or Deflate, or as PNG"
                     ),
                 };
-                bail!("its pixels are compressed with {name}, which is not supported; save it again as TIFF with LZW or Deflate, or as PNG")
+                bail!(
+                    "its pixels are compressed with {name}, which is not supported; save it again as TIFF with LZW or Deflate, or as PNG"
+                )
             }
         })
     }
@@ -79,19 +86,29 @@ pub(super) fn unpack(kind: Compression, data: &[u8], rows: Rows) -> Result<Vec<u
         Compression::Lzw => lzw(data, length)?,
         Compression::Deflate => {
             let mut out = Vec::new();
-            let read = ZlibDecoder::new(data).take(length as u64).read_to_end(&mut out);
-            read.ok().filter(|_| out.len() == length).context("its Deflate data is damaged")?;
+            let read = ZlibDecoder::new(data)
+                .take(length as u64)
+                .read_to_end(&mut out);
+            read.ok()
+                .filter(|_| out.len() == length)
+                .context("its Deflate data is damaged")?;
             out
         }
         Compression::PackBits => pack_bits(data, length)?,
         Compression::Runs => ccitt(data, rows, EncodingMode::Group3_1D, true)?,
         Compression::Group3 { two_dimensional } => {
-            let mode = if two_dimensional { EncodingMode::Group3_2D { k: 4 } } else { EncodingMode::Group3_1D };
+            let mode = if two_dimensional {
+                EncodingMode::Group3_2D { k: 4 }
+            } else {
+                EncodingMode::Group3_1D
+            };
             // Where ends of lines are on byte boundaries, zeros before them are skipped in any case.
             ccitt(data, rows, mode, false)?
         }
         Compression::Group4 => ccitt(data, rows, EncodingMode::Group4, false)?,
-        Compression::Jpeg | Compression::OldJpeg => bail!("its JPEG data is not where it should be"),
+        Compression::Jpeg | Compression::OldJpeg => {
+            bail!("its JPEG data is not where it should be")
+        }
     };
     ensure!(unpacked.len() == length, SHORT);
     Ok(unpacked)
@@ -117,7 +134,10 @@ fn lzw(data: &[u8], length: usize) -> Result<Vec<u8>> {
             _ => break,
         }
     }
-    ensure!(written == length, "its LZW data is damaged or was cut short");
+    ensure!(
+        written == length,
+        "its LZW data is damaged or was cut short"
+    );
     Ok(out)
 }
 
@@ -143,7 +163,12 @@ fn pack_bits(mut data: &[u8], length: usize) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn ccitt(data: &[u8], rows: Rows, encoding: EncodingMode, rows_are_byte_aligned: bool) -> Result<Vec<u8>> {
+fn ccitt(
+    data: &[u8],
+    rows: Rows,
+    encoding: EncodingMode,
+    rows_are_byte_aligned: bool,
+) -> Result<Vec<u8>> {
     let settings = DecodeSettings {
         columns: u32::try_from(rows.width)?,
         rows: u32::try_from(rows.height)?,
@@ -153,12 +178,20 @@ fn ccitt(data: &[u8], rows: Rows, encoding: EncodingMode, rows_are_byte_aligned:
         encoding,
         invert_black: false,
     };
-    let mut bits = Bits { out: Vec::with_capacity(rows.height * rows.row_bytes), row_bytes: rows.row_bytes, line: Vec::new(), last: 0, filled: 0 };
+    let mut bits = Bits {
+        out: Vec::with_capacity(rows.height * rows.row_bytes),
+        row_bytes: rows.row_bytes,
+        line: Vec::new(),
+        last: 0,
+        filled: 0,
+    };
     let done = hayro_ccitt::decode(data, &mut bits, &mut DecoderContext::new(settings));
     let whole = rows.height * rows.row_bytes;
     if done.is_err() && bits.out.len() < whole {
         // Each of two decoders of group 4 reads files that the other does not.
-        let other = (encoding == EncodingMode::Group4).then(|| group4(data, rows)).flatten();
+        let other = (encoding == EncodingMode::Group4)
+            .then(|| group4(data, rows))
+            .flatten();
         return other.context("its fax (CCITT) data is damaged");
     }
     // White rows at the end may be left out.
@@ -167,11 +200,17 @@ fn ccitt(data: &[u8], rows: Rows, encoding: EncodingMode, rows_are_byte_aligned:
 }
 
 fn group4(data: &[u8], rows: Rows) -> Option<Vec<u8>> {
-    let (width, height) = (u16::try_from(rows.width).ok()?, u16::try_from(rows.height).ok()?);
+    let (width, height) = (
+        u16::try_from(rows.width).ok()?,
+        u16::try_from(rows.height).ok()?,
+    );
     let mut out = Vec::with_capacity(rows.height * rows.row_bytes);
     fax::decoder::decode_g4(data.iter().copied(), width, Some(height), |line| {
         let mut row = vec![0; rows.row_bytes];
-        for (x, _) in fax::decoder::pels(line, width).enumerate().filter(|(_, color)| *color == fax::Color::Black) {
+        for (x, _) in fax::decoder::pels(line, width)
+            .enumerate()
+            .filter(|(_, color)| *color == fax::Color::Black)
+        {
             row[x / 8] |= 0x80 >> (x % 8);
         }
         out.append(&mut row);
@@ -201,7 +240,8 @@ impl hayro_ccitt::Decoder for Bits {
     fn push_pixel_chunk(&mut self, white: bool, chunk_count: u32) {
         let value = if white { 0 } else { 0xFF };
         let most = self.row_bytes.saturating_sub(self.line.len());
-        self.line.resize(self.line.len() + most.min(chunk_count as usize), value);
+        self.line
+            .resize(self.line.len() + most.min(chunk_count as usize), value);
     }
 
     fn next_line(&mut self) {
@@ -227,22 +267,41 @@ pub(super) fn jpeg(tables: Option<&[u8]>, data: &[u8], most_bytes: usize) -> Res
     let joined;
     let stream = match tables {
         Some(tables) if tables.len() > 4 && data.len() > 2 => {
-            let end = if tables.ends_with(&[0xFF, 0xD9]) { tables.len() - 2 } else { tables.len() };
+            let end = if tables.ends_with(&[0xFF, 0xD9]) {
+                tables.len() - 2
+            } else {
+                tables.len()
+            };
             joined = [&tables[..end], &data[2..]].concat();
             &joined[..]
         }
         _ => data,
     };
-    let words = |error: zune_jpeg::errors::DecodeErrors| anyhow::anyhow!("its JPEG data: {}", crate::picture::words::of_jpeg(&error));
-    let options = DecoderOptions::default().set_strict_mode(true).set_max_width(usize::MAX).set_max_height(usize::MAX);
+    let words = |error: zune_jpeg::errors::DecodeErrors| {
+        anyhow::anyhow!("its JPEG data: {}", crate::picture::words::of_jpeg(&error))
+    };
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(stream), options);
     decoder.decode_headers().map_err(words)?;
-    let stored = decoder.input_colorspace().context("its JPEG data has no colours")?;
+    let stored = decoder
+        .input_colorspace()
+        .context("its JPEG data has no colours")?;
     decoder.set_options(options.jpeg_set_out_colorspace(stored));
     let (width, height) = decoder.dimensions().context("its JPEG data has no size")?;
     let components = stored.num_components();
-    ensure!(width.saturating_mul(height).saturating_mul(components) <= most_bytes, "its JPEG data is larger than the picture");
+    ensure!(
+        width.saturating_mul(height).saturating_mul(components) <= most_bytes,
+        "its JPEG data is larger than the picture"
+    );
     let samples = decoder.decode().map_err(words)?;
     ensure!(samples.len() == width * height * components, SHORT);
-    Ok(JpegPart { width, height, components, samples })
+    Ok(JpegPart {
+        width,
+        height,
+        components,
+        samples,
+    })
 }

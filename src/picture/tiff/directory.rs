@@ -36,8 +36,20 @@ impl<'a> Directory<'a> {
         let big_endian = bytes.starts_with(b"MM");
         let number = |at: usize, length: usize| number(bytes, big_endian, at, length);
         let (sizes, at) = match number(2, 2) {
-            Some(42) => (Sizes { count: 2, offset: 4 }, number(4, 4)),
-            Some(43) => (Sizes { count: 8, offset: 8 }, number(8, 8)),
+            Some(42) => (
+                Sizes {
+                    count: 2,
+                    offset: 4,
+                },
+                number(4, 4),
+            ),
+            Some(43) => (
+                Sizes {
+                    count: 8,
+                    offset: 8,
+                },
+                number(8, 8),
+            ),
             _ => anyhow::bail!("its header is not that of a TIFF"),
         };
         let at = usize::try_from(at.context(BEYOND)?).context(BEYOND)?;
@@ -52,19 +64,36 @@ impl<'a> Directory<'a> {
             .context(BEYOND)?;
         let mut fields = BTreeMap::new();
         for at in (first..end).step_by(entry) {
-            let (Some(tag), Some(kind)) = (number(at, 2), number(at + 2, 2)) else { continue };
+            let (Some(tag), Some(kind)) = (number(at, 2), number(at + 2, 2)) else {
+                continue;
+            };
             let value = at + 4 + sizes.offset;
-            let (Some(count), Some(offset)) = (number(at + 4, sizes.offset), number(value, sizes.offset)) else {
+            let (Some(count), Some(offset)) =
+                (number(at + 4, sizes.offset), number(value, sizes.offset))
+            else {
                 continue;
             };
             let (kind, count) = (kind as u16, usize::try_from(count).unwrap_or(usize::MAX));
-            let fits = size(kind).and_then(|n| n.checked_mul(count)).is_some_and(|n| n <= sizes.offset);
-            let at = if fits { value } else { usize::try_from(offset).unwrap_or(usize::MAX) };
+            let fits = size(kind)
+                .and_then(|n| n.checked_mul(count))
+                .is_some_and(|n| n <= sizes.offset);
+            let at = if fits {
+                value
+            } else {
+                usize::try_from(offset).unwrap_or(usize::MAX)
+            };
             // Of a field that is there twice the first counts, as for libtiff.
-            fields.entry(tag as u16).or_insert(Field { kind, count, at });
+            fields
+                .entry(tag as u16)
+                .or_insert(Field { kind, count, at });
         }
         let next = number(end, sizes.offset).unwrap_or(0);
-        Ok(Self { bytes, big_endian, fields, next })
+        Ok(Self {
+            bytes,
+            big_endian,
+            fields,
+            next,
+        })
     }
 
     /// Whether another page follows.
@@ -88,7 +117,9 @@ impl<'a> Directory<'a> {
     /// # Errors
     /// The field is there and holds something else, or lies beyond the end of the file.
     pub fn numbers(&self, tag: u16) -> Result<Option<Vec<u64>>> {
-        let Some(field) = self.fields.get(&tag) else { return Ok(None) };
+        let Some(field) = self.fields.get(&tag) else {
+            return Ok(None);
+        };
         let unit = match field.kind {
             BYTE | UNDEFINED => 1,
             SHORT => 2,
@@ -97,13 +128,17 @@ impl<'a> Directory<'a> {
             _ => anyhow::bail!("its field {tag} is of the wrong type: the file is damaged"),
         };
         let raw = self.raw(tag).context(BEYOND)?;
-        let values = raw.chunks_exact(unit).map(|chunk| join(chunk, self.big_endian));
+        let values = raw
+            .chunks_exact(unit)
+            .map(|chunk| join(chunk, self.big_endian));
         Ok(Some(values.collect()))
     }
 
     /// The first of a field's whole numbers.
     pub fn number(&self, tag: u16) -> Result<Option<u64>> {
-        Ok(self.numbers(tag)?.and_then(|values| values.first().copied()))
+        Ok(self
+            .numbers(tag)?
+            .and_then(|values| values.first().copied()))
     }
 
     /// A field's rational numbers; `None` where it is not there or no such field.
@@ -113,7 +148,8 @@ impl<'a> Directory<'a> {
         }
         let halves = self.raw(tag)?.as_chunks::<8>().0.iter();
         let ratio = |pair: &[u8; 8]| {
-            join(&pair[..4], self.big_endian) as f64 / (join(&pair[4..], self.big_endian) as f64).max(1.0)
+            join(&pair[..4], self.big_endian) as f64
+                / (join(&pair[4..], self.big_endian) as f64).max(1.0)
         };
         Some(halves.map(ratio).collect())
     }
@@ -147,5 +183,9 @@ fn number(bytes: &[u8], big_endian: bool, at: usize, length: usize) -> Option<u6
 /// At most 8 bytes as one number.
 pub(super) fn join(bytes: &[u8], big_endian: bool) -> u64 {
     let push = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
-    if big_endian { bytes.iter().fold(0, push) } else { bytes.iter().rev().fold(0, push) }
+    if big_endian {
+        bytes.iter().fold(0, push)
+    } else {
+        bytes.iter().rev().fold(0, push)
+    }
 }

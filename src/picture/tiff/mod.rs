@@ -105,16 +105,28 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(bytes: &'a [u8], directory: &Directory<'a>, limits: &ReadLimits) -> Result<Self> {
-        let number = |tag, default| Ok::<u64, anyhow::Error>(directory.number(tag)?.unwrap_or(default));
+        let number =
+            |tag, default| Ok::<u64, anyhow::Error>(directory.number(tag)?.unwrap_or(default));
         let (width, height) = (number(WIDTH, 0)?, number(HEIGHT, 0)?);
         limits.check_pixels(width, height)?;
         let compression = Compression::new(number(COMPRESSION, 1)?, number(T4_OPTIONS, 0)?)?;
         let subsampling = subsampling(directory)?;
         let meaning = meaning(directory, compression)?;
-        let samples = number(SAMPLES, if compression == Compression::OldJpeg { meaning.colors() as u64 } else { 1 })?;
+        let samples = number(
+            SAMPLES,
+            if compression == Compression::OldJpeg {
+                meaning.colors() as u64
+            } else {
+                1
+            },
+        )?;
         let most_bytes = usize::try_from(limits.max_bytes()).unwrap_or(usize::MAX);
         let bits = directory.numbers(BITS)?.unwrap_or_else(|| {
-            vec![if compression == Compression::OldJpeg { 8 } else { 1 }]
+            vec![if compression == Compression::OldJpeg {
+                8
+            } else {
+                1
+            }]
         });
         let formats = directory.numbers(SAMPLE_FORMAT)?.unwrap_or_else(|| vec![1]);
         let kind = Kind::new(&bits, &formats, directory.big_endian)?;
@@ -129,20 +141,26 @@ impl<'a> Layout<'a> {
             "it has {samples} samples a pixel, which is more than a picture has"
         );
         let tiled = directory.contains(TILE_OFFSETS);
-        let (offsets, sizes) = if tiled { (TILE_OFFSETS, TILE_BYTES) } else { (STRIP_OFFSETS, STRIP_BYTES) };
+        let (offsets, sizes) = if tiled {
+            (TILE_OFFSETS, TILE_BYTES)
+        } else {
+            (STRIP_OFFSETS, STRIP_BYTES)
+        };
         let (chunk_width, chunk_height) = if tiled {
             (number(TILE_WIDTH, 0)?, number(TILE_HEIGHT, 0)?)
         } else {
             (width, number(ROWS_PER_STRIP, height)?.min(height))
         };
         ensure!(
-            chunk_width > 0 && chunk_height > 0 && chunk_width.saturating_mul(chunk_height) <= limits.max_pixels.max(1 << 20),
+            chunk_width > 0
+                && chunk_height > 0
+                && chunk_width.saturating_mul(chunk_height) <= limits.max_pixels.max(1 << 20),
             "its pixels lie in parts of {chunk_width}x{chunk_height}: it is damaged"
         );
         let offsets = directory.numbers(offsets)?.unwrap_or_default();
         let sizes = directory.numbers(sizes)?.unwrap_or_default();
         let size = |i: usize| sizes.get(i).copied().filter(|&n| n > 0);
-        Ok(Self {
+        Self {
             bytes,
             width: width as usize,
             height: height as usize,
@@ -154,7 +172,11 @@ impl<'a> Layout<'a> {
             chunk_width: chunk_width as usize,
             chunk_height: chunk_height as usize,
             tiled,
-            chunks: offsets.iter().enumerate().map(|(i, &offset)| (offset, size(i))).collect(),
+            chunks: offsets
+                .iter()
+                .enumerate()
+                .map(|(i, &offset)| (offset, size(i)))
+                .collect(),
             compression,
             predictor: number(PREDICTOR, 1)?,
             reversed_bits: number(FILL_ORDER, 1)? == 2,
@@ -162,7 +184,7 @@ impl<'a> Layout<'a> {
             subsampling,
             most_bytes,
         }
-        .with_old_jpeg(directory)?)
+        .with_old_jpeg(directory)
     }
 
     /// JPEG before TIFF's technical note 2: read where the whole picture is one stream.
@@ -170,16 +192,22 @@ impl<'a> Layout<'a> {
         if self.compression != Compression::OldJpeg {
             return Ok(self);
         }
-        let stream = match (directory.number(OLD_JPEG)?, directory.number(OLD_JPEG_BYTES)?) {
+        let stream = match (
+            directory.number(OLD_JPEG)?,
+            directory.number(OLD_JPEG_BYTES)?,
+        ) {
             (Some(at), length) => {
-                let end = length.filter(|&n| n > 0).map_or(self.bytes.len() as u64, |n| at.saturating_add(n));
+                let end = length
+                    .filter(|&n| n > 0)
+                    .map_or(self.bytes.len() as u64, |n| at.saturating_add(n));
                 Some((at, end.min(self.bytes.len() as u64).saturating_sub(at)))
             }
             _ => None,
         };
         let whole = stream.filter(|&(at, length)| {
             let part = self.bytes.get(at as usize..(at + length) as usize);
-            part.and_then(super::structure::map_jpeg).is_some_and(|map| map.end.is_some())
+            part.and_then(super::structure::map_jpeg)
+                .is_some_and(|map| map.end.is_some())
         });
         let (at, length) = whole.context(
             "it holds JPEG data of the kind before 1995, in parts, which is not supported; save it again as TIFF with another program, or as PNG",
@@ -205,10 +233,17 @@ impl<'a> Layout<'a> {
         let mut out = vec![T::default(); self.width * self.height * self.samples];
         for (i, &(offset, size)) in self.chunks[..planes * across * down].iter().enumerate() {
             let (plane, part) = (i / (across * down), i % (across * down));
-            let (x, y) = (part % across * self.chunk_width, part / across * self.chunk_height);
+            let (x, y) = (
+                part % across * self.chunk_width,
+                part / across * self.chunk_height,
+            );
             // A tile is stored whole at the edges; a strip ends with the picture.
             let visible = self.chunk_height.min(self.height - y);
-            let rows = if self.tiled { self.chunk_height } else { visible };
+            let rows = if self.tiled {
+                self.chunk_height
+            } else {
+                visible
+            };
             let data = self.data(offset, size)?;
             let part = self.part(data, rows)?;
             let wide = self.chunk_width.min(self.width - x).min(part.width);
@@ -216,7 +251,16 @@ impl<'a> Layout<'a> {
             for (line, row) in part.rows().take(visible).enumerate() {
                 let first = ((y + line) * self.width + x) * self.samples + plane;
                 let step = if self.planar { self.samples } else { 1 };
-                put(row, part.kind, &mut out, &Place { first, step, count: wide * in_part });
+                put(
+                    row,
+                    part.kind,
+                    &mut out,
+                    &Place {
+                        first,
+                        step,
+                        count: wide * in_part,
+                    },
+                );
             }
         }
         Ok(out)
@@ -224,7 +268,9 @@ impl<'a> Layout<'a> {
 
     /// A chunk's bytes in the file; without a size, all that follow.
     fn data(&self, offset: u64, size: Option<u64>) -> Result<&'a [u8]> {
-        let start = usize::try_from(offset).ok().filter(|&at| at < self.bytes.len());
+        let start = usize::try_from(offset)
+            .ok()
+            .filter(|&at| at < self.bytes.len());
         let rest = &self.bytes[start.context(directory::BEYOND)?..];
         Ok(match size {
             Some(size) => {
@@ -254,22 +300,49 @@ impl<'a> Layout<'a> {
             return self.subsampled_part(data, height);
         }
         let row_bytes = self.kind.row_bytes(width * in_part);
-        ensure!(row_bytes.saturating_mul(height) <= self.most_bytes, "its parts are larger than the picture: it is damaged");
-        let mut bytes = compression::unpack(self.compression, data, Rows { width, height, row_bytes })?;
+        ensure!(
+            row_bytes.saturating_mul(height) <= self.most_bytes,
+            "its parts are larger than the picture: it is damaged"
+        );
+        let mut bytes = compression::unpack(
+            self.compression,
+            data,
+            Rows {
+                width,
+                height,
+                row_bytes,
+            },
+        )?;
         match (self.predictor, self.compression) {
             // The predictor belongs to these two; others that state one ignore it.
             (2, Compression::Lzw | Compression::Deflate) => {
-                ensure!([8, 16, 32, 64].contains(&self.kind.bits), "its predictor does not fit samples of {} bits: it is damaged", self.kind.bits);
-                bytes.chunks_exact_mut(row_bytes).for_each(|row| add_left(row, self.kind, in_part));
+                ensure!(
+                    [8, 16, 32, 64].contains(&self.kind.bits),
+                    "its predictor does not fit samples of {} bits: it is damaged",
+                    self.kind.bits
+                );
+                bytes
+                    .chunks_exact_mut(row_bytes)
+                    .for_each(|row| add_left(row, self.kind, in_part));
             }
             (3, Compression::Lzw | Compression::Deflate) => {
-                ensure!(self.kind.floating, "its predictor is for floating-point samples, which it has not: it is damaged");
-                bytes.chunks_exact_mut(row_bytes).for_each(|row| join_planes(row, self.kind, in_part));
+                ensure!(
+                    self.kind.floating,
+                    "its predictor is for floating-point samples, which it has not: it is damaged"
+                );
+                bytes
+                    .chunks_exact_mut(row_bytes)
+                    .for_each(|row| join_planes(row, self.kind, in_part));
             }
             (0..=3, _) => {}
             (other, _) => bail!("its predictor has the unknown number {other}: it is damaged"),
         }
-        Ok(Part { width, row_bytes, bytes, kind: self.kind })
+        Ok(Part {
+            width,
+            row_bytes,
+            bytes,
+            kind: self.kind,
+        })
     }
 
     fn jpeg_part(&self, data: &[u8], height: usize, in_part: usize) -> Result<Part> {
@@ -280,14 +353,21 @@ impl<'a> Layout<'a> {
         );
         let part = compression::jpeg(self.jpeg_tables, data, self.most_bytes)?;
         ensure!(
-            part.components == in_part && part.height >= height.min(self.height) && part.width >= self.chunk_width.min(self.width),
+            part.components == in_part
+                && part.height >= height.min(self.height)
+                && part.width >= self.chunk_width.min(self.width),
             "its JPEG data is {}x{} with {} channels, but its directory says {}x{height} with {in_part}: it is damaged",
             part.width,
             part.height,
             part.components,
             self.chunk_width
         );
-        Ok(Part { width: part.width, row_bytes: part.width * part.components, bytes: part.samples, kind: self.kind })
+        Ok(Part {
+            width: part.width,
+            row_bytes: part.width * part.components,
+            bytes: part.samples,
+            kind: self.kind,
+        })
     }
 
     /// YCbCr with fewer chroma than luma samples: blocks of luma, then one Cb and one Cr, each spread over its block.
@@ -299,7 +379,11 @@ impl<'a> Layout<'a> {
         let (h, v) = self.subsampling;
         let (across, down) = (self.chunk_width.div_ceil(h), height.div_ceil(v));
         let block = h * v + 2;
-        let blocks = Rows { width: across, height: down, row_bytes: across * block };
+        let blocks = Rows {
+            width: across,
+            height: down,
+            row_bytes: across * block,
+        };
         let packed = compression::unpack(self.compression, data, blocks)?;
         let row_bytes = across * h * 3;
         let mut bytes = vec![0; row_bytes * down * v];
@@ -310,12 +394,18 @@ impl<'a> Layout<'a> {
                 bytes[at..at + 3].copy_from_slice(&[luma, block[h * v], block[h * v + 1]]);
             }
         }
-        Ok(Part { width: self.chunk_width, row_bytes, bytes, kind: self.kind })
+        Ok(Part {
+            width: self.chunk_width,
+            row_bytes,
+            bytes,
+            kind: self.kind,
+        })
     }
 
     fn image<T: Level>(&self, samples: Vec<T>) -> Result<DynamicImage> {
         let (samples, channels) = color::convert(samples, self.samples, self.meaning, self.alpha);
-        T::image(self.width as u32, self.height as u32, channels, samples).context("it holds fewer pixels than its size says")
+        T::image(self.width as u32, self.height as u32, channels, samples)
+            .context("it holds fewer pixels than its size says")
     }
 }
 
@@ -337,31 +427,39 @@ fn subsampling(directory: &Directory) -> Result<(usize, usize)> {
     let stated = directory.numbers(YCBCR_SUBSAMPLING)?.unwrap_or_default();
     match stated[..] {
         [] => Ok((2, 2)),
-        [h, v, ..] if [1, 2, 4].contains(&h) && [1, 2, 4].contains(&v) => Ok((h as usize, v as usize)),
+        [h, v, ..] if [1, 2, 4].contains(&h) && [1, 2, 4].contains(&v) => {
+            Ok((h as usize, v as usize))
+        }
         _ => bail!("its chroma is reduced by {stated:?}, which no picture is: it is damaged"),
     }
 }
 
 fn meaning(directory: &Directory, compression: Compression) -> Result<Meaning> {
-    let default = if compression == Compression::OldJpeg { Some(6) } else { None };
+    let default = if compression == Compression::OldJpeg {
+        Some(6)
+    } else {
+        None
+    };
     let number = directory.number(PHOTOMETRIC)?.or(default);
-    Ok(match number.context("it does not say what its samples mean: it is damaged")? {
-        0 => Meaning::WhiteIsZero,
-        1 => Meaning::BlackIsZero,
-        2 => Meaning::Rgb,
-        3 => Meaning::Palette,
-        5 => {
-            ensure!(
-                directory.number(INK_SET)?.unwrap_or(1) == 1,
-                "its inks are not cyan, magenta, yellow and black, which is not supported; save it again as RGB"
-            );
-            Meaning::Cmyk
-        }
-        6 => Meaning::YCbCr(ycbcr(directory)),
-        8 => Meaning::CieLab,
-        9 => Meaning::IccLab,
-        other => Meaning::refuse(other)?,
-    })
+    Ok(
+        match number.context("it does not say what its samples mean: it is damaged")? {
+            0 => Meaning::WhiteIsZero,
+            1 => Meaning::BlackIsZero,
+            2 => Meaning::Rgb,
+            3 => Meaning::Palette,
+            5 => {
+                ensure!(
+                    directory.number(INK_SET)?.unwrap_or(1) == 1,
+                    "its inks are not cyan, magenta, yellow and black, which is not supported; save it again as RGB"
+                );
+                Meaning::Cmyk
+            }
+            6 => Meaning::YCbCr(ycbcr(directory)),
+            8 => Meaning::CieLab,
+            9 => Meaning::IccLab,
+            other => Meaning::refuse(other)?,
+        },
+    )
 }
 
 /// The stated conversion, or that of Rec. 601 over the full range.
@@ -374,8 +472,12 @@ fn ycbcr(directory: &Directory) -> YCbCr {
     let range = stated(REFERENCE_BLACK_WHITE, 6).and_then(|v| <[f32; 6]>::try_from(v).ok());
     let sound = |r: &[f32; 6]| r[0] < r[1] && r[2] < r[3] && r[4] < r[5];
     YCbCr {
-        weights: weights.filter(|w: &[f32; 3]| w[1] > 0.0).unwrap_or([0.299, 0.587, 0.114]),
-        range: range.filter(sound).unwrap_or([0.0, 255.0, 128.0, 255.0, 128.0, 255.0]),
+        weights: weights
+            .filter(|w: &[f32; 3]| w[1] > 0.0)
+            .unwrap_or([0.299, 0.587, 0.114]),
+        range: range
+            .filter(sound)
+            .unwrap_or([0.0, 255.0, 128.0, 255.0, 128.0, 255.0]),
     }
 }
 
@@ -396,7 +498,10 @@ fn alpha(directory: &Directory, samples: usize, meaning: Meaning) -> Result<Opti
 /// A palette picture: indices, and where the file has it alpha, looked up.
 fn palette(layout: &Layout, directory: &Directory) -> Result<DynamicImage> {
     let bits = layout.kind.bits;
-    ensure!(bits <= 8 && !layout.kind.floating, "its palette has indices of {bits} bits, which is not supported; save it again as RGB");
+    ensure!(
+        bits <= 8 && !layout.kind.floating,
+        "its palette has indices of {bits} bits, which is not supported; save it again as RGB"
+    );
     let map = directory.numbers(COLOR_MAP)?.unwrap_or_default();
     let size = 1usize << bits;
     ensure!(
@@ -411,7 +516,10 @@ fn palette(layout: &Layout, directory: &Directory) -> Result<DynamicImage> {
     let alpha = layout.alpha;
     let channels = if alpha.is_some() { 4 } else { 3 };
     let mut samples = vec![0; layout.width * layout.height * channels];
-    for (out, pixel) in samples.chunks_exact_mut(channels).zip(stored.chunks_exact(layout.samples)) {
+    for (out, pixel) in samples
+        .chunks_exact_mut(channels)
+        .zip(stored.chunks_exact(layout.samples))
+    {
         for (c, out) in out[..3].iter_mut().enumerate() {
             *out = (map[c * size + usize::from(pixel[0])] >> shift) as u8;
         }
@@ -421,5 +529,6 @@ fn palette(layout: &Layout, directory: &Directory) -> Result<DynamicImage> {
         }
     }
     // A palette's colours cannot have been multiplied by a pixel's alpha.
-    u8::image(layout.width as u32, layout.height as u32, channels, samples).context("it holds fewer pixels than its size says")
+    u8::image(layout.width as u32, layout.height as u32, channels, samples)
+        .context("it holds fewer pixels than its size says")
 }

@@ -23,9 +23,17 @@ impl Kind {
         ensure!(
             bits.iter().all(|&b| b == width) && formats.iter().all(|&f| f == format),
             "its channels have different depths ({} bits), which is not supported; save it again with 8 or 16 bits",
-            bits.iter().take(8).map(u64::to_string).collect::<Vec<_>>().join("/")
+            bits.iter()
+                .take(8)
+                .map(u64::to_string)
+                .collect::<Vec<_>>()
+                .join("/")
         );
-        let kind = Self { bits: width as usize, floating: format == 3, big_endian };
+        let kind = Self {
+            bits: width as usize,
+            floating: format == 3,
+            big_endian,
+        };
         match format {
             // 4 is "undefined", which libtiff takes for whole numbers.
             1 | 4 if (1..=32).contains(&width) || width == 64 => Ok(kind),
@@ -34,8 +42,12 @@ impl Kind {
                 "its samples are signed numbers, and nothing says which of them are black and white; save it again with unsigned 8 or 16 bits"
             ),
             5 | 6 => bail!("its samples are complex numbers, which are no picture"),
-            3 => bail!("its samples are floating-point numbers of {width} bits, which is not supported; save it again with 16 or 32"),
-            _ => bail!("its samples have {width} bits, which is not supported; save it again with 8 or 16 bits"),
+            3 => bail!(
+                "its samples are floating-point numbers of {width} bits, which is not supported; save it again with 16 or 32"
+            ),
+            _ => bail!(
+                "its samples have {width} bits, which is not supported; save it again with 8 or 16 bits"
+            ),
         }
     }
 
@@ -143,7 +155,14 @@ impl Level for f32 {
     fn image(width: u32, height: u32, channels: usize, samples: Vec<Self>) -> Option<DynamicImage> {
         Some(match channels {
             // `image` has no grey in floating point.
-            1 | 2 => return u16::image(width, height, channels, samples.into_iter().map(u16::from_unit).collect()),
+            1 | 2 => {
+                return u16::image(
+                    width,
+                    height,
+                    channels,
+                    samples.into_iter().map(u16::from_unit).collect(),
+                );
+            }
             3 => DynamicImage::ImageRgb32F(ImageBuffer::from_raw(width, height, samples)?),
             _ => DynamicImage::ImageRgba32F(ImageBuffer::from_raw(width, height, samples)?),
         })
@@ -198,7 +217,12 @@ pub(super) fn join_planes(row: &mut [u8], kind: Kind, step: usize) {
     for i in 0..count {
         for weight in 0..length {
             let byte = planes[weight * count + i];
-            row[i * length + if kind.big_endian { weight } else { length - 1 - weight }] = byte;
+            row[i * length
+                + if kind.big_endian {
+                    weight
+                } else {
+                    length - 1 - weight
+                }] = byte;
         }
     }
 }
