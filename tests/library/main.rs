@@ -2,7 +2,6 @@
 
 mod bounds;
 mod config;
-mod corpus;
 #[path = "../common/damage.rs"]
 mod damage;
 mod damaged;
