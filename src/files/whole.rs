@@ -26,7 +26,7 @@ fn is_whole(bytes: &[u8]) -> bool {
         }
         Ok(FileKind::Image(Format::Tiff)) => structure::tiff_is_whole(bytes),
         Ok(FileKind::Image(Format::Bmp)) => structure::bmp_is_whole(bytes),
-        Ok(FileKind::Image(Format::Gif)) => structure::gif_frames(bytes).1,
+        Ok(FileKind::Image(Format::Gif)) => structure::map_gif(bytes).whole,
         Ok(FileKind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
         Ok(FileKind::Npz) | Err(_) => false,
     }

@@ -24,13 +24,6 @@ impl<'a> Exif<'a> {
         (!exif.is_empty() || !exif.lost().is_empty()).then_some(exif)
     }
 
-    /// The value of a field of a TIFF file's main directory.
-    pub fn tiff_value(file: &[u8], tag: u16) -> Option<Vec<u8>> {
-        let only = |directory, found| directory == Directory::Main && found == tag;
-        let exif = Exif::parse_only(file, only)?;
-        Some(exif.field(Directory::Main, tag)?.value.to_vec())
-    }
-
     /// The fields that a TIFF file written on this machine can take over: tag, type, and value in its byte order.
     pub fn for_tiff(&self, directory: Directory) -> Vec<(u16, u16, Vec<u8>)> {
         let fields = self.fields(directory).iter();

@@ -2,11 +2,20 @@
 //! joined by our own settings, and searched for the prompt.
 
 mod a1111;
+mod color;
 pub(crate) mod comfy;
+mod density;
 pub(crate) mod exif;
 pub(crate) mod exif_tiff;
+pub(crate) mod iptc;
+pub(crate) mod jpeg;
+pub(crate) mod orientation;
+
+use std::borrow::Cow;
 
 pub use self::a1111::{FoundPrompt, Parameters};
+pub use self::color::StatedColor;
+pub use self::density::Density;
 use self::exif::{ByteOrder, Comment, Directory, Exif, NOTE};
 use crate::limits::{Budget, ReadLimits};
 
@@ -21,6 +30,12 @@ pub struct Metadata {
     pub xmp: Option<Vec<u8>>,
     /// PNG text: key and value, in file order. A1111's `parameters` of any format is kept here.
     pub text: Vec<(String, String)>,
+    /// IPTC records (captions, credits, keywords), as JPEG and TIFF files hold them.
+    pub iptc: Option<Vec<u8>>,
+    /// How many pixels a printed length takes.
+    pub density: Option<Density>,
+    /// The colour space where a PNG states it without a profile.
+    pub color: Option<StatedColor>,
 }
 
 /// What becomes of the `parameters` in a file.
@@ -50,6 +65,8 @@ impl Metadata {
                 "the colour profile",
                 info.icc_profile.as_ref().map(|p| p.to_vec()),
             ),
+            density: Density::from_png(info),
+            color: StatedColor::from_png(info),
             ..Self::default()
         };
         for chunk in &info.uncompressed_latin1_text {
@@ -84,6 +101,9 @@ impl Metadata {
             icc: budget.keep("the colour profile", self.icc),
             xmp: budget.keep("XMP", self.xmp),
             text: self.text,
+            iptc: budget.keep("IPTC", self.iptc),
+            density: self.density,
+            color: self.color,
         };
         (kept, budget.warning())
     }
@@ -110,6 +130,11 @@ impl Metadata {
             // ImageMagick's EXIF in text; a real eXIf chunk comes first, as it is what others rewrite.
             "Raw profile type exif" | "Raw profile type APP1" => {
                 let raw = raw_profile(&text).filter(|raw| Exif::parse(raw).is_some());
+                let raw = raw.map(|raw| {
+                    raw.strip_prefix(b"Exif\0\0")
+                        .map(<[u8]>::to_vec)
+                        .unwrap_or(raw)
+                });
                 self.exif = self.exif.take().or(raw);
             }
             _ => self.text.push((key.to_owned(), text)),
@@ -207,13 +232,18 @@ impl Metadata {
                 .collect(),
             TextGoes::Elsewhere => Vec::new(),
         };
+        // PNG has a chunk for it, and JPEG a segment; what stands in EXIF too stays.
+        let density = self.density.filter(|_| text == TextGoes::IntoExif);
         let mut block = match self.block() {
             Some(block) => block,
             // Big-endian, so that the comment's UTF-16BE is in the block's own order.
-            None if !texts.is_empty() => Exif::new(ByteOrder::Big),
+            None if !texts.is_empty() || density.is_some() => Exif::new(ByteOrder::Big),
             None => return None,
         };
         block.fit(width, height);
+        if let Some(density) = density {
+            density.into_exif(&mut block);
+        }
         for text in texts {
             put_text(&mut block, text);
         }
@@ -242,6 +272,12 @@ impl Metadata {
             }
         }
         block.to_bytes()
+    }
+
+    /// The density that a file without one of its own states in EXIF.
+    pub(crate) fn or_density_in_exif(mut self) -> Self {
+        self.density = self.density.or_else(|| Density::from_exif(&self.block()?));
+        self
     }
 
     /// What of the EXIF block does not go into a file: a list for a message. `in_tiff`: a TIFF file has no place where
@@ -285,6 +321,32 @@ impl Metadata {
         let icc = self.icc.as_deref()?;
         let space = if gray { b"GRAY" } else { b"RGB " };
         (icc.get(16..20) == Some(space)).then_some(icc)
+    }
+
+    /// The profile for pixels of a file that is no PNG: [`Self::icc_for`], or one that says what a PNG stated otherwise.
+    pub(crate) fn profile_for(&self, gray: bool) -> Option<Cow<'_, [u8]>> {
+        let overruled = self.color.is_some_and(|color| color.cicp.is_some());
+        let stated = || Some(Cow::Owned(self.color?.profile(gray)?));
+        let given = || self.icc_for(gray).map(Cow::Borrowed);
+        match (overruled, &self.icc) {
+            (true, _) => stated().or_else(given),
+            (false, Some(_)) => given(),
+            (false, None) => stated(),
+        }
+    }
+
+    /// Whether the colours are not those of sRGB, by what the file states without a profile.
+    pub(crate) fn states_other_color(&self) -> bool {
+        self.icc.is_none() && self.color.is_some_and(|color| !color.is_srgb())
+    }
+
+    /// What decides how the pixels look, and nothing else: the colour profile.
+    pub fn color_only(self) -> Self {
+        Self {
+            icc: self.icc,
+            color: self.color,
+            ..Self::default()
+        }
     }
 
     /// Text that only PNG can hold: everything but what goes into EXIF.

@@ -1,104 +1,50 @@
-//! Image bytes -> [`Picture`]: one function per format; pixels turned upright, metadata kept, truncation refused.
+//! Image bytes -> [`Picture`]: pixels turned upright, metadata kept, truncation refused. Formats whose files need more than
+//! their decoder have a file of their own.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
-use image::codecs::jpeg::JpegDecoder;
-use image::codecs::tiff::TiffDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 
-use super::{Format, Picture, decode_tiff, structure};
+use super::tiff::{self, Directory};
+use super::{Format, Picture, decode_bmp, decode_gif, decode_jpeg, decode_png, structure, words};
 use crate::limits::ReadLimits;
-use crate::metadata::Metadata;
 use crate::metadata::exif::{self, Exif};
+use crate::metadata::{Density, Metadata, iptc, orientation};
 
-/// Decodes a whole file of a known format. Errors say what is wrong with the content; the caller adds the name.
+/// Decodes a whole file of a known format. Errors say in one line what is wrong with the content and what would help; the
+/// caller adds the name.
 pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let read = match format {
-        Format::Png => png(bytes, limits),
-        Format::Jpeg => jpeg(bytes, limits),
+    let read = || match format {
+        Format::Png => decode_png::decode(bytes, limits),
+        Format::Jpeg => decode_jpeg::decode(bytes, limits),
         Format::WebP => webp(bytes, limits),
         Format::Tiff => tiff(bytes, limits),
         Format::Bmp => bmp(bytes, limits),
         Format::Gif => gif(bytes, limits),
     };
-    read.with_context(|| format!("this {} image cannot be decoded", format.name()))
-}
-
-fn png(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let allocation = png::Limits {
-        bytes: usize::try_from(limits.max_bytes()).unwrap_or(usize::MAX),
-    };
-    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), allocation);
-    decoder.set_transformations(png::Transformations::EXPAND);
-    let info = decoder.read_header_info()?;
-    limits.check_pixels(u64::from(info.width), u64::from(info.height))?;
-    // Beside the chunks as they stand in the file, twice, and some rows: what metadata may be inflated to.
-    let mut budget = limits.budget();
-    let rows = 64 * (info.width as usize).saturating_add(1024);
-    decoder.set_limits(png::Limits {
-        bytes: budget.left().saturating_add(3 * bytes.len() + rows),
-    });
-    let mut reader = decoder.read_info()?;
-    let size = reader
-        .output_buffer_size()
-        .context("its size does not fit in memory")?;
-    let mut pixels = vec![0; size];
-    let frame = reader.next_frame(&mut pixels)?;
-    let frames = reader.info().animation_control.map_or(1, |a| a.num_frames);
-    // Reads on to IEND: text may follow the pixels, and a file cut short there is still cut short.
-    reader.finish()?;
-
-    let (w, h) = (frame.width, frame.height);
-    let words = || -> Vec<u16> {
-        let pairs = pixels.as_chunks::<2>().0;
-        pairs.iter().map(|&p| u16::from_be_bytes(p)).collect()
-    };
-    use png::BitDepth::*;
-    use png::ColorType::*;
-    let image = match (frame.color_type, frame.bit_depth) {
-        (Grayscale, Eight) => ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageLuma8),
-        (GrayscaleAlpha, Eight) => {
-            ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageLumaA8)
-        }
-        (Rgb, Eight) => ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageRgb8),
-        (Rgba, Eight) => ImageBuffer::from_raw(w, h, pixels).map(DynamicImage::ImageRgba8),
-        (Grayscale, Sixteen) => ImageBuffer::from_raw(w, h, words()).map(DynamicImage::ImageLuma16),
-        (GrayscaleAlpha, Sixteen) => {
-            ImageBuffer::from_raw(w, h, words()).map(DynamicImage::ImageLumaA16)
-        }
-        (Rgb, Sixteen) => ImageBuffer::from_raw(w, h, words()).map(DynamicImage::ImageRgb16),
-        (Rgba, Sixteen) => ImageBuffer::from_raw(w, h, words()).map(DynamicImage::ImageRgba16),
-        (color, depth) => bail!("its colour type {color:?} at {depth:?} bits is not supported"),
-    }
-    .context("it holds fewer pixels than its size says")?;
-
-    let metadata = Metadata::from_png(reader.info(), &mut budget);
-    let orientation = orientation_of(metadata.exif.as_deref());
-    let mut warnings = dropped_frames(frames as usize);
-    warnings.extend(budget.warning());
-    Ok(Picture::from_decoded(
-        image,
-        orientation,
-        Format::Png,
-        metadata,
-        warnings,
-    ))
-}
-
-fn jpeg(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let map = structure::map_jpeg(bytes).context("it does not begin as a JPEG")?;
-    let decoder = JpegDecoder::new(Cursor::new(bytes))?;
-    limits.check_decoder(&decoder)?;
-    ensure!(
-        map.end.is_some(),
-        "it ends before its end-of-image marker: the file was cut short"
-    );
-    finish(decoder, Format::Jpeg, limits, Vec::new())
+    // A decoder that panics on a damaged file must not take the other files with it. It owns all that it changes.
+    let read =
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(anyhow!(words::PANICKED)));
+    read.map_err(|error| {
+        let text = match error.downcast_ref::<ImageError>() {
+            Some(error) => words::of_image(error),
+            None => match error.downcast_ref::<png::DecodingError>() {
+                Some(error) => words::of_png(error),
+                None => format!("{error:#}"),
+            },
+        };
+        anyhow!(
+            "this {} image cannot be decoded: {}",
+            format.name(),
+            words::with_cure(&text)
+        )
+    })
 }
 
 fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
@@ -109,73 +55,59 @@ fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     finish(decoder, Format::WebP, limits, dropped_frames(frames))
 }
 
+/// A TIFF's fields of IPTC records and of Photoshop's resources.
+const IPTC: u16 = 33723;
+const PHOTOSHOP: u16 = 34377;
+
 fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    ensure!(
-        !structure::tiff_has_tiled_planes(bytes),
-        "it keeps its channels apart and in tiles, which is not read; save it with interleaved channels"
-    );
-    let mut picture = match TiffDecoder::new(Cursor::new(bytes)) {
-        Ok(decoder) => finish(decoder, Format::Tiff, limits, Vec::new())?,
-        Err(image::ImageError::Unsupported(_)) => {
-            let image = decode_tiff::decode(bytes, limits)?;
-            let orientation = orientation_of(Some(bytes));
-            Picture::from_decoded(
-                image,
-                orientation,
-                Format::Tiff,
-                Metadata::default(),
-                Vec::new(),
-            )
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if structure::tiff_has_more_pages(bytes) {
-        picture
-            .warnings
-            .push("several pages: the first is used, the others are dropped".into());
-    }
-    if !structure::tiff_is_whole(bytes) {
-        let warning =
-            "its directory points past its end: if it was cut short, metadata may be missing";
-        picture.warnings.push(warning.into());
+    let directory = Directory::first(bytes)?;
+    let page = tiff::decode(bytes, &directory, limits)?;
+    let mut warnings = page.warnings;
+    if directory.has_next() {
+        warnings.push("several pages: the first is used, the others are dropped".into());
     }
     let block = Exif::from_tiff(bytes);
     let lost = block.as_ref().map(Exif::lost).unwrap_or_default();
     if !lost.is_empty() {
-        let warning = format!("not read: {}", lost.join(", "));
-        picture.warnings.push(warning);
+        warnings.push(format!("not read: {}", lost.join(", ")));
     }
+    let raw = |tag| directory.raw(tag).map(<[u8]>::to_vec);
     let (metadata, warning) = Metadata {
         exif: block
             .filter(|block| !block.is_empty())
             .and_then(|block| block.to_bytes()),
-        icc: Exif::tiff_value(bytes, exif::ICC),
-        xmp: Exif::tiff_value(bytes, exif::XMP),
-        text: Vec::new(),
+        icc: raw(exif::ICC),
+        xmp: raw(exif::XMP),
+        iptc: raw(IPTC).or_else(|| iptc::from_resources(directory.raw(PHOTOSHOP)?)),
+        ..Metadata::default()
     }
+    .or_density_in_exif()
     .within(limits);
-    picture.metadata = metadata;
-    picture.warnings.extend(warning);
-    Ok(picture)
+    warnings.extend(warning);
+    let stated = directory.number(tiff::ORIENTATION).ok().flatten();
+    let stated = stated.and_then(|n| Orientation::from_exif(u8::try_from(n).ok()?));
+    let orientation = stated.unwrap_or_else(|| orientation::of(None, metadata.xmp.as_deref()));
+    Ok(Picture::from_decoded(
+        page.image,
+        orientation,
+        Format::Tiff,
+        metadata,
+        warnings,
+    ))
 }
 
 fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let decoder = BmpDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::Bmp, limits, Vec::new())
+    let known = decode_bmp::with_known_header(bytes, limits)?;
+    let decoder = BmpDecoder::new(Cursor::new(&known[..]))?;
+    let mut picture = finish(decoder, Format::Bmp, limits, Vec::new())?;
+    picture.metadata.density = Density::from_bmp(bytes);
+    Ok(picture)
 }
 
 fn gif(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
-    let (frames, whole) = structure::gif_frames(bytes);
-    ensure!(
-        frames > 0,
-        "it ends before its first frame is complete: the file was cut short"
-    );
-    let mut warnings = dropped_frames(frames);
-    if !whole {
-        warnings.push("the file was cut short after its first frame, which is used".into());
-    }
-    let decoder = GifDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::Gif, limits, warnings)
+    let first = decode_gif::first_frame(bytes)?;
+    let decoder = GifDecoder::new(Cursor::new(&first.bytes))?;
+    finish(decoder, Format::Gif, limits, first.warnings)
 }
 
 /// Decodes the pixels once the size has been checked, and collects what `image` knows of the metadata.
@@ -190,16 +122,27 @@ fn finish<D: ImageDecoder>(
     allocation.max_alloc = Some(limits.max_bytes());
     decoder.set_limits(allocation)?;
     // Metadata that cannot be read is no reason to refuse the pixels.
+    let exif = decoder.exif_metadata().ok().flatten();
     let (metadata, warning) = Metadata {
-        exif: decoder.exif_metadata().ok().flatten(),
+        // A WebP's block should begin with its TIFF header; many programs write a JPEG segment's name before it.
+        exif: exif.map(|block| {
+            block
+                .strip_prefix(b"Exif\0\0")
+                .map(<[u8]>::to_vec)
+                .unwrap_or(block)
+        }),
         icc: decoder.icc_profile().ok().flatten(),
         xmp: decoder.xmp_metadata().ok().flatten(),
-        text: Vec::new(),
+        ..Metadata::default()
     }
+    .or_density_in_exif()
     .within(limits);
     warnings.extend(warning);
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
     let image = DynamicImage::from_decoder(decoder)?;
+    if image.width() == 0 || image.height() == 0 {
+        bail!("its header states a size of 0 pixels");
+    }
     Ok(Picture::from_decoded(
         image,
         orientation,
@@ -209,12 +152,7 @@ fn finish<D: ImageDecoder>(
     ))
 }
 
-fn orientation_of(exif: Option<&[u8]>) -> Orientation {
-    exif.and_then(Orientation::from_exif_chunk)
-        .unwrap_or(Orientation::NoTransforms)
-}
-
-fn dropped_frames(frames: usize) -> Vec<String> {
+pub(super) fn dropped_frames(frames: usize) -> Vec<String> {
     if frames > 1 {
         vec![format!(
             "animated: the first of {frames} frames is used, the others are dropped"
@@ -223,3 +161,7 @@ fn dropped_frames(frames: usize) -> Vec<String> {
         Vec::new()
     }
 }
+
+/// What is said where only the first frame of an animation is whole.
+pub(super) const DAMAGED_LATER: &str =
+    "the file was cut short or is damaged after its first frame, which is used";

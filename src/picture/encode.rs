@@ -1,13 +1,16 @@
 //! [`Picture`] -> the bytes of a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
 
+use std::borrow::Cow;
+
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::bmp::BmpEncoder;
-use image::codecs::jpeg::JpegEncoder;
+use image::codecs::jpeg::{JpegEncoder, PixelDensity, PixelDensityUnit};
 use image::{ExtendedColorType, ImageEncoder};
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
-use crate::metadata::{TextGoes, XMP_KEY};
+use crate::metadata::jpeg::COMMENT;
+use crate::metadata::{Density, StatedColor, TextGoes, XMP_KEY, iptc};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -76,9 +79,26 @@ fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
         _ => metadata.lost_outside_png(format == Format::WebP),
     };
     lost.extend(exif.iter().map(String::as_str));
-    let icc = metadata.icc_for(format.keeps_gray(picture.alpha.is_some()) && picture.gray);
-    if metadata.icc.is_some() && (icc.is_none() || format == Format::Bmp) {
+    if format == Format::Jpeg {
+        lost.retain(|key| *key != COMMENT);
+    }
+    let gray = format.keeps_gray(picture.alpha.is_some()) && picture.gray;
+    let profile = match format {
+        Format::Bmp => None,
+        // PNG has chunks for what is stated without a profile.
+        Format::Png => metadata.icc_for(gray).map(Into::into),
+        _ => metadata.profile_for(gray),
+    };
+    if metadata.icc.is_some() && profile.is_none() {
         lost.push("the colour profile");
+    } else if metadata.states_other_color() && profile.is_none() && format != Format::Png {
+        lost.push("the colour space (gAMA, cHRM or cICP)");
+    }
+    if metadata.iptc.is_some() && !matches!(format, Format::Jpeg | Format::Tiff) {
+        lost.push("IPTC");
+    }
+    if format == Format::Bmp && matches!(metadata.density, Some(Density::Ratio(..))) {
+        lost.push("the shape of pixels");
     }
     if format == Format::Bmp {
         let others = [
@@ -114,6 +134,7 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
             TextGoes::Elsewhere,
         )
         .map(Into::into);
+    info.pixel_dims = metadata.density.map(Density::to_png);
     let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
     encoder.set_color(match channels {
         1 => png::ColorType::Grayscale,
@@ -135,6 +156,9 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
         }
     };
     let mut writer = encoder.write_header()?;
+    for (name, data) in metadata.color.iter().flat_map(StatedColor::chunks) {
+        writer.write_chunk(png::chunk::ChunkType(name), &data)?;
+    }
     for (key, text) in &metadata.text {
         // Latin-1 where that is enough, which every reader knows; a key that PNG does not allow is left out.
         if text.chars().all(|c| u32::from(c) < 256) {
@@ -163,8 +187,19 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
     };
     let mut bytes = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
-    if let Some(icc) = picture.metadata.icc_for(picture.gray) {
-        encoder.set_icc_profile(icc.to_vec())?;
+    if let Some(icc) = picture.metadata.profile_for(picture.gray) {
+        encoder.set_icc_profile(icc.into_owned())?;
+    }
+    if let Some((unit, x, y)) = picture.metadata.density.and_then(Density::to_jfif) {
+        let unit = match unit {
+            0 => PixelDensityUnit::PixelAspectRatio,
+            1 => PixelDensityUnit::Inches,
+            _ => PixelDensityUnit::Centimeters,
+        };
+        encoder.set_pixel_density(PixelDensity {
+            density: (x, y),
+            unit,
+        });
     }
     encoder.write_image(
         &data,
@@ -179,20 +214,31 @@ fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Ve
         picture.pixels.height,
         TextGoes::IntoExif,
     );
+    const APP1: u8 = 0xE1;
+    const APP13: u8 = 0xED;
+    const COM: u8 = 0xFE;
+    let comment = picture
+        .metadata
+        .text(COMMENT)
+        .map(|text| text.as_bytes().to_vec());
+    let resources = picture.metadata.iptc.as_deref().map(iptc::to_resources);
     let blocks = [
-        ("EXIF", &b"Exif\0\0"[..], exif),
+        ("EXIF", APP1, &b"Exif\0\0"[..], exif),
         (
             "XMP",
+            APP1,
             b"http://ns.adobe.com/xap/1.0/\0",
             picture.metadata.xmp_upright(),
         ),
+        ("IPTC", APP13, iptc::PHOTOSHOP, resources),
+        ("the comment", COM, b"", comment),
     ];
     let mut segments = Vec::new();
-    for (what, head, block) in blocks {
+    for (what, marker, head, block) in blocks {
         let Some(block) = block else { continue };
         match u16::try_from(2 + head.len() + block.len()) {
             Ok(length) => {
-                segments.extend([&[0xFF, 0xE1], &length.to_be_bytes()[..], head, &block].concat())
+                segments.extend([&[0xFF, marker], &length.to_be_bytes()[..], head, &block].concat())
             }
             Err(_) => warnings.push(format!(
                 "{what} of {} bytes is too large for a JPEG: dropped",
@@ -242,7 +288,7 @@ fn webp(picture: &Picture, quality: Option<u8>) -> Result<Vec<u8>> {
 
 /// Puts colour profile, EXIF and XMP around libwebp's output, in the extended layout that they need.
 fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
-    let icc = picture.metadata.icc_for(false).map(<[u8]>::to_vec);
+    let icc = picture.metadata.profile_for(false).map(Cow::into_owned);
     let exif = picture
         .metadata
         .exif_for_webp(picture.pixels.width, picture.pixels.height);
@@ -294,6 +340,9 @@ fn bmp(picture: &Picture) -> Result<Vec<u8>> {
         picture.pixels.height as u32,
         color,
     )?;
+    if let Some(density) = picture.metadata.density {
+        density.into_bmp(&mut bytes);
+    }
     Ok(bytes)
 }
 

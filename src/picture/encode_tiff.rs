@@ -82,10 +82,17 @@ where
     for (_, tag, offset) in pointers {
         main.write_tag(Tag::Unknown(tag), offset)?;
     }
-    if let Some(icc) = picture.metadata.icc_for(picture.gray) {
+    if let Some(icc) = picture.metadata.profile_for(picture.gray) {
         put(
             main,
-            vec![(exif::ICC, Type::UNDEFINED.to_u16(), icc.to_vec())],
+            vec![(exif::ICC, Type::UNDEFINED.to_u16(), icc.into_owned())],
+        )?;
+    }
+    if let Some(records) = &picture.metadata.iptc {
+        const IPTC: u16 = 33723;
+        put(
+            main,
+            vec![(IPTC, Type::UNDEFINED.to_u16(), records.clone())],
         )?;
     }
     if let Some(xmp) = picture.metadata.xmp_upright() {

@@ -4,13 +4,18 @@
 pub mod alpha;
 pub mod color_fix;
 mod decode;
-mod decode_tiff;
+mod decode_bmp;
+mod decode_gif;
+mod decode_jpeg;
+mod decode_png;
 mod double;
 mod encode;
 mod encode_tiff;
 mod format;
 mod header;
 pub(crate) mod structure;
+mod tiff;
+mod words;
 
 use image::DynamicImage;
 use image::metadata::Orientation;

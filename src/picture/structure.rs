@@ -1,10 +1,14 @@
 //! The outer structure of image files, walked without decoding a pixel: is the file whole, how many frames, where are
 //! the segments. Used to refuse truncated files, to judge outputs under `--skip-existing`, and to place metadata.
 
+use std::ops::Range;
+
 /// Where a JPEG's parts lie.
 pub(crate) struct JpegMap {
     /// Each marker segment before the first scan: its marker byte, and the range of its payload.
-    pub segments: Vec<(u8, std::ops::Range<usize>)>,
+    pub segments: Vec<(u8, Range<usize>)>,
+    /// Offset of the first scan's marker.
+    pub scans: Option<usize>,
     /// Offset just after the end-of-image marker; `None` if the file ends before it.
     pub end: Option<usize>,
 }
@@ -16,9 +20,10 @@ pub(crate) fn map_jpeg(bytes: &[u8]) -> Option<JpegMap> {
     }
     let mut map = JpegMap {
         segments: Vec::new(),
+        scans: None,
         end: None,
     };
-    let (mut at, mut in_scans) = (2, false);
+    let mut at = 2;
     loop {
         // Between a scan's bytes and the next marker anything may lie; FF 00 and FF D0..D7 belong to the scan.
         let Some(step) = bytes.get(at..).and_then(|rest| find(rest, 0xFF)) else {
@@ -43,9 +48,11 @@ pub(crate) fn map_jpeg(bytes: &[u8]) -> Option<JpegMap> {
                 if payload.end > bytes.len() {
                     return Some(map);
                 }
+                if marker == 0xDA {
+                    map.scans.get_or_insert(at);
+                }
                 at = payload.end;
-                in_scans |= marker == 0xDA;
-                if !in_scans {
+                if map.scans.is_none() {
                     map.segments.push((marker, payload));
                 }
             }
@@ -54,7 +61,7 @@ pub(crate) fn map_jpeg(bytes: &[u8]) -> Option<JpegMap> {
 }
 
 /// The chunks of a RIFF file of type `WEBP`: name and payload range. `None` if a chunk passes the end of the file.
-pub(crate) fn webp_chunks(bytes: &[u8]) -> Option<Vec<([u8; 4], std::ops::Range<usize>)>> {
+pub(crate) fn webp_chunks(bytes: &[u8]) -> Option<Vec<([u8; 4], Range<usize>)>> {
     let size = le32(bytes, 4)? as usize;
     let end = size.checked_add(8).filter(|&end| end <= bytes.len())?;
     let mut chunks = Vec::new();
@@ -69,29 +76,46 @@ pub(crate) fn webp_chunks(bytes: &[u8]) -> Option<Vec<([u8; 4], std::ops::Range<
     Some(chunks)
 }
 
+/// The PNG chunk at an offset, from its length to its checksum; `None` if it passes the end of the file.
+pub(crate) fn png_chunk(bytes: &[u8], at: usize) -> Option<Range<usize>> {
+    let end = at.checked_add(12)?.checked_add(be32(bytes, at)? as usize)?;
+    (end <= bytes.len()).then_some(at..end)
+}
+
+/// Whether a chunk's checksum is that of its name and data.
+pub(crate) fn png_checksum_is_right(chunk: &[u8]) -> bool {
+    let (data, stated) = chunk.split_at(chunk.len() - 4);
+    let mut sum = flate2::Crc::new();
+    sum.update(&data[4..]);
+    sum.sum().to_be_bytes() == stated
+}
+
 /// Whether a PNG's chunks run unbroken from the signature to IEND.
 pub(crate) fn png_is_whole(bytes: &[u8]) -> bool {
     let mut at = 8;
-    while let (Some(length), Some(name)) = (be32(bytes, at), bytes.get(at + 4..at + 8)) {
-        let Some(next) = at
-            .checked_add(12)
-            .and_then(|a| a.checked_add(length as usize))
-        else {
-            return false;
-        };
-        if next > bytes.len() {
-            return false;
-        }
-        if name == b"IEND" {
+    while let Some(chunk) = png_chunk(bytes, at) {
+        if &bytes[chunk.start + 4..chunk.start + 8] == b"IEND" {
             return true;
         }
-        at = next;
+        at = chunk.end;
     }
     false
 }
 
-/// The number of frames of a GIF, and whether its trailer was reached.
-pub(crate) fn gif_frames(bytes: &[u8]) -> (usize, bool) {
+/// Where a GIF's parts lie.
+pub(crate) struct GifMap {
+    /// End of the header with the palette of the whole file.
+    pub header: usize,
+    /// The graphic control extension of the first frame.
+    pub control: Option<Range<usize>>,
+    /// Each complete frame, from its descriptor to its last sub-block.
+    pub frames: Vec<Range<usize>>,
+    /// Whether the trailer was reached.
+    pub whole: bool,
+}
+
+/// Walks a GIF's blocks.
+pub(crate) fn map_gif(bytes: &[u8]) -> GifMap {
     let table = |flags: u8| {
         if flags & 0x80 != 0 {
             3 << ((flags & 7) + 1)
@@ -99,37 +123,56 @@ pub(crate) fn gif_frames(bytes: &[u8]) -> (usize, bool) {
             0
         }
     };
-    let mut frames = 0;
-    let Some(&flags) = bytes.get(10) else {
-        return (0, false);
+    let mut map = GifMap {
+        header: 0,
+        control: None,
+        frames: Vec::new(),
+        whole: false,
     };
-    let mut at = 13 + table(flags);
+    let Some(&flags) = bytes.get(10) else {
+        return map;
+    };
+    map.header = 13 + table(flags);
+    let mut at = map.header;
     loop {
+        let start = at;
         let is_frame = match bytes.get(at) {
-            Some(0x3B) => return (frames, true),
+            Some(0x3B) => {
+                map.whole = true;
+                return map;
+            }
             Some(0x21) => {
                 at += 2;
                 false
             }
             Some(0x2C) => {
                 let Some(&flags) = bytes.get(at + 9) else {
-                    return (frames, false);
+                    return map;
                 };
                 at += 11 + table(flags);
                 true
             }
-            _ => return (frames, false),
+            // Some programs pad blocks.
+            Some(0) => {
+                at += 1;
+                continue;
+            }
+            _ => return map,
         };
         // Sub-blocks, each led by its length, end with an empty one.
         loop {
             match bytes.get(at) {
                 Some(0) => break,
                 Some(&n) => at += 1 + usize::from(n),
-                None => return (frames, false),
+                None => return map,
             }
         }
         at += 1;
-        frames += usize::from(is_frame);
+        if is_frame {
+            map.frames.push(start..at);
+        } else if map.frames.is_empty() && bytes[start + 1] == 0xF9 {
+            map.control = Some(start..at);
+        }
     }
 }
 
@@ -148,23 +191,6 @@ pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
     };
     let inside = |(&o, &n): (&u64, &u64)| o.checked_add(n).is_some_and(|e| e <= bytes.len() as u64);
     offsets.len() == counts.len() && offsets.iter().zip(&counts).all(inside)
-}
-
-/// Whether a TIFF's first page keeps its channels apart and each in tiles: `tiff` 0.11 takes every tile but the first
-/// channel's for one that the edge cuts, and panics.
-pub(crate) fn tiff_has_tiled_planes(bytes: &[u8]) -> bool {
-    use tiff::decoder::Decoder;
-    use tiff::tags::Tag;
-    const PLANAR: u32 = 2;
-    Decoder::new(std::io::Cursor::new(bytes)).is_ok_and(|mut decoder| {
-        matches!(decoder.get_tag_u32(Tag::PlanarConfiguration), Ok(PLANAR))
-            && decoder.get_tag_u32(Tag::TileWidth).is_ok()
-    })
-}
-
-/// Whether a TIFF's first directory is followed by another.
-pub(crate) fn tiff_has_more_pages(bytes: &[u8]) -> bool {
-    tiff::decoder::Decoder::new(std::io::Cursor::new(bytes)).is_ok_and(|d| d.more_images())
 }
 
 /// Whether a BMP is as long as its header says.

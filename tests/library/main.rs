@@ -2,6 +2,7 @@
 
 mod bounds;
 mod config;
+mod corpus;
 #[path = "../common/damage.rs"]
 mod damage;
 mod damaged;
