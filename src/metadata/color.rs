@@ -2,7 +2,8 @@
 //! that says the same elsewhere.
 
 use moxcms::{
-    Chromaticity, CicpProfile, ColorPrimaries, ColorProfile, MatrixCoefficients, ToneReprCurve,
+    Chromaticity, CicpColorPrimaries, ColorPrimaries, ColorProfile, ToneReprCurve,
+    TransferCharacteristics,
 };
 
 /// What the chunks state; the first of cICP, (an ICC profile,) sRGB, and gAMA with cHRM counts.
@@ -96,9 +97,10 @@ impl StatedColor {
             .map(|gamma| 1e5 / gamma as f32);
         let mut profile = ColorProfile::new_srgb();
         if let Some(numbers) = self.cicp {
-            if gray || !profile.update_rgb_colorimetry_from_cicp(cicp(numbers)?) {
+            if gray {
                 return None;
             }
+            apply(&mut profile, numbers)?;
         } else if gray {
             profile = ColorProfile::new_gray_with_gamma(exponent?);
         } else {
@@ -115,24 +117,34 @@ impl StatedColor {
                 profile.update_rgb_colorimetry(point(0).to_xyyb(), primaries);
             }
             if let Some(exponent) = exponent {
-                let curve = ToneReprCurve::Parametric(vec![exponent]);
-                profile.red_trc = Some(curve.clone());
-                profile.green_trc = Some(curve.clone());
-                profile.blue_trc = Some(curve);
+                set_curve(&mut profile, ToneReprCurve::Parametric(vec![exponent]));
             }
-            profile.cicp = None;
         }
+        profile.cicp = None;
         profile.encode().ok()
     }
 }
 
-fn cicp([primaries, transfer, _, range]: [u8; 4]) -> Option<CicpProfile> {
-    Some(CicpProfile {
-        color_primaries: primaries.try_into().ok()?,
-        transfer_characteristics: transfer.try_into().ok()?,
-        matrix_coefficients: MatrixCoefficients::Identity,
-        full_range: (range == 1).then_some(true)?,
-    })
+/// Gives a profile the primaries and the transfer function of cICP's numbers; `None` where they name none.
+fn apply(profile: &mut ColorProfile, [primaries, transfer, _, range]: [u8; 4]) -> Option<()> {
+    // Whites other than D65 (H.273, Table 2) belong to film and to television before 1970.
+    let d65 = [1, 5, 6, 7, 9, 12, 22].contains(&primaries);
+    if range != 1 || !d65 {
+        return None;
+    }
+    let primaries = CicpColorPrimaries::try_from(primaries).ok()?;
+    let transfer = TransferCharacteristics::try_from(transfer).ok()?;
+    let curve = ToneReprCurve::try_from(transfer).ok()?;
+    let primaries = ColorPrimaries::try_from(primaries).ok()?;
+    profile.update_rgb_colorimetry(Chromaticity::D65.to_xyyb(), primaries);
+    set_curve(profile, curve);
+    Some(())
+}
+
+fn set_curve(profile: &mut ColorProfile, curve: ToneReprCurve) {
+    profile.red_trc = Some(curve.clone());
+    profile.green_trc = Some(curve.clone());
+    profile.blue_trc = Some(curve);
 }
 
 #[cfg(test)]
@@ -173,5 +185,12 @@ mod tests {
         };
         let profile = display_p3.profile(false).unwrap();
         assert_eq!(&profile[16..20], b"RGB ");
+        let profile = ColorProfile::new_from_slice(&profile).unwrap();
+        // Display P3's red, adapted to D50, as Apple's profile has it.
+        assert!(
+            (profile.red_colorant.x - 0.5151).abs() < 1e-3,
+            "{:?}",
+            profile.red_colorant
+        );
     }
 }

@@ -11,6 +11,7 @@ pub(crate) fn of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
 
 /// The value of the main directory's orientation, in whatever type of whole number it is written.
 fn in_exif(block: &[u8]) -> Option<u8> {
+    let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
     let big_endian = match block.get(..4)? {
         b"MM\0*" => true,
         b"II*\0" => false,

@@ -66,34 +66,54 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     if directory.has_next() {
         warnings.push("several pages: the first is used, the others are dropped".into());
     }
-    let block = Exif::from_tiff(bytes);
-    let lost = block.as_ref().map(Exif::lost).unwrap_or_default();
-    if !lost.is_empty() {
-        warnings.push(format!("not read: {}", lost.join(", ")));
-    }
-    let raw = |tag| directory.raw(tag).map(<[u8]>::to_vec);
-    let (metadata, warning) = Metadata {
-        exif: block
-            .filter(|block| !block.is_empty())
-            .and_then(|block| block.to_bytes()),
-        icc: raw(exif::ICC),
-        xmp: raw(exif::XMP),
-        iptc: raw(IPTC).or_else(|| iptc::from_resources(directory.raw(PHOTOSHOP)?)),
-        ..Metadata::default()
-    }
-    .or_density_in_exif()
-    .within(limits);
-    warnings.extend(warning);
-    let stated = directory.number(tiff::ORIENTATION).ok().flatten();
-    let stated = stated.and_then(|n| Orientation::from_exif(u8::try_from(n).ok()?));
-    let orientation = stated.unwrap_or_else(|| orientation::of(None, metadata.xmp.as_deref()));
+    let stated = TiffStated::read(bytes, &directory, limits);
+    warnings.extend(stated.warnings);
     Ok(Picture::from_decoded(
         page.image,
-        orientation,
+        stated.orientation,
         Format::Tiff,
-        metadata,
+        stated.metadata,
         warnings,
     ))
+}
+
+/// What a TIFF's directories say of the picture.
+pub(super) struct TiffStated {
+    pub metadata: Metadata,
+    pub orientation: Orientation,
+    warnings: Vec<String>,
+}
+
+impl TiffStated {
+    pub fn read(bytes: &[u8], directory: &Directory, limits: &ReadLimits) -> Self {
+        let mut warnings = Vec::new();
+        let block = Exif::from_tiff(bytes);
+        let lost = block.as_ref().map(Exif::lost).unwrap_or_default();
+        if !lost.is_empty() {
+            warnings.push(format!("not read: {}", lost.join(", ")));
+        }
+        let raw = |tag| directory.raw(tag).map(<[u8]>::to_vec);
+        let (metadata, warning) = Metadata {
+            exif: block
+                .filter(|block| !block.is_empty())
+                .and_then(|block| block.to_bytes()),
+            icc: raw(exif::ICC),
+            xmp: raw(exif::XMP),
+            iptc: raw(IPTC).or_else(|| iptc::from_resources(directory.raw(PHOTOSHOP)?)),
+            ..Metadata::default()
+        }
+        .or_density_in_exif()
+        .within(limits);
+        warnings.extend(warning);
+        let stated = directory.number(tiff::ORIENTATION).ok().flatten();
+        let stated = stated.and_then(|n| Orientation::from_exif(u8::try_from(n).ok()?));
+        let orientation = stated.unwrap_or_else(|| orientation::of(None, metadata.xmp.as_deref()));
+        Self {
+            metadata,
+            orientation,
+            warnings,
+        }
+    }
 }
 
 fn bmp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {

@@ -7,8 +7,10 @@ use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 
 use super::Format;
+use super::decode::TiffStated;
+use super::tiff::{self, Directory};
 use crate::limits::ReadLimits;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, orientation};
 
 /// Size and metadata of a picture.
 #[derive(Clone, Debug)]
@@ -27,23 +29,21 @@ impl Header {
     /// # Errors
     /// It is damaged, or of a kind that only decoding tells the size of.
     pub fn read(format: Format, file: impl BufRead + Seek) -> Result<Self> {
-        if format == Format::Png {
-            return png_header(file);
-        }
         let kind = match format {
-            Format::Png => image::ImageFormat::Png,
+            Format::Png => return png_header(file),
             Format::Jpeg => image::ImageFormat::Jpeg,
             Format::WebP => image::ImageFormat::WebP,
-            Format::Tiff => image::ImageFormat::Tiff,
+            Format::Tiff => return tiff_header(file),
             Format::Bmp => image::ImageFormat::Bmp,
             Format::Gif => image::ImageFormat::Gif,
         };
         let mut decoder = ImageReader::with_format(file, kind).into_decoder()?;
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let metadata = Metadata {
             exif: decoder.exif_metadata().ok().flatten(),
+            xmp: decoder.xmp_metadata().ok().flatten(),
             ..Metadata::default()
         };
+        let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
         Ok(Self::upright(decoder.dimensions(), orientation, metadata))
     }
 
@@ -69,14 +69,23 @@ fn png_header(file: impl BufRead + Seek) -> Result<Header> {
         .context("its header is damaged")?;
     let info = reader.info();
     let metadata = Metadata::from_png(info, &mut ReadLimits::default().budget());
-    let orientation = metadata
-        .exif
-        .as_deref()
-        .and_then(Orientation::from_exif_chunk)
-        .unwrap_or(Orientation::NoTransforms);
+    let orientation = orientation::of(metadata.exif.as_deref(), metadata.xmp.as_deref());
     Ok(Header::upright(
         (info.width, info.height),
         orientation,
         metadata,
+    ))
+}
+
+/// A TIFF's directory may lie anywhere, mostly behind the pixels.
+fn tiff_header(mut file: impl BufRead + Seek) -> Result<Header> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let directory = Directory::first(&bytes)?;
+    let stated = TiffStated::read(&bytes, &directory, &ReadLimits::default());
+    Ok(Header::upright(
+        tiff::dimensions(&directory)?,
+        stated.orientation,
+        stated.metadata,
     ))
 }

@@ -120,7 +120,7 @@ fn tidy(text: &str) -> String {
     let plain = without_structures(text).replace(['"', '\\', '`', '“', '”'], "");
     let words = plain.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in words.split(": ") {
-        let part = part.trim_end_matches(['.', ' ']);
+        let part = part.trim_matches(['.', ':', ' ']);
         let wrapping = part.starts_with("Format error")
             || part.starts_with("The decoder for")
             || part.ends_with("rror")

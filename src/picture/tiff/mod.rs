@@ -52,6 +52,17 @@ pub(crate) struct Page {
     pub warnings: Vec<String>,
 }
 
+/// Width and height as stored, in pixels.
+pub(crate) fn dimensions(directory: &Directory) -> Result<(u32, u32)> {
+    let side = |tag| {
+        let stated = directory.number(tag)?;
+        stated
+            .and_then(|side| u32::try_from(side).ok())
+            .context("it does not say how large it is: it is damaged")
+    };
+    Ok((side(WIDTH)?, side(HEIGHT)?))
+}
+
 /// Decodes the first page.
 pub(crate) fn decode(bytes: &[u8], directory: &Directory, limits: &ReadLimits) -> Result<Page> {
     let layout = Layout::new(bytes, directory, limits)?;
