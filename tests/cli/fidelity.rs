@@ -139,7 +139,7 @@ fn exiftool_reads_the_metadata_that_was_written() {
 }
 
 #[test]
-fn strip_writes_no_metadata_at_all() {
+fn strip_writes_no_metadata_but_the_colour_profile() {
     for (name, extension) in [
         ("a1111.png", "png"),
         ("orientation-6.jpg", "jpg"),
@@ -149,6 +149,7 @@ fn strip_writes_no_metadata_at_all() {
         let (path, _) = upscaled(folder.path(), name, extension, "--strip");
         let after = metadata(&path);
         assert!(after.exif.is_none() && after.icc.is_none() && after.xmp.is_none());
+        assert!(after.iptc.is_none() && after.density.is_none());
         assert!(after.text.is_empty(), "{:?}", after.text);
         // Turned upright nevertheless.
         let low = picture_of(&data(&format!("files/{name}")));
@@ -158,6 +159,11 @@ fn strip_writes_no_metadata_at_all() {
             "{name}"
         );
     }
+    let folder = folder();
+    let (path, _) = upscaled(folder.path(), "rgb.png", "png", "--strip");
+    let after = metadata(&path);
+    assert_eq!(after.icc, metadata(&data("files/rgb.png")).icc);
+    assert!(after.icc.is_some() && after.text.is_empty());
 }
 
 #[test]

@@ -132,7 +132,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100), help_heading = "Files")]
     pub quality: Option<u8>,
 
-    /// Write no metadata: neither the input's nor the settings used
+    /// Write no metadata: neither the input's nor the settings used; the colour profile stays, as colours depend on it
     #[arg(long, help_heading = "Files")]
     pub strip: bool,
 

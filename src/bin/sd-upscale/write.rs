@@ -170,7 +170,7 @@ fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
         Content::Latents(latents) => made.metadata = latents.image_metadata(),
     }
     if job.strip {
-        made.metadata = Metadata::default();
+        made.metadata = std::mem::take(&mut made.metadata).color_only();
     } else {
         let settings = written_settings(job, &item.settings, size);
         made.metadata.add_settings(&settings);
