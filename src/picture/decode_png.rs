@@ -82,7 +82,7 @@ impl<'a> Still<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self> {
         let mut kept = bytes.get(..8).context(words::CUT_SHORT)?.to_vec();
         let (mut frames, mut animated, mut pixels, mut damaged) = (1, false, false, Vec::new());
-        let (mut at, mut whole) = (8, false);
+        let (mut at, mut whole, mut changed) = (8, false, false);
         while let Some(chunk) = structure::png_chunk(bytes, at) {
             at = chunk.end;
             let name: [u8; 4] = bytes[chunk.start + 4..chunk.start + 8].try_into()?;
@@ -96,6 +96,12 @@ impl<'a> Still<'a> {
                 b"fcTL" | b"fdAT" => animated = true,
                 _ if optional && !structure::png_checksum_is_right(&bytes[chunk.clone()]) => {
                     damaged.push(String::from_utf8_lossy(&name).into_owned());
+                }
+                b"tRNS" => {
+                    let chunk = &bytes[chunk.clone()];
+                    let key = plain_key(bytes, chunk);
+                    changed |= key.is_some();
+                    kept.extend_from_slice(key.as_deref().unwrap_or(chunk));
                 }
                 _ => kept.extend_from_slice(&bytes[chunk.clone()]),
             }
@@ -116,7 +122,7 @@ impl<'a> Still<'a> {
             warnings.push(DAMAGED_LATER.into());
         }
         ensure!(whole || later, words::CUT_SHORT);
-        let changed = animated || !warnings.is_empty();
+        changed |= animated || !warnings.is_empty();
         Ok(Self {
             bytes: if changed {
                 Cow::Owned(kept)
@@ -126,6 +132,29 @@ impl<'a> Still<'a> {
             warnings,
         })
     }
+}
+
+/// The chunk of a transparent grey or RGB level with the bits above the picture's depth at 0, as the standard has them read;
+/// `None` where they are.
+fn plain_key(file: &[u8], chunk: &[u8]) -> Option<Vec<u8>> {
+    // IHDR's depth and colour type.
+    let (depth, color) = (*file.get(24)?, *file.get(25)?);
+    if depth >= 16 || !matches!(color, 0 | 2) {
+        return None;
+    }
+    let mask = (1u16 << depth) - 1;
+    let mut key = chunk.to_vec();
+    let end = key.len() - 4;
+    for pair in key[8..end].as_chunks_mut::<2>().0 {
+        *pair = (u16::from_be_bytes(*pair) & mask).to_be_bytes();
+    }
+    if key == chunk {
+        return None;
+    }
+    let mut sum = flate2::Crc::new();
+    sum.update(&key[4..end]);
+    key[end..].copy_from_slice(&sum.sum().to_be_bytes());
+    Some(key)
 }
 
 /// Whether a whole chunk follows the default image's pixels: only then are these complete.
