@@ -19,7 +19,7 @@ fn a_truncated_png_is_refused() {
     refused(
         "png",
         &bytes[..bytes.len() / 2],
-        &["unexpected end of file"],
+        &["the file was cut short; copy or download it again"],
     );
 }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, Result, bail};
 use sd_upscale::latents::{Latents, PIXELS_KEY};
-use sd_upscale::metadata::{Metadata, Parameters};
+use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::{self, Format, Picture, alpha, color_fix};
 use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::Written;
