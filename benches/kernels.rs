@@ -147,9 +147,17 @@ impl Bench {
             .map(|i| (i % 97) as f32 / 50.0 - 1.0)
             .collect();
         let weight = vec![0.01; cout * cin * k * k];
+        let filter = Filter {
+            inputs: cin,
+            outputs: cout,
+            height: k,
+            width: k,
+            stride: 1,
+            padding: Padding::all(k / 2),
+        };
         // Several layers in turn, 100 MB of weights, so that each finds its own out of the cache.
         let layers: Vec<_> = (0..(25_000_000 / weight.len()).clamp(1, 20))
-            .map(|_| PackedConv::new(&weight, None, (cout, cin), (k, k), 1, [k / 2; 4]))
+            .map(|_| PackedConv::new(&weight, None, filter))
             .collect();
         let prologue = Prologue::new(vec![0.9; cin], vec![0.1; cin], act);
         let mut input = Input::new(&x, 1, side, side, cin);
@@ -183,7 +191,7 @@ impl Bench {
 
     fn linear(&mut self, n: usize, cin: usize, cout: usize) {
         let x = vec![0.1; n * cin];
-        let layer = PackedConv::linear(&vec![0.01; cin * cout], None, (cout, cin));
+        let layer = PackedConv::linear(&vec![0.01; cin * cout], None, cin, cout);
         self.run(
             &format!("linear {n}x{cin}x{cout}"),
             (2 * n * cin * cout) as f64,
@@ -219,9 +227,6 @@ impl Bench {
         });
         self.run(&format!("gelu {at}"), 0.0, |_| {
             black_box(activate(&x, Act::Gelu));
-        });
-        self.run(&format!("add {at}"), 0.0, |_| {
-            black_box(add(&x, &x));
         });
         self.run(&format!("downsample_k {at}"), 0.0, |_| {
             black_box(downsample_k(&x, 1, side, side, c));

@@ -1,18 +1,21 @@
 //! The layers on this program's own CPU kernels, channels last. Half-precision tensors are widened on the way in
 //! and rounded on the way out: the kernels compute in float32.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, NormAct};
+use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
-use crate::kernels::cpu::{Act, AttentionShape, Input, PackedConv, Prologue};
+use crate::kernels::cpu::{Act, AttentionShape, Filter, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
-    Borrowed(Box<dyn Deref<Target = Storage> + 'a>, usize, usize),
+    Borrowed {
+        storage: Box<dyn Deref<Target = Storage> + 'a>,
+        place: Range<usize>,
+    },
     Owned(Vec<f32>),
 }
 
@@ -24,7 +27,10 @@ impl<'a> Values<'a> {
         }
         let (storage, layout) = tensor.storage_and_layout();
         match layout.contiguous_offsets() {
-            Some((start, end)) => Ok(Self::Borrowed(Box::new(storage), start, end)),
+            Some((start, end)) => Ok(Self::Borrowed {
+                storage: Box::new(storage),
+                place: start..end,
+            }),
             None => {
                 drop(storage);
                 Ok(Self::Owned(tensor.flatten_all()?.to_vec1()?))
@@ -35,8 +41,8 @@ impl<'a> Values<'a> {
     fn slice(&self) -> Result<&[f32]> {
         match self {
             Self::Owned(values) => Ok(values),
-            Self::Borrowed(storage, start, end) => match &***storage {
-                Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[*start..*end]),
+            Self::Borrowed { storage, place } => match &***storage {
+                Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[place.clone()]),
                 _ => bail!("the CPU kernels were given a tensor that is not on the CPU"),
             },
         }
@@ -62,19 +68,25 @@ pub fn pack_linear(
     inputs: usize,
     outputs: usize,
 ) -> PackedConv {
-    PackedConv::linear(weight, bias, (outputs, inputs))
+    PackedConv::linear(weight, bias, inputs, outputs)
 }
 
 pub fn pack_conv(weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> PackedConv {
-    let (before, after) = shape.padding;
-    PackedConv::new(
-        weight,
-        bias,
-        (shape.outputs, shape.inputs),
-        (shape.kernel, shape.kernel),
-        shape.stride,
-        [before, after, before, after],
-    )
+    let Padding { before, after } = shape.padding;
+    let filter = Filter {
+        inputs: shape.inputs,
+        outputs: shape.outputs,
+        height: shape.kernel,
+        width: shape.kernel,
+        stride: shape.stride,
+        padding: kernels::Padding {
+            top: before,
+            bottom: after,
+            left: before,
+            right: after,
+        },
+    };
+    PackedConv::new(weight, bias, filter)
 }
 
 pub fn linear(
@@ -99,34 +111,32 @@ pub fn conv2d(
     x: &FeatureMap,
     weight: &PackedConv,
     shape: &ConvShape,
-    norm: Option<&NormAct>,
+    reading: Reading,
     residual: Option<&FeatureMap>,
-    upsample: bool,
 ) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     let values = Values::of(&x.tensor)?;
     let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
     let residual = residual.as_ref().map(Values::slice).transpose()?;
-    let prologue = norm
-        .map(|norm| prologue(values.slice()?, (b, h * w, c), norm))
-        .transpose()?;
-    let mut input = Input::new(values.slice()?, b, h, w, c);
-    if let Some(prologue) = &prologue {
-        input = input.prologue(prologue);
-    }
-    if upsample {
-        input = input.upsample2x();
-    }
+    let normed;
+    let input = Input::new(values.slice()?, b, h, w, c);
+    let input = match reading {
+        Reading::Plain => input,
+        Reading::Normed(norm) => {
+            normed = prologue(values.slice()?, b, c, norm)?;
+            input.prologue(&normed)
+        }
+        Reading::Upsampled => input.upsample2x(),
+    };
     let (_, h, w) = input.shape();
     let (h, w) = weight.output_size(h, w);
     let y = kernels::conv2d(&input, weight, residual);
     Ok(x.like(tensor(y, (b, h, w, shape.outputs), x.tensor.dtype())?))
 }
 
-/// Statistics and weights of a norm as the map that a kernel applies to what it reads.
-fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Result<Prologue> {
+/// Statistics of `x` (b, h * w, c) and weights of a norm as the map that a kernel applies to what it reads.
+fn prologue(x: &[f32], b: usize, c: usize, norm: &NormAct) -> Result<Prologue> {
     let stats = kernels::group_norm_stats(x, b, c, norm.groups, norm.eps);
-    debug_assert_eq!(x.len(), b * n * c);
     let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
     Ok(stats.affine(scale.slice()?, shift.slice()?, act(norm.activation)))
 }
@@ -134,7 +144,7 @@ fn prologue(x: &[f32], (b, n, c): (usize, usize, usize), norm: &NormAct) -> Resu
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     let values = Values::of(&x.tensor)?;
-    let prologue = prologue(values.slice()?, (b, h * w, c), norm)?;
+    let prologue = prologue(values.slice()?, b, c, norm)?;
     let input = Input::new(values.slice()?, b, h, w, c).prologue(&prologue);
     let y = kernels::materialise(&input);
     Ok(x.like(tensor(y, (b, h, w, c), x.tensor.dtype())?))
@@ -152,7 +162,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     tensor(y, x.shape(), x.dtype())
 }
 
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let (b, nq, width) = q.dims3()?;
     let d = width / heads;
     let shape = AttentionShape {
@@ -161,7 +171,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         nq,
         nk: k.dim(1)?,
         d,
-        causal,
+        causal: mask == Mask::Causal,
     };
     let (queries, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
     let scale = 1.0 / (d as f32).sqrt();

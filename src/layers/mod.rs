@@ -4,6 +4,8 @@
 mod cpu;
 mod stock;
 
+use std::ops::Deref;
+
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
@@ -25,9 +27,10 @@ impl FeatureMap {
         let tensor = tensor
             .to_device(&placement.device)?
             .to_dtype(placement.dtype)?;
-        let tensor = match placement.kernels {
-            true => tensor.permute((0, 2, 3, 1))?.contiguous()?,
-            false => tensor.contiguous()?,
+        let tensor = if placement.kernels {
+            tensor.permute((0, 2, 3, 1))?.contiguous()?
+        } else {
+            tensor.contiguous()?
         };
         Ok(Self {
             tensor,
@@ -37,31 +40,33 @@ impl FeatureMap {
 
     /// To (b, c, h, w), contiguous, in the map's dtype.
     pub fn to_nchw(&self) -> Result<Tensor> {
-        Ok(match self.channels_last {
-            true => self.tensor.permute((0, 3, 1, 2))?.contiguous()?,
-            false => self.tensor.clone(),
+        Ok(if self.channels_last {
+            self.tensor.permute((0, 3, 1, 2))?.contiguous()?
+        } else {
+            self.tensor.clone()
         })
     }
 
     /// (b, c, h, w)
     pub fn dims(&self) -> Result<(usize, usize, usize, usize)> {
         let (b, x, y, z) = self.tensor.dims4()?;
-        Ok(match self.channels_last {
-            true => (b, z, x, y),
-            false => (b, x, y, z),
+        Ok(if self.channels_last {
+            (b, z, x, y)
+        } else {
+            (b, x, y, z)
         })
     }
 
     /// The positions as a sequence: (b, h * w, c), row after row.
     pub fn tokens(&self) -> Result<Tensor> {
         let (b, c, h, w) = self.dims()?;
-        Ok(match self.channels_last {
-            true => self.tensor.reshape((b, h * w, c))?,
-            false => self
-                .tensor
+        Ok(if self.channels_last {
+            self.tensor.reshape((b, h * w, c))?
+        } else {
+            self.tensor
                 .reshape((b, c, h * w))?
                 .transpose(1, 2)?
-                .contiguous()?,
+                .contiguous()?
         })
     }
 
@@ -69,12 +74,13 @@ impl FeatureMap {
     fn with_tokens(&self, tokens: &Tensor) -> Result<Self> {
         let (_, _, h, w) = self.dims()?;
         let (b, _, c) = tokens.dims3()?;
-        let tensor = match self.channels_last {
-            true => tokens.reshape((b, h, w, c))?,
-            false => tokens
+        let tensor = if self.channels_last {
+            tokens.reshape((b, h, w, c))?
+        } else {
+            tokens
                 .transpose(1, 2)?
                 .reshape((b, c, h, w))?
-                .contiguous()?,
+                .contiguous()?
         };
         Ok(Self {
             tensor,
@@ -128,9 +134,10 @@ impl Activation {
 
     /// Elementwise, any shape and dtype.
     pub fn apply(self, x: &Tensor, placement: &Placement) -> Result<Tensor> {
-        match placement.kernels {
-            true => cpu::activation(x, self),
-            false => stock::activation(x, self),
+        if placement.kernels {
+            cpu::activation(x, self)
+        } else {
+            stock::activation(x, self)
         }
     }
 }
@@ -150,41 +157,50 @@ enum LinearWeights {
 }
 
 impl Linear {
-    /// Reads `weight` (outputs, inputs), or the same as a 1x1 convolution (outputs, inputs, 1, 1), and `bias`
-    /// (outputs) where `bias` is set.
-    pub fn new(inputs: usize, outputs: usize, bias: bool, w: &Weights) -> Result<Self> {
-        let flat = [outputs, inputs];
-        let convolution = [outputs, inputs, 1, 1];
-        let shape: &[usize] = match w.shape("weight") {
-            Some(found) if found == convolution => &convolution,
-            _ => &flat,
-        };
-        let values = w.f32(shape, "weight")?;
-        let bias = bias.then(|| w.f32(&[outputs], "bias")).transpose()?;
-        Self::from_values(inputs, outputs, &values, bias.as_deref(), w.placement())
+    /// Reads `weight` (outputs, inputs), or the same as a 1x1 convolution (outputs, inputs, 1, 1), and `bias` (outputs).
+    ///
+    /// # Errors
+    /// One is missing or of another shape.
+    pub fn new(inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        let weight = Self::weight(inputs, outputs, w)?;
+        let bias = w.f32(&[outputs], "bias")?;
+        Self::from_values(inputs, outputs, &weight, Some(&bias), w.placement())
     }
 
-    /// Several layers over the same input as one: their outputs follow each other.
-    pub fn joined(inputs: usize, outputs: &[usize], bias: bool, parts: &[Weights]) -> Result<Self> {
-        let mut values = Vec::new();
+    /// The same with `weight` alone.
+    ///
+    /// # Errors
+    /// It is missing or of another shape.
+    pub fn without_bias(inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        let weight = Self::weight(inputs, outputs, w)?;
+        Self::from_values(inputs, outputs, &weight, None, w.placement())
+    }
+
+    fn weight(inputs: usize, outputs: usize, w: &Weights) -> Result<impl Deref<Target = [f32]>> {
+        let flat = [outputs, inputs];
+        let convolution = [outputs, inputs, 1, 1];
+        match w.shape("weight") {
+            Some(found) if found == convolution => w.f32(&convolution, "weight"),
+            _ => w.f32(&flat, "weight"),
+        }
+    }
+
+    /// Several layers over the same input, each with a bias, as one: their outputs follow each other.
+    ///
+    /// # Errors
+    /// There is none, or as [`new`](Self::new).
+    pub fn joined(inputs: usize, outputs: &[usize], parts: &[Weights]) -> Result<Self> {
+        let mut weights = Vec::new();
         let mut biases = Vec::new();
         for (w, &outputs) in parts.iter().zip(outputs) {
-            values.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
-            if bias {
-                biases.extend_from_slice(&w.f32(&[outputs], "bias")?);
-            }
+            weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
+            biases.extend_from_slice(&w.f32(&[outputs], "bias")?);
         }
         let Some(first) = parts.first() else {
             bail!("no layers to join");
         };
         let total = outputs.iter().sum();
-        Self::from_values(
-            inputs,
-            total,
-            &values,
-            bias.then_some(&*biases),
-            first.placement(),
-        )
+        Self::from_values(inputs, total, &weights, Some(&biases), first.placement())
     }
 
     fn from_values(
@@ -194,14 +210,15 @@ impl Linear {
         bias: Option<&[f32]>,
         placement: &Placement,
     ) -> Result<Self> {
-        let weights = match placement.kernels {
-            true => LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs)),
-            false => LinearWeights::Stock {
+        let weights = if placement.kernels {
+            LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs))
+        } else {
+            LinearWeights::Stock {
                 weight: stock::upload(values, &[outputs, inputs], placement)?,
                 bias: bias
                     .map(|bias| stock::upload(bias, &[outputs], placement))
                     .transpose()?,
-            },
+            }
         };
         Ok(Self { weights, outputs })
     }
@@ -229,11 +246,24 @@ pub struct ConvShape {
     pub outputs: usize,
     pub kernel: usize,
     pub stride: usize,
-    /// Zeros added above and left of the map, and below and right of it.
-    pub padding: (usize, usize),
+    pub padding: Padding,
+}
+
+/// Zeros around a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// Lines above and columns left of it.
+    pub before: usize,
+    /// Lines below and columns right of it.
+    pub after: usize,
 }
 
 impl ConvShape {
+    /// The weights' shape.
+    fn weight(&self) -> [usize; 4] {
+        [self.outputs, self.inputs, self.kernel, self.kernel]
+    }
+
     /// Stride 1, output as large as the input.
     pub fn same(inputs: usize, outputs: usize, kernel: usize) -> Self {
         Self {
@@ -241,9 +271,21 @@ impl ConvShape {
             outputs,
             kernel,
             stride: 1,
-            padding: ((kernel - 1) / 2, kernel / 2),
+            padding: Padding {
+                before: (kernel - 1) / 2,
+                after: kernel / 2,
+            },
         }
     }
+}
+
+/// How a convolution reads its map.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    Plain,
+    Normed(&'a NormAct),
+    /// Enlarged 2x by repeating every value.
+    Upsampled,
 }
 
 /// A 2-D convolution with an optional bias.
@@ -261,25 +303,47 @@ enum ConvWeights {
 }
 
 impl Conv2d {
-    /// Reads `weight` (outputs, inputs, kernel, kernel) and, where `bias` is set, `bias` (outputs).
-    pub fn new(shape: ConvShape, bias: bool, w: &Weights) -> Result<Self> {
-        let weight_shape = [shape.outputs, shape.inputs, shape.kernel, shape.kernel];
-        let values = w.f32(&weight_shape, "weight")?;
-        let bias = bias.then(|| w.f32(&[shape.outputs], "bias")).transpose()?;
-        let weights = match w.placement().kernels {
-            true => ConvWeights::Packed(cpu::pack_conv(&values, bias.as_deref(), &shape)),
-            false => ConvWeights::Stock {
-                weight: stock::upload(&values, &weight_shape, w.placement())?,
+    /// Reads `weight` (outputs, inputs, kernel, kernel) and `bias` (outputs).
+    ///
+    /// # Errors
+    /// One is missing or of another shape.
+    pub fn new(shape: ConvShape, w: &Weights) -> Result<Self> {
+        let weight = w.f32(&shape.weight(), "weight")?;
+        let bias = w.f32(&[shape.outputs], "bias")?;
+        Self::from_values(shape, &weight, Some(&bias), w.placement())
+    }
+
+    /// The same with `weight` alone.
+    ///
+    /// # Errors
+    /// It is missing or of another shape.
+    pub fn without_bias(shape: ConvShape, w: &Weights) -> Result<Self> {
+        let weight = w.f32(&shape.weight(), "weight")?;
+        Self::from_values(shape, &weight, None, w.placement())
+    }
+
+    fn from_values(
+        shape: ConvShape,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        placement: &Placement,
+    ) -> Result<Self> {
+        let weights = if placement.kernels {
+            ConvWeights::Packed(cpu::pack_conv(weight, bias, &shape))
+        } else {
+            ConvWeights::Stock {
+                weight: stock::upload(weight, &shape.weight(), placement)?,
                 bias: bias
-                    .map(|bias| stock::upload(&bias, &[1, shape.outputs, 1, 1], w.placement()))
+                    .map(|bias| stock::upload(bias, &[1, shape.outputs, 1, 1], placement))
                     .transpose()?,
-            },
+            }
         };
         Ok(Self { shape, weights })
     }
 
+    /// (b, inputs, h, w) -> (b, outputs, h', w')
     pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        self.run(x, None, None, false)
+        self.run(x, Reading::Plain, None)
     }
 
     /// `conv(norm(x)) + residual`; the normalised map is never written where our kernels run.
@@ -289,20 +353,19 @@ impl Conv2d {
         norm: &NormAct,
         residual: Option<&FeatureMap>,
     ) -> Result<FeatureMap> {
-        self.run(x, Some(norm), residual, false)
+        self.run(x, Reading::Normed(norm), residual)
     }
 
     /// `conv(x enlarged 2x by repeating every value)`
     pub fn forward_upsampled(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        self.run(x, None, None, true)
+        self.run(x, Reading::Upsampled, None)
     }
 
     fn run(
         &self,
         x: &FeatureMap,
-        norm: Option<&NormAct>,
+        reading: Reading,
         residual: Option<&FeatureMap>,
-        upsample: bool,
     ) -> Result<FeatureMap> {
         let (_, channels, _, _) = x.dims()?;
         ensure!(
@@ -311,15 +374,14 @@ impl Conv2d {
             self.shape.inputs
         );
         match &self.weights {
-            ConvWeights::Packed(packed) => {
-                cpu::conv2d(x, packed, &self.shape, norm, residual, upsample)
-            }
+            ConvWeights::Packed(packed) => cpu::conv2d(x, packed, &self.shape, reading, residual),
             ConvWeights::Stock { weight, bias } => {
-                let normed = norm.map(|norm| norm.forward(x)).transpose()?;
-                let x = normed.as_ref().unwrap_or(x);
-                let enlarged = upsample.then(|| stock::repeat_2x(x)).transpose()?;
-                let x = enlarged.as_ref().unwrap_or(x);
-                let y = stock::conv2d(&x.tensor, weight, bias.as_ref(), &self.shape)?;
+                let read = match reading {
+                    Reading::Plain => x.clone(),
+                    Reading::Normed(norm) => norm.forward(x)?,
+                    Reading::Upsampled => stock::repeat_2x(x)?,
+                };
+                let y = stock::conv2d(&read.tensor, weight, bias.as_ref(), &self.shape)?;
                 let y = x.like(y);
                 match residual {
                     Some(residual) => y.add(residual),
@@ -345,9 +407,10 @@ pub struct NormAct {
 impl NormAct {
     /// The normalised map itself.
     pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        match x.channels_last {
-            true => cpu::norm_act(x, self),
-            false => Ok(x.like(stock::norm_act(&x.tensor, self)?)),
+        if x.channels_last {
+            cpu::norm_act(x, self)
+        } else {
+            Ok(x.like(stock::norm_act(&x.tensor, self)?))
         }
     }
 }
@@ -412,45 +475,58 @@ impl LayerNorm {
 
     /// (…, size) -> the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.kernels {
-            true => cpu::layer_norm(x, &self.weight, &self.bias, self.eps),
-            false => stock::layer_norm(x, &self.weight, &self.bias, self.eps),
+        if self.kernels {
+            cpu::layer_norm(x, &self.weight, &self.bias, self.eps)
+        } else {
+            stock::layer_norm(x, &self.weight, &self.bias, self.eps)
         }
     }
 }
 
+/// Which positions a position attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All.
+    None,
+    /// Itself and those before it.
+    Causal,
+}
+
 /// Attention of `heads` heads: q (b, n, heads * d), k and v (b, m, heads * d) -> (b, n, heads * d).
 ///
-/// The whole matrix of scores is never formed. `causal`: position i sees positions up to i.
+/// The whole matrix of scores is never formed.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     heads: usize,
-    causal: bool,
+    mask: Mask,
     placement: &Placement,
 ) -> Result<Tensor> {
-    match placement.kernels {
-        true => cpu::attention(q, k, v, heads, causal),
-        false => stock::attention(q, k, v, heads, causal),
+    if placement.kernels {
+        cpu::attention(q, k, v, heads, mask)
+    } else {
+        stock::attention(q, k, v, heads, mask)
     }
 }
 
 /// Half the size, by the fixed kernel [1, 3, 3, 1] / 8 in each direction on a map extended by reflection
 /// (diffusers' KDownsample2D). Height and width at least 2; an odd last row or column is left out.
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
-    match x.channels_last {
-        true => cpu::downsample(x),
-        false => Ok(x.like(stock::downsample(&x.tensor)?)),
+    if x.channels_last {
+        cpu::downsample(x)
+    } else {
+        Ok(x.like(stock::downsample(&x.tensor)?))
     }
 }
 
 /// Twice the size, by the transposed convolution with the kernel [1, 3, 3, 1] / 4 in each direction on a map
 /// extended by reflection (diffusers' KUpsample2D). Height and width at least 2.
 pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
-    match x.channels_last {
-        true => cpu::upsample(x),
-        false => Ok(x.like(stock::upsample(&x.tensor)?)),
+    if x.channels_last {
+        cpu::upsample(x)
+    } else {
+        Ok(x.like(stock::upsample(&x.tensor)?))
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, NormAct};
+use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding};
 use crate::device::Placement;
 
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
@@ -50,7 +50,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     shape: &ConvShape,
 ) -> Result<Tensor> {
-    let (before, after) = shape.padding;
+    let Padding { before, after } = shape.padding;
     let y = if before == after {
         x.conv2d(weight, before, shape.stride, 1, 1)?
     } else {
@@ -99,7 +99,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 }
 
 /// Over slices of the queries, so that the scores formed at once stay within a bound; softmax in float32.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let (b, n, width) = q.dims3()?;
     let m = k.dim(1)?;
     let size = width / heads;
@@ -124,7 +124,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
             .contiguous()?
             .matmul(&k)?
             .to_dtype(DType::F32)?;
-        if causal {
+        if mask == Mask::Causal {
             scores = scores.broadcast_add(&causal_mask(start, count, m, q.device())?)?;
         }
         let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;

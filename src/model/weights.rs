@@ -50,8 +50,9 @@ impl Bytes {
             let start = start.next_multiple_of(PAGE);
             let length = (end / PAGE * PAGE).saturating_sub(start);
             if length > 0 {
-                // SAFETY: the map is of a file and read-only, so that dropped pages are read again where they
-                // are touched again. The advice failing costs memory, nothing else.
+                // SAFETY: the map is of a file and read-only, so that a dropped page has nothing unsaved and is read again from
+                // the file, the same bytes, where it is touched again; the range lies inside the map. The advice failing
+                // costs memory, nothing else.
                 let _ = unsafe {
                     map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
                 };
@@ -113,7 +114,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Map `files` (the shards of one checkpoint) into memory.
+    /// Map `files` (the shards of one checkpoint) into memory. They must stay as they are as long as they are in use: of one
+    /// written over, the new numbers are read; one cut short ends the process (SIGBUS).
     ///
     /// # Errors
     /// A file that cannot be opened, or whose safetensors header is cut short or damaged.
@@ -122,8 +124,10 @@ impl Weights {
         for path in files {
             let file = std::fs::File::open(path)
                 .with_context(|| format!("cannot open the weights {}", path.display()))?;
-            // SAFETY: the map is read-only; a file changed by another program while we read it gives wrong
-            // numbers, as with any reader of that file, never invalid references: only plain numbers are read.
+            // SAFETY: the map is only read. That nobody else writes to the file meanwhile, as Rust asks of what a reference
+            // points to, cannot be enforced; where somebody does, it shows as wrong numbers: the header is read once, its
+            // offsets are held to the map's length, and all the rest is plain numbers. A file that is cut short
+            // under the map ends the process with SIGBUS at the first page that is gone, which no check here prevents.
             let map = unsafe { Mmap::map(&file) }
                 .with_context(|| format!("cannot map the weights {}", path.display()))?;
             mapped.push((path.display().to_string(), Bytes::Mapped(map)));
@@ -277,7 +281,7 @@ impl Weights {
         let (entry, bytes) = self.entry(shape, name)?;
         let file = &self.store.files[entry.file].1;
         if entry.dtype == Dtype::F32 && cfg!(target_endian = "little") {
-            // SAFETY: every pattern of four bytes is a float32.
+            // SAFETY: every pattern of four bytes is a float32, and `align_to` gives aligned ones alone.
             let (before, values, after) = unsafe { bytes.align_to::<f32>() };
             if before.is_empty() && after.is_empty() {
                 return Ok(Values {

@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-#[path = "../damage/mod.rs"]
-mod damage;
-
 use super::setup::*;
+use crate::damage;
 
 #[test]
 fn damaged_inputs_end_in_a_message_each_and_spoil_no_other() {

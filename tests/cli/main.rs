@@ -1,7 +1,11 @@
 //! The program itself, as people and scripts meet it: arguments and files in; exit code, files and messages out.
 //! All on the small model in `tests/data/model`, on the CPU.
 
+#[path = "../common/damage.rs"]
+mod damage;
 mod damaged;
+#[path = "../common/data.rs"]
+mod data;
 mod environment;
 mod fidelity;
 mod folders;

@@ -10,11 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 pub use tempfile::TempDir;
 
-pub fn data(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(relative)
-}
+pub use crate::data::data;
 
 /// What a run of the program left on its two outputs.
 #[derive(Debug)]

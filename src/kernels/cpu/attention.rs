@@ -18,6 +18,7 @@ const KEYS: usize = 256;
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
+    /// Batch items.
     pub b: usize,
     pub heads: usize,
     /// Queries.
@@ -67,7 +68,8 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
         let (head, ld) = (bh % heads, heads * d);
         let at = (bh / heads * nk + key) * ld + head * d;
         let n = KEYS.min(nk - key);
-        // SAFETY: each task packs its own keys of its own head.
+        // SAFETY: each task packs its own keys of its own head. Blocks are of KEYS, a multiple of NB, so that only the last
+        // has a panel filled up with zeros, for which `key_len` is rounded up as `value_len` is for the columns.
         unsafe {
             pack_keys(&k[at..], ld, n, d, kp.get().add(bh * key_len + key * d));
             pack_values(
@@ -99,15 +101,16 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
                 if q0 < q1 {
                     let kp = kp.get().wrapping_add(bh * key_len);
                     let vp = vp.get().wrapping_add(bh * value_len);
-                    Task {
+                    let task = Task {
                         isa,
                         shape,
                         scale,
                         bh,
                         q0,
                         q1,
-                    }
-                    .run(q, kp, vp, out);
+                    };
+                    // SAFETY: the keys and values of this head were packed above; no other task has these queries.
+                    unsafe { task.run(q, kp, vp, out) };
                 }
             });
     };
@@ -116,22 +119,28 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
 }
 
 /// Packs `n` keys (rows of `k`, `ld` apart) as panels (n / NB, d, NB), zeros for those missing in the last.
+///
+/// # Safety
+/// There is room for the panels at `to`.
 unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
     for key in 0..n.next_multiple_of(NB) {
         let to = to.wrapping_add(key / NB * d * NB + key % NB);
         for i in 0..d {
-            // SAFETY: within the panels, which the caller has room for.
+            // SAFETY: column `key % NB` of row i of its panel.
             unsafe { *to.add(i * NB) = if key < n { k[key * ld + i] } else { 0.0 } };
         }
     }
 }
 
 /// Packs `n` values (rows of `v`, `ld` apart) as rows of panels (d / NB, all keys, NB), `panel` apart.
+///
+/// # Safety
+/// There is room for the rows in each panel at `to`.
 unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, panel: usize) {
     for j in (0..d).step_by(NB) {
         let cols = NB.min(d - j);
         for key in 0..n {
-            // SAFETY: within the panels, which the caller has room for.
+            // SAFETY: row `key` of panel `j / NB`, all of its NB columns, of which the last panel has `cols` in use.
             unsafe {
                 let to = to.add(j / NB * panel + key * NB);
                 to.copy_from_nonoverlapping(v[key * ld + j..][..cols].as_ptr(), cols);
@@ -139,6 +148,13 @@ unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, pa
             }
         }
     }
+}
+
+/// The running softmax of a query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
 }
 
 /// A block of queries of one head.
@@ -152,7 +168,10 @@ struct Task {
 }
 
 impl Task {
-    fn run(&self, q: &[f32], kp: *const f32, vp: *const f32, out: Shared) {
+    /// # Safety
+    /// `kp` and `vp` hold the head's panels of keys and values, all `nk`; `q` is (b, nq, heads * d), `out` has room for as
+    /// much, and nobody else uses this task's queries of this head there.
+    unsafe fn run(&self, q: &[f32], kp: *const f32, vp: *const f32, out: Shared) {
         let (
             isa,
             AttentionShape {
@@ -175,11 +194,17 @@ impl Task {
         let mut qs = Scratch::take(panels * q_panel);
         let mut ps = Scratch::take(panels * p_panel);
         let mut os = Scratch::take(d.div_ceil(NB) * o_panel);
-        // The running maximum and sum of each query.
-        let mut state = vec![[f32::NEG_INFINITY, 0.0]; n];
+        let mut state = vec![
+            Running {
+                max: f32::NEG_INFINITY,
+                sum: 0.0,
+            };
+            n
+        ];
         let (qs, ps, os) = (qs.ptr(), ps.ptr(), os.ptr());
         let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
-        // SAFETY: the rows lie inside `q`; the panels have room for them.
+        // SAFETY: queries q0..q1 of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their
+        // panels, in slabs of 16.
         unsafe {
             let from = q[first..].as_ptr();
             for i in 0..n {
@@ -211,7 +236,8 @@ impl Task {
                         accumulate: false,
                     };
                     let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * d));
-                    // SAFETY: `p` has room for a block of keys, rounded up to a panel.
+                    // SAFETY: `a` is the panel of queries packed above, `b` that of NB keys; `p` has room for a block of keys
+                    // rounded up to a panel, as KEYS is a multiple of NB.
                     unsafe { panel(isa, rows, NB.min(keys - j), d, a, r, b, dst) };
                 }
                 for m in 0..rows {
@@ -222,7 +248,8 @@ impl Task {
                         keys
                     };
                     let o = os.wrapping_add(query * NB);
-                    // SAFETY: the row's scores were written above; `o` holds the query's sums after the first block.
+                    // SAFETY: the row's scores of `keys` keys were written above, up to a whole slab; `o` holds the query's
+                    // sums after the first block, and before it none is rescaled.
                     unsafe {
                         let rescale = if key == 0 { 0 } else { d.div_ceil(NB) };
                         softmax_row(
@@ -252,13 +279,15 @@ impl Task {
                         ps.wrapping_add(g * p_panel),
                         vp.wrapping_add((j / NB * nk + key) * NB),
                     );
-                    // SAFETY: as above.
+                    // SAFETY: `a` is the panel of this block's weights, zero where a key is not seen; `b` the rows of the
+                    // block's values; `os` has a panel (n, NB) for each NB columns, numbers in it after the first block.
                     unsafe { panel(isa, r.min(n - g * r), NB.min(d - j), keys, a, r, b, dst) };
                 }
             }
         }
-        for (i, [_, sum]) in state.into_iter().enumerate() {
-            // SAFETY: this task alone writes these queries of this head.
+        for (i, Running { sum, .. }) in state.into_iter().enumerate() {
+            // SAFETY: the sums of query i lie NB to a panel, `o_panel` apart; of its row of `out` only the head's `d` values are
+            // written, by this task alone.
             unsafe {
                 let (from, to) = (os.add(i * NB), out.get().add(first + i * ld));
                 scale_row(isa, from, o_panel, 1.0 / sum, d, to, NB, NB);
@@ -269,11 +298,16 @@ impl Task {
 
 isa_fn! {
     /// Multiplies `d` values, of which every `block` (16 or [`NB`]) lie together, `from_stride` and `to_stride` apart.
+    ///
+    /// # Safety
+    /// They can be read at `from` and written at `to`.
     fn scale_row = scale_row_body(
         from: *const f32, from_stride: usize, factor: f32, d: usize, to: *mut f32, to_stride: usize, block: usize,
     )
 }
 
+/// # Safety
+/// That of [`scale_row`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn scale_row_body<S: Simd>(
     from: *const f32,
@@ -284,6 +318,7 @@ unsafe fn scale_row_body<S: Simd>(
     to_stride: usize,
     block: usize,
 ) {
+    // SAFETY: a vector ends with its block, as 16 and NB are multiples of all LANES, and the last with value `d`.
     unsafe {
         let factor = S::splat(factor);
         for j in (0..d).step_by(block) {
@@ -293,13 +328,9 @@ unsafe fn scale_row_body<S: Simd>(
             );
             for l in (0..block.min(d - j)).step_by(S::LANES) {
                 let n = d - j - l;
-                if n < S::LANES {
-                    S::load_first(from.add(l), n)
-                        .mul(factor)
-                        .store_first(to.add(l), n);
-                } else {
-                    S::load(from.add(l)).mul(factor).store(to.add(l));
-                }
+                S::load_up_to(from.add(l), n)
+                    .mul(factor)
+                    .store_up_to(to.add(l), n);
             }
         }
     }
@@ -307,25 +338,32 @@ unsafe fn scale_row_body<S: Simd>(
 
 isa_fn! {
     /// Turns a row of scores into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
-    /// `seen` count and the rest up to `keys` become 0. Updates the running maximum and sum in `state`, and where the
+    /// `seen` count and the rest up to `keys` become 0. Updates `state`, and where the
     /// maximum rises multiplies the `panels` rows of [`NB`] values at `o`, `o_stride` apart.
+    ///
+    /// # Safety
+    /// The slabs of `keys` scores, the last one whole, and the rows at `o` can be read and written.
     fn softmax_row = softmax_row_body(
-        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut [f32; 2], o: *mut f32, o_stride: usize,
+        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut Running, o: *mut f32, o_stride: usize,
         panels: usize,
     )
 }
 
+/// # Safety
+/// That of [`softmax_row`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn softmax_row_body<S: Simd>(
     p: *mut f32,
     slab_stride: usize,
     seen: usize,
     keys: usize,
-    state: &mut [f32; 2],
+    state: &mut Running,
     o: *mut f32,
     o_stride: usize,
     panels: usize,
 ) {
+    // SAFETY: `at` gives places up to `keys` rounded up to a slab, in which vectors, SLAB being a multiple of all LANES, stay;
+    // those at `o` stay in rows of NB.
     unsafe {
         let at = |i: usize| p.add(i / SLAB * slab_stride + i % SLAB);
         for i in seen..keys.next_multiple_of(SLAB) {
@@ -337,17 +375,17 @@ unsafe fn softmax_row_body<S: Simd>(
             }
             return;
         }
-        let mut top = S::splat(state[0]);
+        let mut top = S::splat(state.max);
         for i in (0..seen).step_by(S::LANES) {
             top = top.max(S::load(at(i)));
         }
         let max = top.to_array()[..S::LANES]
             .iter()
             .fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-        if max > state[0] {
+        if max > state.max {
             if panels > 0 {
-                let factor = exp(S::splat(state[0] - max));
-                state[1] *= factor.to_array()[0];
+                let factor = exp(S::splat(state.max - max));
+                state.sum *= factor.to_array()[0];
                 for j in 0..panels {
                     for l in (0..NB).step_by(S::LANES) {
                         let o = o.add(j * o_stride + l);
@@ -355,7 +393,7 @@ unsafe fn softmax_row_body<S: Simd>(
                     }
                 }
             }
-            state[0] = max;
+            state.max = max;
         }
         let (m, mut sum) = (S::splat(max), S::splat(0.0));
         for i in (0..keys).step_by(S::LANES) {
@@ -368,6 +406,6 @@ unsafe fn softmax_row_body<S: Simd>(
             sum = sum.add(e);
             e.store(x);
         }
-        state[1] += sum.to_array()[..S::LANES].iter().sum::<f32>();
+        state.sum += sum.to_array()[..S::LANES].iter().sum::<f32>();
     }
 }

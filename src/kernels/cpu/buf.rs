@@ -1,7 +1,7 @@
 //! Memory for the kernels: aligned buffers, a pool of scratch that outlives a call, and output vectors on huge pages.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::sync::Mutex;
 
 /// From this size on, buffers ask the system for huge pages: faulting in 4 KiB pages one by one costs a convolution
@@ -12,13 +12,17 @@ const HUGE: usize = 2 << 20;
 const KEPT: usize = 24 << 20;
 
 /// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
+///
+/// `ptr` is an allocation of `layout(len)` that this value alone owns; once it is out of this module's hands, all `len`
+/// values are written.
 pub(super) struct Aligned {
     ptr: *mut f32,
     len: usize,
 }
 
-// SAFETY: an `Aligned` owns its memory as a boxed slice does.
+// SAFETY: it owns its memory, as a boxed slice does.
 unsafe impl Send for Aligned {}
+// SAFETY: a shared `Aligned` is only read, as a boxed slice is.
 unsafe impl Sync for Aligned {}
 
 impl Aligned {
@@ -29,20 +33,16 @@ impl Aligned {
     }
 
     pub fn zeroed(len: usize) -> Self {
-        // SAFETY: zeroed before anybody sees it.
-        unsafe {
-            let mut buf = Self::unwritten(len);
-            buf.as_mut_ptr().write_bytes(0, len);
-            buf
-        }
+        // SAFETY: every value is written, as zero.
+        unsafe { Self::filled(len, |to| to.get().write_bytes(0, len)) }
     }
 
-    /// Memory that is yet to be written, and only then exists: large weights are packed by several threads, which
-    /// so share the work of bringing in its pages too.
+    /// A buffer that `fill` writes through the pointer: large weights are packed by several threads, which so share the work
+    /// of bringing in its pages too.
     ///
     /// # Safety
-    /// Every value must be written before it is read.
-    pub unsafe fn unwritten(len: usize) -> Self {
+    /// `fill` must write every value.
+    pub unsafe fn filled(len: usize, fill: impl FnOnce(Shared)) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
         let ptr = unsafe { alloc(layout) }.cast::<f32>();
@@ -50,13 +50,16 @@ impl Aligned {
             handle_alloc_error(layout);
         }
         advise_huge(ptr, len);
-        Self { ptr, len }
+        // Owned from here on: a `fill` that panics leaves nothing behind.
+        let buf = Self { ptr, len };
+        fill(Shared(ptr));
+        buf
     }
 }
 
 impl Drop for Aligned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `unwritten` with the same layout.
+        // SAFETY: allocated by `filled` with the same layout, and owned.
         unsafe { dealloc(self.ptr.cast(), Self::layout(self.len)) }
     }
 }
@@ -64,15 +67,8 @@ impl Drop for Aligned {
 impl Deref for Aligned {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: `len` initialised values, owned.
+        // SAFETY: `ptr` points to `len` values, which `filled` had written before it gave the buffer out.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
-    }
-}
-
-impl DerefMut for Aligned {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
     }
 }
 
@@ -82,6 +78,7 @@ static POOL: Mutex<Vec<Aligned>> = Mutex::new(Vec::new());
 pub(super) struct Scratch(Option<Aligned>);
 
 impl Scratch {
+    /// For at least `len` values.
     pub fn take(len: usize) -> Self {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         let fits = |b: &Aligned| b.len >= len && b.len <= 4 * len.max(1 << 14);
@@ -95,10 +92,9 @@ impl Scratch {
         })))
     }
 
+    /// Where its values lie. They may be read and written as long as the scratch lives, which nobody else does.
     pub fn ptr(&mut self) -> *mut f32 {
-        self.0
-            .as_mut()
-            .map_or(std::ptr::null_mut(), |b| b.as_mut_ptr())
+        self.0.as_ref().map_or(std::ptr::null_mut(), |b| b.ptr)
     }
 }
 
@@ -114,17 +110,13 @@ impl Drop for Scratch {
     }
 }
 
-/// Frees the scratch memory kept between calls.
-pub fn release_scratch() {
-    POOL.lock().unwrap_or_else(|e| e.into_inner()).clear();
-}
-
 /// A pointer that tasks share; each writes its own part.
 #[derive(Clone, Copy)]
 pub(super) struct Shared(pub *mut f32);
 
-// SAFETY: the kernels hand each task a disjoint part of what it points to.
+// SAFETY: it is an address; what tasks do through it, their own unsafe blocks answer for.
 unsafe impl Send for Shared {}
+// SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -132,15 +124,11 @@ impl Shared {
     pub fn get(self) -> *mut f32 {
         self.0
     }
+}
 
-    /// `n` values on; null stays null.
-    pub fn offset_or_null(self, n: usize) -> *const f32 {
-        if self.0.is_null() {
-            self.0
-        } else {
-            self.0.wrapping_add(n)
-        }
-    }
+/// Value `at` of a residual and those behind it, null where there is none.
+pub(super) fn from_or_null(residual: Option<&[f32]>, at: usize) -> *const f32 {
+    residual.map_or(std::ptr::null(), |r| r[at..].as_ptr())
 }
 
 /// A vector of `len` values that `fill` writes through the pointer.
@@ -163,7 +151,8 @@ fn advise_huge(ptr: *mut f32, len: usize) {
         let start = (ptr as usize).next_multiple_of(HUGE);
         let end = (ptr as usize + len * size_of::<f32>()) / HUGE * HUGE;
         if end > start {
-            // SAFETY: only advice, over memory that the vector owns. A refusal leaves ordinary pages.
+            // SAFETY: advice on how whole pages inside the allocation are backed changes no value in them. A refusal leaves
+            // ordinary pages.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }

@@ -2,87 +2,74 @@
 
 use super::act::Act;
 use super::buf::{Shared, filled};
-use super::gemm::{Epilogue, product};
+use super::gemm::{Epilogue, Rows, product};
 use super::input::{Gather, Input, stage_rows};
 use super::micro::SLAB;
-use super::packed::PackedConv;
+use super::packed::{Filter, PackedConv};
 use super::simd::Isa;
 use super::winograd;
 
 /// `conv(input) + bias + residual`.
 ///
-/// The input is what [`Input`] describes (its channels `conv.cin()`), zeros around it after its prologue; the result and
-/// `residual` are (b, h, w, cout) with (h, w) = `conv.output_size` of the input's.
+/// The input is what [`Input`] describes (its channels the filter's inputs), zeros around it after its prologue; the result
+/// and `residual` are (b, h, w, outputs) with (h, w) = `conv.output_size` of the input's.
 ///
 /// # Panics
 /// If a shape does not fit.
 pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec<f32> {
-    let len = output_len(input, conv);
-    let residual = residual.map_or(std::ptr::null(), |r| {
-        assert_eq!(r.len(), len, "the residual has the shape of the output");
-        r.as_ptr()
-    });
-    // SAFETY: `run` writes all `len` values; the residual is only read.
-    unsafe {
-        filled(len, |out| {
-            run(input, conv, out, Shared(residual.cast_mut()), Act::None)
-        })
-    }
+    run(input, conv, residual, Act::None)
 }
 
-/// `acc += conv(input) + bias`, for an `acc` of the output's shape.
-///
-/// # Panics
-/// If a shape does not fit.
-pub fn conv2d_add(input: &Input, conv: &PackedConv, acc: &mut [f32]) {
-    assert_eq!(
-        acc.len(),
-        output_len(input, conv),
-        "the accumulator has the shape of the output"
-    );
-    let acc = Shared(acc.as_mut_ptr());
-    // SAFETY: each value of `acc` is read and then written by one task.
-    unsafe { run(input, conv, acc, acc, Act::None) }
-}
-
-/// `act(input * weight^T + bias + residual)` for `input` (b, 1, n, cin) or any other map: the rows are its pixels. The
-/// result and `residual` are (rows, cout).
+/// `act(input * weight^T + bias + residual)` for `input` (b, 1, n, inputs) or any other map: the rows are its pixels. The
+/// result and `residual` are (rows, outputs).
 ///
 /// # Panics
 /// If a shape does not fit or `weight` was not packed by [`PackedConv::linear`].
 pub fn linear(input: &Input, weight: &PackedConv, residual: Option<&[f32]>, act: Act) -> Vec<f32> {
+    let filter = weight.filter;
     assert_eq!(
-        (weight.kh, weight.kw, weight.stride, weight.pad),
-        (1, 1, 1, [0; 4]),
+        filter,
+        Filter::linear(filter.inputs, filter.outputs),
         "a linear layer"
     );
-    let len = output_len(input, weight);
-    let residual = residual.map_or(std::ptr::null(), |r| {
-        assert_eq!(r.len(), len, "the residual has the shape of the output");
-        r.as_ptr()
-    });
-    // SAFETY: as in `conv2d`.
-    unsafe {
-        filled(len, |out| {
-            run(input, weight, out, Shared(residual.cast_mut()), act)
-        })
-    }
+    run(input, weight, residual, act)
 }
 
+fn run(input: &Input, conv: &PackedConv, residual: Option<&[f32]>, act: Act) -> Vec<f32> {
+    let len = output_len(input, conv);
+    if let Some(residual) = residual {
+        assert_eq!(
+            residual.len(),
+            len,
+            "the residual has the shape of the output"
+        );
+    }
+    // SAFETY: there is room for `len` values, the whole output, and either algorithm writes every one; the residual has as
+    // many, and the input the convolution's channels, as `output_len` saw.
+    unsafe { filled(len, |out| run_to(input, conv, residual, act, out)) }
+}
+
+/// Values of the output.
 fn output_len(input: &Input, conv: &PackedConv) -> usize {
     let (b, h, w) = input.shape();
     assert_eq!(
         input.channels(),
-        conv.cin,
+        conv.filter.inputs,
         "the input has the convolution's channels"
     );
     let (h, w) = conv.output_size(h, w);
-    b * h * w * conv.cout
+    b * h * w * conv.filter.outputs
 }
 
 /// # Safety
-/// `out` has room for the output; `residual` is null, the output itself or has its length.
-unsafe fn run(input: &Input, conv: &PackedConv, out: Shared, residual: Shared, act: Act) {
+/// `out` has room for the output, the residual its length, `input` the convolution's channels.
+unsafe fn run_to(
+    input: &Input,
+    conv: &PackedConv,
+    residual: Option<&[f32]>,
+    act: Act,
+    out: Shared,
+) {
     let isa = Isa::current();
     let (b, h, w) = input.shape();
     let (oh, ow) = conv.output_size(h, w);
@@ -90,19 +77,21 @@ unsafe fn run(input: &Input, conv: &PackedConv, out: Shared, residual: Shared, a
         return;
     }
     if act == Act::None && winograd::applies(conv) {
+        // SAFETY: the caller's promise is the same.
         return unsafe { winograd::winograd(isa, input, conv, out, residual) };
     }
-    let stage = |rows: &super::gemm::Rows| {
-        let [top, _, left, _] = conv.pad;
+    let filter = conv.filter;
+    let stage = |rows: &Rows| {
         let gather = Gather {
             oh,
             ow,
-            stride: conv.stride,
-            dy: (rows.tap / conv.kw) as isize - top as isize,
-            dx: (rows.tap % conv.kw) as isize - left as isize,
+            stride: filter.stride,
+            dy: (rows.tap / filter.width) as isize - filter.padding.top as isize,
+            dx: (rows.tap % filter.width) as isize - filter.padding.left as isize,
         };
         rows.panels(|first, n, dst| {
-            // SAFETY: the rows exist and `dst` has room for them.
+            // SAFETY: the rows are output pixels, as there are b * oh * ow of them, and `dst` has room for their panel;
+            // chunks of channels begin at multiples of 16.
             unsafe {
                 stage_rows(
                     isa,
@@ -118,14 +107,7 @@ unsafe fn run(input: &Input, conv: &PackedConv, out: Shared, residual: Shared, a
             }
         });
     };
-    unsafe {
-        product(
-            isa,
-            b * oh * ow,
-            conv,
-            Epilogue { residual, act },
-            out,
-            stage,
-        )
-    }
+    let epilogue = Epilogue { residual, act };
+    // SAFETY: `out` has room for an output of b * oh * ow rows; `stage` writes to the panels of `Rows::dst`.
+    unsafe { product(isa, b * oh * ow, conv, epilogue, out, stage) }
 }

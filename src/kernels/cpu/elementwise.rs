@@ -1,4 +1,4 @@
-//! Point by point: activations, sums, and an [`Input`] written out.
+//! Point by point: activations, and an [`Input`] written out.
 
 use rayon::prelude::*;
 
@@ -13,16 +13,45 @@ const CHUNK: usize = 1 << 14;
 
 /// `act(x)`.
 pub fn activate(x: &[f32], act: Act) -> Vec<f32> {
-    map(x, None, act)
+    let isa = Isa::current();
+    let run = |out: Shared| {
+        x.par_chunks(CHUNK).enumerate().for_each(|(i, x)| {
+            // SAFETY: each task writes its own chunk, of which there is room for all.
+            unsafe { activate_chunk(isa, x, act, out.get().add(i * CHUNK)) }
+        });
+    };
+    // SAFETY: every chunk is written.
+    unsafe { filled(x.len(), run) }
 }
 
-/// `a + b`.
-///
-/// # Panics
-/// If their lengths differ.
-pub fn add(a: &[f32], b: &[f32]) -> Vec<f32> {
-    assert_eq!(a.len(), b.len(), "only equal lengths add");
-    map(a, Some(b), Act::None)
+isa_fn! {
+    /// `act(x)`, to `out`.
+    ///
+    /// # Safety
+    /// There is room at `out` for as many values as `x` has.
+    fn activate_chunk = activate_chunk_body(x: &[f32], act: Act, out: *mut f32)
+}
+
+/// # Safety
+/// That of [`activate_chunk`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn activate_chunk_body<S: Simd>(x: &[f32], act: Act, out: *mut f32) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { with_act!(act, f => activate_chunk_with::<S, _>(x, f, out)) }
+}
+
+/// # Safety
+/// That of [`activate_chunk`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn activate_chunk_with<S: Simd, F: PointFn>(x: &[f32], f: F, out: *mut f32) {
+    for i in (0..x.len()).step_by(S::LANES) {
+        let n = x.len() - i;
+        // SAFETY: `n` values are left in `x` from `i` on, and room for as many at `out`.
+        unsafe {
+            f.eval(S::load_up_to(x.as_ptr().add(i), n))
+                .store_up_to(out.add(i), n)
+        }
+    }
 }
 
 /// What an [`Input`] describes, written out: its parts side by side, through its prologue, upsampled. The shape is
@@ -40,7 +69,8 @@ pub fn materialise(input: &Input) -> Vec<f32> {
                 w,
             };
             let padded = c.next_multiple_of(SLAB);
-            // SAFETY: each task writes its own line; where the channels do not fill whole slabs it goes through scratch.
+            // SAFETY: item `i / h` exists, 0 is a multiple of 16, and each task writes its own line of w * c values, directly or,
+            // where the channels do not fill whole slabs, from scratch with room for the slabs.
             unsafe {
                 let to = out.get().add(i * w * c);
                 if c == padded {
@@ -57,53 +87,4 @@ pub fn materialise(input: &Input) -> Vec<f32> {
     };
     // SAFETY: every line is written.
     unsafe { filled(b * h * w * c, run) }
-}
-
-fn map(a: &[f32], b: Option<&[f32]>, act: Act) -> Vec<f32> {
-    let isa = Isa::current();
-    let run = |out: Shared| {
-        a.par_chunks(CHUNK).enumerate().for_each(|(i, a)| {
-            let b = b.map(|b| &b[i * CHUNK..][..a.len()]);
-            // SAFETY: each task writes its own chunk.
-            unsafe { map_chunk(isa, a, b, act, out.get().add(i * CHUNK)) }
-        });
-    };
-    // SAFETY: every chunk is written.
-    unsafe { filled(a.len(), run) }
-}
-
-isa_fn! {
-    /// `act(a + b)`.
-    fn map_chunk = map_chunk_body(a: &[f32], b: Option<&[f32]>, act: Act, out: *mut f32)
-}
-
-#[inline(always)]
-unsafe fn map_chunk_body<S: Simd>(a: &[f32], b: Option<&[f32]>, act: Act, out: *mut f32) {
-    unsafe { with_act!(act, f => map_chunk_with::<S, _>(a, b, f, out)) }
-}
-
-#[inline(always)]
-unsafe fn map_chunk_with<S: Simd, F: PointFn>(a: &[f32], b: Option<&[f32]>, f: F, out: *mut f32) {
-    unsafe {
-        for i in (0..a.len()).step_by(S::LANES) {
-            let n = a.len() - i;
-            let load = |x: &[f32]| {
-                if n < S::LANES {
-                    S::load_first(x.as_ptr().add(i), n)
-                } else {
-                    S::load(x.as_ptr().add(i))
-                }
-            };
-            let mut x = load(a);
-            if let Some(b) = b {
-                x = x.add(load(b));
-            }
-            let y = f.eval(x);
-            if n < S::LANES {
-                y.store_first(out.add(i), n)
-            } else {
-                y.store(out.add(i))
-            }
-        }
-    }
 }

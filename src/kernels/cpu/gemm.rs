@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
-use super::buf::{Scratch, Shared};
+use super::buf::{Scratch, Shared, from_or_null};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, Simd, isa_fn};
@@ -16,13 +16,13 @@ const CHUNK: usize = 768;
 
 /// What is added and applied to a product on its way out.
 #[derive(Clone, Copy)]
-pub(super) struct Epilogue {
-    /// (rows, cout), or null for none; may be the output itself.
-    pub residual: Shared,
+pub(super) struct Epilogue<'a> {
+    /// (rows, outputs).
+    pub residual: Option<&'a [f32]>,
     pub act: Act,
 }
 
-/// Rows to stage for a task.
+/// Rows to stage for a task, all of which exist.
 pub(super) struct Rows {
     pub first: usize,
     pub count: usize,
@@ -30,8 +30,9 @@ pub(super) struct Rows {
     /// Channels.
     pub c0: usize,
     pub c1: usize,
-    /// Row i, slab s go to `dst + offset(i) + s * slab_stride`.
+    /// Scratch with room for these rows and channels in panels of A.
     pub dst: *mut f32,
+    /// Rows of a panel of A.
     pub per_panel: usize,
 }
 
@@ -46,24 +47,22 @@ impl Rows {
     pub fn panels(&self, mut f: impl FnMut(usize, usize, *mut f32)) {
         for (g, i) in (0..self.count).step_by(self.per_panel).enumerate() {
             let n = self.per_panel.min(self.count - i);
-            // SAFETY: the task made room for all of its panels.
-            f(self.first + i, n, unsafe {
-                self.dst.add(g * self.slabs() * self.per_panel * SLAB)
-            });
+            let panel = g * self.slabs() * self.per_panel * SLAB;
+            f(self.first + i, n, self.dst.wrapping_add(panel));
         }
     }
 }
 
-/// `out (rows, cout) = act(sum over taps of A_tap (rows, cin) * weight_tap + bias + residual)`, where `stage` writes
+/// `out (rows, outputs) = act(sum over taps of A_tap (rows, inputs) * weight_tap + bias + residual)`, where `stage` writes
 /// the rows of A that it is asked for.
 ///
 /// # Safety
-/// `out` has room for (rows, cout); the residual is null or has that length.
+/// `out` has room for (rows, outputs), which nobody else uses meanwhile. `stage` writes to [`Rows::dst`] alone.
 pub(super) unsafe fn product(
     isa: Isa,
     rows: usize,
     weight: &PackedConv,
-    epilogue: Epilogue,
+    epilogue: Epilogue<'_>,
     out: Shared,
     stage: impl Fn(&Rows) + Sync,
 ) {
@@ -85,10 +84,14 @@ pub(super) unsafe fn product(
         })
         .max(1);
     let split = panels.div_ceil(splits);
-    let taps = weight.kh * weight.kw;
+    let (inputs, outputs, taps) = (
+        weight.filter.inputs,
+        weight.filter.outputs,
+        weight.filter.taps(),
+    );
     let per_panel = rows_per_panel(isa, task_rows);
-    let chunk = weight.cin.min(CHUNK);
-    let one = taps == 1 && weight.cin <= CHUNK;
+    let chunk = inputs.min(CHUNK);
+    let one = taps == 1 && inputs <= CHUNK;
     (0..row_tasks * splits)
         .into_par_iter()
         .with_max_len(1)
@@ -114,10 +117,11 @@ pub(super) unsafe fn product(
                 }
             };
             let finish = |nb: usize| {
-                let at = first * weight.cout + nb * NB;
-                let residual = epilogue.residual.offset_or_null(at);
+                let at = first * outputs + nb * NB;
+                let residual = from_or_null(epilogue.residual, at);
                 let bias = weight.bias(nb).as_ptr();
-                // SAFETY: this task alone writes these rows and columns of `out`.
+                // SAFETY: the products with panel `nb` are in its part of `c`, all their rows written; this task alone writes
+                // these rows and columns of `out`, and the residual has the output's shape, so that `at` is the same place.
                 unsafe {
                     let to = out.get().add(at);
                     write_out(
@@ -128,14 +132,14 @@ pub(super) unsafe fn product(
                         bias,
                         residual,
                         to,
-                        weight.cout,
+                        outputs,
                         epilogue.act,
                     );
                 }
             };
             for tap in 0..taps {
-                for c0 in (0..weight.cin).step_by(CHUNK) {
-                    let c1 = weight.cin.min(c0 + CHUNK);
+                for c0 in (0..inputs).step_by(CHUNK) {
+                    let c1 = inputs.min(c0 + CHUNK);
                     let rows = Rows {
                         first,
                         count,
@@ -157,7 +161,8 @@ pub(super) unsafe fn product(
                                 slab_stride: 16,
                                 accumulate,
                             };
-                            // SAFETY: the panels were staged above; `dst` is the task's scratch.
+                            // SAFETY: the panel of A was staged above, that of B holds all channels from `c0` on, and
+                            // `dst` lies in the task's scratch, which the first round (nothing added) fills.
                             unsafe {
                                 panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst)
                             };
@@ -177,11 +182,16 @@ pub(super) unsafe fn product(
 isa_fn! {
     /// `out[i][j] = act(c[i][j] + bias[j] + residual[i][j])` for `cols` columns; `c` has rows of [`NB`], the others of
     /// `ld`; a null residual is none.
+    ///
+    /// # Safety
+    /// `c`, `bias` (a panel's) and, where it is not null, `residual` hold what is read; there is room at `out`.
     fn write_out = write_out_body(
         c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: *const f32, out: *mut f32, ld: usize, act: Act,
     )
 }
 
+/// # Safety
+/// That of [`write_out`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn write_out_body<S: Simd>(
     c: *const f32,
@@ -193,11 +203,14 @@ unsafe fn write_out_body<S: Simd>(
     ld: usize,
     act: Act,
 ) {
+    // SAFETY: the caller's promise is the same.
     unsafe {
         with_act!(act, f => write_out_with::<S, _>(c, rows, cols, bias, residual, out, ld, f))
     }
 }
 
+/// # Safety
+/// That of [`write_out`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn write_out_with<S: Simd, F: PointFn>(
     c: *const f32,
@@ -209,26 +222,17 @@ unsafe fn write_out_with<S: Simd, F: PointFn>(
     ld: usize,
     f: F,
 ) {
+    // SAFETY: whole vectors are read of `c` and the bias alone, whose rows have NB values, a multiple of all LANES; of the
+    // residual's and the output's rows only the `cols` values are touched.
     unsafe {
         for i in 0..rows {
             for j in (0..cols).step_by(S::LANES) {
                 let n = cols - j;
                 let mut x = S::load(c.add(i * NB + j)).add(S::load(bias.add(j)));
                 if !residual.is_null() {
-                    let r = residual.add(i * ld + j);
-                    x = x.add(if n < S::LANES {
-                        S::load_first(r, n)
-                    } else {
-                        S::load(r)
-                    });
+                    x = x.add(S::load_up_to(residual.add(i * ld + j), n));
                 }
-                let x = f.eval(x);
-                let to = out.add(i * ld + j);
-                if n < S::LANES {
-                    x.store_first(to, n)
-                } else {
-                    x.store(to)
-                }
+                f.eval(x).store_up_to(out.add(i * ld + j), n);
             }
         }
     }

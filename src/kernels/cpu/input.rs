@@ -8,8 +8,9 @@ use super::simd::{Simd, isa_fn, prefetch};
 /// `act(x * scale + shift)`, with scale and shift per batch item and channel: what a GroupNorm (or AdaGroupNorm) and its
 /// activation come to once the statistics are known.
 pub struct Prologue {
-    /// (b, c), and `SLAB` zeros behind so that whole vectors can be read.
+    /// (b, c), and `SLAB` zeros behind so that whole slabs can be read.
     scale: Vec<f32>,
+    /// The same.
     shift: Vec<f32>,
     act: Act,
 }
@@ -72,6 +73,7 @@ impl<'a> Input<'a> {
     ///
     /// # Panics
     /// If its length is not b * h * w * c.
+    #[doc(hidden)]
     pub fn concat(mut self, skip: &'a [f32], c: usize) -> Self {
         assert_eq!(
             skip.len(),
@@ -115,6 +117,14 @@ impl<'a> Input<'a> {
     }
 }
 
+/// A pixel of a map as a kernel sees it, after upsampling.
+#[derive(Clone, Copy)]
+struct Pixel {
+    b: usize,
+    y: usize,
+    x: usize,
+}
+
 /// Which input pixel each row of an im2col matrix takes for one tap of the kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Gather {
@@ -131,12 +141,15 @@ isa_fn! {
     /// Stages `n` rows of an im2col matrix from row `first` on, channels `c0..c1`, rows 16 apart.
     ///
     /// # Safety
-    /// `dst` has room; the rows exist; `c0` is a multiple of 16.
+    /// `dst` has room for `n` rows and the channels rounded up to 16; the rows exist (their batch items, that is); `c0` is a
+    /// multiple of 16, `c1` at most the input's channels.
     pub(super) fn stage_rows = stage_rows_body(
         input: &Input, gather: Gather, c0: usize, c1: usize, first: usize, n: usize, dst: *mut f32, slab_stride: usize,
     )
 }
 
+/// # Safety
+/// That of [`stage_rows`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn stage_rows_body<S: Simd>(
     input: &Input,
@@ -154,8 +167,9 @@ unsafe fn stage_rows_body<S: Simd>(
         let (b, y) = (line / gather.oh, line % gather.oh);
         let y = (y * gather.stride).wrapping_add_signed(gather.dy);
         let x = (x * gather.stride).wrapping_add_signed(gather.dx);
-        (y < h && x < w).then_some((b, y, x))
+        (y < h && x < w).then_some(Pixel { b, y, x })
     };
+    // SAFETY: `at` gives pixels inside the map, of batch items that exist as the rows do; the rest is promised.
     unsafe { stage::<S>(input, c0, c1, n, at, dst, SLAB, slab_stride) }
 }
 
@@ -173,10 +187,12 @@ isa_fn! {
     /// Stages a region's channels `c0..c1` as (h, w, c1 - c0 rounded up to 16).
     ///
     /// # Safety
-    /// `dst` has room; `region.b` exists; `c0` is a multiple of 16.
+    /// `dst` has room for that; batch item `region.b` exists; `c0` is a multiple of 16, `c1` at most the input's channels.
     pub(super) fn stage_region = stage_region_body(input: &Input, region: Region, c0: usize, c1: usize, dst: *mut f32)
 }
 
+/// # Safety
+/// That of [`stage_region`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn stage_region_body<S: Simd>(
     input: &Input,
@@ -189,8 +205,10 @@ unsafe fn stage_region_body<S: Simd>(
     let at = |i: usize| {
         let y = (i / region.w).wrapping_add_signed(region.y);
         let x = (i % region.w).wrapping_add_signed(region.x);
-        (y < h && x < w).then_some((region.b, y, x))
+        let b = region.b;
+        (y < h && x < w).then_some(Pixel { b, y, x })
     };
+    // SAFETY: `at` gives pixels inside the map, of a batch item that exists; the rest is promised.
     unsafe {
         stage::<S>(
             input,
@@ -205,22 +223,25 @@ unsafe fn stage_region_body<S: Simd>(
     }
 }
 
-/// Copies channels `c0..c1` of `n` pixels to `dst`, activated. Pixel i comes from `at(i)` = (batch, y, x), zeros where that
-/// is none; its 16-channel slab s goes to `dst + i * pixel_stride + s * slab_stride`. Lanes beyond c1 are arbitrary.
+/// Copies channels `c0..c1` of `n` pixels to `dst`, activated. Pixel i comes from `at(i)`, zeros where that is
+/// none; its 16-channel slab s goes to `dst + i * pixel_stride + s * slab_stride`. Lanes beyond c1 are arbitrary.
 ///
 /// # Safety
-/// `dst` has room, `at` stays inside [`Input::shape`], `c0` is a multiple of 16.
+/// The machine has `S`; `dst` has room for that; `at` stays inside [`Input::shape`]; `c0` is a multiple of 16, `c1` at most
+/// [`Input::channels`].
 #[inline(always)]
 unsafe fn stage<S: Simd>(
     input: &Input,
     c0: usize,
     c1: usize,
     n: usize,
-    at: impl Fn(usize) -> Option<(usize, usize, usize)>,
+    at: impl Fn(usize) -> Option<Pixel>,
     dst: *mut f32,
     pixel_stride: usize,
     slab_stride: usize,
 ) {
+    // SAFETY: the caller's promise is the same; scale and shift are (b, channels), as `Input::prologue` saw, and SLAB values
+    // behind.
     unsafe {
         match input.prologue {
             None => stage_with::<S, _>(input, c0, c1, n, at, dst, pixel_stride, slab_stride, Plain),
@@ -242,12 +263,15 @@ const AHEAD: usize = 4;
 /// What happens to a value of batch item `b`, channel `c` on its way. (A trait, because closures need not be inlined
 /// into the functions compiled for an instruction set.)
 trait Map: Copy {
+    /// # Safety
+    /// The map has batch item `b` and channel `c`, of which the vector's first value is.
     unsafe fn map<S: Simd>(self, x: S, b: usize, c: usize) -> S;
 }
 
 #[derive(Clone, Copy)]
 struct Plain;
 
+/// `act(x * scale + shift)`, both (b, channels) with SLAB values behind.
 #[derive(Clone, Copy)]
 struct Affine<F> {
     scale: *const f32,
@@ -266,32 +290,36 @@ impl Map for Plain {
 impl<F: PointFn> Map for Affine<F> {
     #[inline(always)]
     unsafe fn map<S: Simd>(self, x: S, b: usize, c: usize) -> S {
-        unsafe {
-            let i = b * self.channels + c;
-            self.act
-                .eval(x.mul_add(S::load(self.scale.add(i)), S::load(self.shift.add(i))))
-        }
+        let i = b * self.channels + c;
+        // SAFETY: `x` proves the instructions; (b, c) exists, and SLAB values more can be read, no fewer than a vector has.
+        let (scale, shift) = unsafe { (S::load(self.scale.add(i)), S::load(self.shift.add(i))) };
+        self.act.eval(x.mul_add(scale, shift))
     }
 }
 
+/// # Safety
+/// That of [`stage`]; `map` has the input's batch items and channels.
 #[inline(always)]
 unsafe fn stage_with<S: Simd, M: Map>(
     input: &Input,
     c0: usize,
     c1: usize,
     n: usize,
-    at: impl Fn(usize) -> Option<(usize, usize, usize)>,
+    at: impl Fn(usize) -> Option<Pixel>,
     dst: *mut f32,
     pixel_stride: usize,
     slab_stride: usize,
     map: M,
 ) {
+    // SAFETY: the pixel is inside both parts, (b, h, w, ca) and (b, h, w, cb), since `at` is inside the map after upsampling. A
+    // slab is read from a part that has all of its 16 channels, else from `tail`, which takes channel by channel what
+    // there is. What is written is the caller's promise: whole slabs, so whole vectors.
     unsafe {
         let [ca, cb] = input.c;
         let shift = usize::from(input.upsample);
         for i in 0..n {
             let mut to = dst.add(i * pixel_stride);
-            let Some((b, y, x)) = at(i) else {
+            let Some(Pixel { b, y, x }) = at(i) else {
                 for _ in (c0..c1).step_by(SLAB) {
                     to.write_bytes(0, SLAB);
                     to = to.add(slab_stride);

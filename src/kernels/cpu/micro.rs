@@ -4,7 +4,12 @@
 //! A panel of A holds `r` rows in slabs of 16 steps of the inner dimension: element (row, k) lies at
 //! `(k / 16 * r + row) * 16 + k % 16`. A panel of B holds [`NB`] columns: element (k, col) lies at `k * NB + col`.
 
-use super::simd::{Isa, Simd, isa_fn};
+use super::buf::Scratch;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::simd::V4;
+use super::simd::{Array, Isa, Set, Simd, isa_fn};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{V8, V16};
 
 /// Columns in a panel of B: the unit in which weights are packed.
 pub(super) const NB: usize = 32;
@@ -22,12 +27,16 @@ pub(super) struct Dst {
 }
 
 /// One step of the inner dimension.
+///
+/// # Safety
+/// The machine has `S`; V vectors can be read at `b`, a value at each of M places at `a`, [`SLAB`] apart.
 #[inline(always)]
 unsafe fn step<S: Simd, const M: usize, const V: usize>(
     acc: &mut [[S; V]; M],
     a: *const f32,
     b: *const f32,
 ) {
+    // SAFETY: exactly what the caller answers for.
     unsafe {
         let mut bv = [S::splat(0.0); V];
         for v in 0..V {
@@ -42,6 +51,10 @@ unsafe fn step<S: Simd, const M: usize, const V: usize>(
     }
 }
 
+/// `M` rows and `V` vectors of columns, from `col` on, of [`panel`].
+///
+/// # Safety
+/// That of [`panel`] for these rows and columns, on a machine that has `S`.
 #[inline(always)]
 unsafe fn tile<S: Simd, const M: usize, const V: usize>(
     k: usize,
@@ -51,6 +64,8 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
     dst: Dst,
     col: usize,
 ) {
+    // SAFETY: `a` goes through the panel of A slab by slab, `b` through the panel of B row by row, for `k` steps; `at` gives the
+    // places of `dst`. All are those that the caller answers for.
     unsafe {
         let at = |m: usize, v: usize| {
             let col = col + v * S::LANES;
@@ -89,6 +104,10 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
     }
 }
 
+/// [`tile`] for a number of rows known only now.
+///
+/// # Safety
+/// That of [`tile`]. `rows` is from 1 to `S::ROWS`, or it panics.
 #[inline(always)]
 unsafe fn tile_rows<S: Simd, const V: usize>(
     rows: usize,
@@ -103,6 +122,7 @@ unsafe fn tile_rows<S: Simd, const V: usize>(
         ($($n:literal)*) => {
             match rows {
                 // The compiler drops the arms that this instruction set's registers have no room for.
+                // SAFETY: `tile` for `rows` rows, as the caller promises.
                 $($n if $n <= S::ROWS => unsafe { tile::<S, $n, V>(k, a, r, b, dst, col) },)*
                 _ => unreachable!("rows is at most S::ROWS"),
             }
@@ -111,6 +131,8 @@ unsafe fn tile_rows<S: Simd, const V: usize>(
     pick!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
+/// # Safety
+/// That of [`panel`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn panel_body<S: Simd>(
     rows: usize,
@@ -121,6 +143,8 @@ unsafe fn panel_body<S: Simd>(
     b: *const f32,
     dst: Dst,
 ) {
+    // SAFETY: one or two vectors of columns at a time make up `cols`, rounded up to a multiple of 16 at most, as the
+    // widest step is 32 columns (two of 16 lanes, where more than 16 are left), else 16 or 8.
     unsafe {
         let mut col = 0;
         while col < cols {
@@ -138,19 +162,22 @@ unsafe fn panel_body<S: Simd>(
 isa_fn! {
     /// `dst (rows, cols) [+]= A panel (rows, k) * B panel (k, cols)`: `rows` up to [`max_rows`], `cols` up to [`NB`]
     /// and rounded up to a multiple of 16, `r` the rows that the panel of A was packed with.
+    ///
+    /// # Safety
+    /// `a` and `b` hold such panels, `dst` has room for (rows, cols rounded up) and holds numbers if it is added to.
     pub(super) fn panel = panel_body(rows: usize, cols: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst)
 }
 
 /// The most rows of a panel of A.
 pub(super) fn max_rows(isa: Isa) -> usize {
-    match isa {
+    match isa.set() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => super::simd::V16::ROWS,
+        Set::Avx512 => V16::ROWS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::simd::V8::ROWS,
+        Set::Avx2 => V8::ROWS,
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Isa::Base => super::simd::V4::ROWS,
-        _ => super::simd::Array::ROWS,
+        Set::Base => V4::ROWS,
+        Set::Portable => Array::ROWS,
     }
 }
 
@@ -165,9 +192,9 @@ pub(super) fn rows_per_panel(isa: Isa, n: usize) -> usize {
 pub fn gemm_rate(k: usize, panels: usize, seconds: f64) -> f64 {
     let isa = Isa::current();
     let r = max_rows(isa);
-    let mut a = super::buf::Scratch::take(r * k.next_multiple_of(SLAB));
-    let mut b = super::buf::Scratch::take(panels * k * NB);
-    let mut c = super::buf::Scratch::take(r * NB);
+    let mut a = Scratch::take(r * k.next_multiple_of(SLAB));
+    let mut b = Scratch::take(panels * k * NB);
+    let mut c = Scratch::take(r * NB);
     let (a, b, c) = (a.ptr(), b.ptr(), c.ptr());
     let dst = Dst {
         ptr: c,
@@ -181,7 +208,7 @@ pub fn gemm_rate(k: usize, panels: usize, seconds: f64) -> f64 {
         let turn = std::time::Instant::now();
         let repeat = (1 << 12) / panels + 1;
         for i in 0..panels * repeat {
-            // SAFETY: the scratch has room for the panels.
+            // SAFETY: the scratch, kept to the end of this function, has room for the panel of A, those of B and the tile.
             unsafe {
                 panel(
                     isa,

@@ -27,13 +27,12 @@ mod winograd;
 
 pub use self::act::Act;
 pub use self::attention::{AttentionShape, attention};
-pub use self::buf::release_scratch;
-pub use self::conv::{conv2d, conv2d_add, linear};
-pub use self::elementwise::{activate, add, materialise};
+pub use self::conv::{conv2d, linear};
+pub use self::elementwise::{activate, materialise};
 pub use self::input::{Input, Prologue};
 pub use self::micro::gemm_rate;
 pub use self::norm::{GroupStats, group_norm_stats, layer_norm};
-pub use self::packed::PackedConv;
+pub use self::packed::{Filter, PackedConv, Padding};
 pub use self::resample::{downsample_k, upsample_k};
 pub use self::simd::Isa;
 

@@ -73,7 +73,7 @@ pub fn group_norm_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) 
             let x = &x[(i / chunks * hw + first) * c..][..n * c];
             let mut shift = vec![0f32; c];
             let mut sums = vec![[0f64; 2]; c];
-            // SAFETY: `x` is (n, c), the others (c).
+            // SAFETY: `x` is (n, c), shift and sums (c).
             unsafe { sum_chunk(isa, x, c, n, &mut shift, &mut sums) };
             let n = n as f64;
             let channel = |(&shift, &[s, q]): (&f32, &[f64; 2])| Moments {
@@ -107,9 +107,14 @@ pub fn group_norm_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) 
 
 isa_fn! {
     /// Sums x - shift and its square over the `n` rows of a chunk, for each of `c` channels; chooses the shift.
+    ///
+    /// # Safety
+    /// `x` is (n, c), `shift` and `sums` (c).
     fn sum_chunk = sum_chunk_body(x: &[f32], c: usize, n: usize, shift: &mut [f32], sums: &mut [[f64; 2]])
 }
 
+/// # Safety
+/// That of [`sum_chunk`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn sum_chunk_body<S: Simd>(
     x: &[f32],
@@ -118,48 +123,32 @@ unsafe fn sum_chunk_body<S: Simd>(
     shift: &mut [f32],
     sums: &mut [[f64; 2]],
 ) {
+    // SAFETY: rows up to `n` and columns up to `c` are touched, the last vector of a row only as far as `m`.
     unsafe {
         for row0 in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - row0);
             let x = x.as_ptr().add(row0 * c);
             for j in (0..c).step_by(S::LANES) {
                 let m = S::LANES.min(c - j);
-                let load = |p: *const f32| {
-                    if m < S::LANES {
-                        S::load_first(p, m)
-                    } else {
-                        S::load(p)
-                    }
-                };
-                let store = |v: S, p: *mut f32| {
-                    if m < S::LANES {
-                        v.store_first(p, m)
-                    } else {
-                        v.store(p)
-                    }
-                };
                 if row0 == 0 {
                     let mut s = S::splat(0.0);
                     for i in 0..rows {
-                        s = s.add(load(x.add(i * c + j)));
+                        s = s.add(S::load_up_to(x.add(i * c + j), m));
                     }
-                    store(
-                        s.mul(S::splat(1.0 / rows as f32)),
-                        shift.as_mut_ptr().add(j),
-                    );
+                    s.mul(S::splat(1.0 / rows as f32))
+                        .store_up_to(shift.as_mut_ptr().add(j), m);
                 }
-                let k = load(shift.as_ptr().add(j));
+                let k = S::load_up_to(shift.as_ptr().add(j), m);
                 let (mut s, mut q) = (S::splat(0.0), S::splat(0.0));
                 for i in 0..rows {
-                    let d = load(x.add(i * c + j)).sub(k);
+                    let d = S::load_up_to(x.add(i * c + j), m).sub(k);
                     s = s.add(d);
                     q = d.mul_add(d, q);
                 }
                 let (s, q) = (s.to_array(), q.to_array());
-                for l in 0..m {
-                    let to = sums.get_unchecked_mut(j + l);
-                    to[0] += s[l] as f64;
-                    to[1] += q[l] as f64;
+                for (to, (s, q)) in sums[j..][..m].iter_mut().zip(s.into_iter().zip(q)) {
+                    to[0] += s as f64;
+                    to[1] += q as f64;
                 }
             }
         }
@@ -216,7 +205,7 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32>
     let rows = (16384 / c).max(1);
     let write = |out: Shared| {
         x.par_chunks(rows * c).enumerate().for_each(|(i, x)| {
-            // SAFETY: each task writes its own rows.
+            // SAFETY: `x` has whole rows of the weight's length, which is the bias's; each task writes its own.
             unsafe { layer_norm_rows(isa, x, weight, bias, eps, out.get().add(i * rows * c)) }
         });
     };
@@ -226,9 +215,14 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32>
 
 isa_fn! {
     /// [`layer_norm`] of the rows of `x`, to `out`.
+    ///
+    /// # Safety
+    /// `bias` is as long as `weight`, c, and `x` whole rows of that; there is room for as much at `out`.
     fn layer_norm_rows = layer_norm_rows_body(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: *mut f32)
 }
 
+/// # Safety
+/// That of [`layer_norm_rows`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn layer_norm_rows_body<S: Simd>(
     x: &[f32],
@@ -237,6 +231,8 @@ unsafe fn layer_norm_rows_body<S: Simd>(
     eps: f32,
     out: *mut f32,
 ) {
+    // SAFETY: vectors are read and written up to `whole`, which is at most c, the length of a row, the weight and the bias;
+    // numbers from there to c.
     unsafe {
         let c = weight.len();
         let whole = c / S::LANES * S::LANES;

@@ -5,131 +5,166 @@ use rayon::prelude::*;
 use super::buf::{Aligned, Shared};
 use super::micro::NB;
 
+/// What a convolution is, apart from its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Channels it reads.
+    pub inputs: usize,
+    /// Channels it writes.
+    pub outputs: usize,
+    pub height: usize,
+    pub width: usize,
+    /// Pixels from one place of the filter to the next, in both directions.
+    pub stride: usize,
+    pub padding: Padding,
+}
+
+impl Filter {
+    /// A linear layer: one pixel to one pixel.
+    pub fn linear(inputs: usize, outputs: usize) -> Self {
+        Self {
+            inputs,
+            outputs,
+            height: 1,
+            width: 1,
+            stride: 1,
+            padding: Padding::all(0),
+        }
+    }
+
+    pub(super) fn taps(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// (h, w) of the output for an input of (h, w); zeros where the filter does not fit.
+    pub fn output_size(&self, h: usize, w: usize) -> (usize, usize) {
+        let pad = self.padding;
+        let out = |n: usize, k: usize| if n < k { 0 } else { (n - k) / self.stride + 1 };
+        (
+            out(h + pad.top + pad.bottom, self.height),
+            out(w + pad.left + pad.right, self.width),
+        )
+    }
+}
+
+/// Lines and columns of zeros around a convolution's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    pub top: usize,
+    pub bottom: usize,
+    pub left: usize,
+    pub right: usize,
+}
+
+impl Padding {
+    /// `n` on each side.
+    pub fn all(n: usize) -> Self {
+        Self {
+            top: n,
+            bottom: n,
+            left: n,
+            right: n,
+        }
+    }
+}
+
 /// A convolution's (or linear layer's) weights and bias, packed in panels of [`NB`] output channels:
-/// `(cout / NB, kh * kw, cin, NB)`, zeros filling up the last panel.
+/// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel.
 pub struct PackedConv {
-    panels: Aligned,
+    pub(super) panels: Aligned,
     /// (panels * NB), zero where there is none.
     bias: Vec<f32>,
-    pub(super) cin: usize,
-    pub(super) cout: usize,
-    pub(super) kh: usize,
-    pub(super) kw: usize,
-    pub(super) stride: usize,
-    /// Zeros around the input: top, bottom, left, right.
-    pub(super) pad: [usize; 4],
+    pub(super) filter: Filter,
 }
 
 impl PackedConv {
-    /// Packs `weight` (cout, cin, kh, kw) and `bias` (cout) for a convolution with `stride` and `pad` zeros (top, bottom,
-    /// left, right) around the input.
+    /// Packs `weight` (outputs, inputs, height, width) and `bias` (outputs) for the convolution `filter`.
     ///
     /// # Panics
-    /// If a length does not fit the shape, or a size or the stride is 0.
-    pub fn new(
-        weight: &[f32],
-        bias: Option<&[f32]>,
-        (cout, cin): (usize, usize),
-        (kh, kw): (usize, usize),
-        stride: usize,
-        pad: [usize; 4],
-    ) -> Self {
-        assert!(cout * cin * kh * kw * stride > 0, "no size is 0");
+    /// If a length does not fit the filter, or a size or the stride is 0.
+    pub fn new(weight: &[f32], bias: Option<&[f32]>, filter: Filter) -> Self {
+        let (inputs, outputs, taps) = (filter.inputs, filter.outputs, filter.taps());
+        assert!(outputs * inputs * taps * filter.stride > 0, "no size is 0");
         assert_eq!(
             weight.len(),
-            cout * cin * kh * kw,
-            "the weight is (cout, cin, kh, kw) = ({cout}, {cin}, {kh}, {kw})"
+            outputs * inputs * taps,
+            "the weight is (outputs, inputs, height, width) of {filter:?}"
         );
-        let (n, taps) = (cout.div_ceil(NB), kh * kw);
-        let mut padded_bias = vec![0.0; n * NB];
+        let panels = outputs.div_ceil(NB);
+        let mut padded_bias = vec![0.0; panels * NB];
         if let Some(bias) = bias {
-            padded_bias[..cout].copy_from_slice(bias);
+            padded_bias[..outputs].copy_from_slice(bias);
         }
-        // SAFETY: the tasks below write every panel, the last one's unused columns as zeros.
-        let mut panels = unsafe { Aligned::unwritten(n * taps * cin * NB) };
-        let to = Shared(panels.as_mut_ptr());
-        (0..n).into_par_iter().for_each(|nb| {
-            // SAFETY: each task fills its own panels.
-            let panel = unsafe {
-                std::slice::from_raw_parts_mut(to.get().add(nb * taps * cin * NB), taps * cin * NB)
-            };
-            if cout - nb * NB < NB {
-                panel.fill(0.0);
-            }
-            // In blocks of channels, so that what is written stays in the cache.
-            for c0 in (0..cin).step_by(16) {
-                for j in 0..NB.min(cout - nb * NB) {
-                    for c in c0..cin.min(c0 + 16) {
-                        let from = &weight[((nb * NB + j) * cin + c) * taps..][..taps];
-                        for (tap, &x) in from.iter().enumerate() {
-                            panel[(tap * cin + c) * NB + j] = x;
-                        }
-                    }
-                }
-            }
-        });
+        let panel_len = taps * inputs * NB;
+        let pack = |to: Shared| {
+            (0..panels).into_par_iter().for_each(|nb| {
+                // SAFETY: each task writes its own panel, of which there is room for `panels`.
+                unsafe { pack_panel(weight, filter, nb, to.get().add(nb * panel_len)) }
+            });
+        };
         Self {
-            panels,
+            // SAFETY: `pack` writes every panel in full.
+            panels: unsafe { Aligned::filled(panels * panel_len, pack) },
             bias: padded_bias,
-            cin,
-            cout,
-            kh,
-            kw,
-            stride,
-            pad,
+            filter,
         }
     }
 
-    /// A linear layer: `weight` (cout, cin), `bias` (cout).
+    /// A linear layer: `weight` (outputs, inputs), `bias` (outputs).
     ///
     /// # Panics
     /// As [`PackedConv::new`].
-    pub fn linear(weight: &[f32], bias: Option<&[f32]>, (cout, cin): (usize, usize)) -> Self {
-        Self::new(weight, bias, (cout, cin), (1, 1), 1, [0; 4])
+    pub fn linear(weight: &[f32], bias: Option<&[f32]>, inputs: usize, outputs: usize) -> Self {
+        Self::new(weight, bias, Filter::linear(inputs, outputs))
     }
 
-    /// Output channels.
-    pub fn cout(&self) -> usize {
-        self.cout
-    }
-
-    /// Input channels.
-    pub fn cin(&self) -> usize {
-        self.cin
-    }
-
-    /// Values held, the zeros that fill up the last panel included (the bias apart).
-    pub fn packed_len(&self) -> usize {
-        self.panels.len()
-    }
-
-    /// (h, w) of the output for an input of (h, w); zeros where the kernel does not fit.
+    /// [`Filter::output_size`].
     pub fn output_size(&self, h: usize, w: usize) -> (usize, usize) {
-        let [top, bottom, left, right] = self.pad;
-        let out = |n: usize, k: usize| if n < k { 0 } else { (n - k) / self.stride + 1 };
-        (
-            out(h + top + bottom, self.kh),
-            out(w + left + right, self.kw),
-        )
+        self.filter.output_size(h, w)
     }
 
     pub(super) fn panel_count(&self) -> usize {
-        self.cout.div_ceil(NB)
+        self.filter.outputs.div_ceil(NB)
     }
 
     /// Columns in use in panel `nb`.
     pub(super) fn panel_cols(&self, nb: usize) -> usize {
-        NB.min(self.cout - nb * NB)
+        NB.min(self.filter.outputs - nb * NB)
     }
 
-    /// (cin, NB) of panel `nb` for a tap.
+    /// (inputs, NB) of panel `nb` for a tap.
     pub(super) fn panel(&self, nb: usize, tap: usize) -> &[f32] {
-        let n = self.cin * NB;
-        &self.panels[(nb * self.kh * self.kw + tap) * n..][..n]
+        let n = self.filter.inputs * NB;
+        &self.panels[(nb * self.filter.taps() + tap) * n..][..n]
     }
 
     /// (NB) of panel `nb`.
     pub(super) fn bias(&self, nb: usize) -> &[f32] {
         &self.bias[nb * NB..][..NB]
+    }
+}
+
+/// Packs panel `nb` of `weight`: (taps, inputs, NB) at `to`.
+///
+/// # Safety
+/// There is room for a panel at `to`.
+unsafe fn pack_panel(weight: &[f32], filter: Filter, nb: usize, to: *mut f32) {
+    let (inputs, taps) = (filter.inputs, filter.taps());
+    let columns = NB.min(filter.outputs - nb * NB);
+    if columns < NB {
+        // SAFETY: exactly a panel.
+        unsafe { to.write_bytes(0, taps * inputs * NB) };
+    }
+    // In blocks of channels, so that what is written stays in the cache.
+    for c0 in (0..inputs).step_by(16) {
+        for j in 0..columns {
+            for c in c0..inputs.min(c0 + 16) {
+                let from = &weight[((nb * NB + j) * inputs + c) * taps..][..taps];
+                for (tap, &x) in from.iter().enumerate() {
+                    // SAFETY: tap < taps, c < inputs and j < NB: inside the panel.
+                    unsafe { to.add((tap * inputs + c) * NB + j).write(x) };
+                }
+            }
+        }
     }
 }

@@ -6,8 +6,15 @@ use rayon::prelude::*;
 use super::buf::{Shared, filled};
 use super::simd::{Isa, Simd, isa_fn};
 
-/// A line of the output as a sum over lines of the input: index and weight of up to four.
-type Taps = [(usize, f32); 4];
+/// A line (or column) of the input, and how much of it goes into one of the output.
+#[derive(Clone, Copy)]
+struct Tap {
+    at: usize,
+    weight: f32,
+}
+
+/// A line (or column) of the output as a sum over up to four of the input.
+type Taps = [Tap; 4];
 
 /// `x` (b, h, w, c) to (b, h / 2, w / 2, c), sizes rounded down: the 4x4 filter at every second pixel.
 ///
@@ -15,17 +22,15 @@ type Taps = [(usize, f32); 4];
 /// If `x` has another length, or h or w is below 2 (nothing to reflect).
 pub fn downsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f32> {
     let taps = |n: usize| {
-        let tap = move |o: usize, k: usize| {
-            (
-                reflect(2 * o as isize + k as isize - 1, n),
-                [0.125, 0.375, 0.375, 0.125][k],
-            )
+        let tap = move |o: usize, k: usize| Tap {
+            at: reflect(2 * o as isize + k as isize - 1, n),
+            weight: [0.125, 0.375, 0.375, 0.125][k],
         };
         (0..n / 2)
             .map(|o| [0, 1, 2, 3].map(|k| tap(o, k)))
             .collect()
     };
-    resample(x, (b, h, w, c), taps)
+    resample(x, b, h, w, c, taps)
 }
 
 /// `x` (b, h, w, c) to (b, 2h, 2w, c): the transposed convolution of stride 2 with twice the filter.
@@ -48,10 +53,11 @@ pub fn upsample_k(x: &[f32], b: usize, h: usize, w: usize, c: usize) -> Vec<f32>
                 (near, 0.0),
                 (near, 0.0),
             ]
+            .map(|(at, weight)| Tap { at, weight })
         };
         (0..2 * n).map(tap).collect()
     };
-    resample(x, (b, h, w, c), taps)
+    resample(x, b, h, w, c, taps)
 }
 
 /// Index -1 is 1, n is n - 2.
@@ -62,7 +68,10 @@ fn reflect(i: isize, n: usize) -> usize {
 
 fn resample(
     x: &[f32],
-    (b, h, w, c): (usize, usize, usize, usize),
+    b: usize,
+    h: usize,
+    w: usize,
+    c: usize,
     taps: impl Fn(usize) -> Vec<Taps>,
 ) -> Vec<f32> {
     assert_eq!(
@@ -77,7 +86,7 @@ fn resample(
     let isa = Isa::current();
     let (lines, columns) = (taps(h), taps(w));
     let used = |taps: &[Taps]| {
-        if taps.iter().all(|t| t[2].1 == 0.0) {
+        if taps.iter().all(|t| t[2].weight == 0.0) {
             2
         } else {
             4
@@ -87,7 +96,7 @@ fn resample(
     let run = |out: Shared| {
         (0..b * lines.len()).into_par_iter().for_each(|i| {
             let x = &x[i / lines.len() * h * w * c..][..h * w * c];
-            // SAFETY: each task writes its own line; the taps lie inside the map.
+            // SAFETY: `x` is an item (h, w, c), inside which the taps lie, as they are reflected; each task writes its own line.
             unsafe {
                 let out = out.get().add(i * columns.len() * c);
                 resample_line(
@@ -109,45 +118,41 @@ fn resample(
 
 isa_fn! {
     /// A line of the output: `x` has lines of `line` values, pixels of `c`; `n` of each column's taps count.
+    ///
+    /// # Safety
+    /// The taps of `lines` and `columns` lie inside `x`; there is room for a pixel per column at `out`.
     fn resample_line = resample_line_body(
-        x: &[f32], line: usize, c: usize, lines: &[(usize, f32)], columns: &[Taps], n: usize, out: *mut f32,
+        x: &[f32], line: usize, c: usize, lines: &[Tap], columns: &[Taps], n: usize, out: *mut f32,
     )
 }
 
+/// # Safety
+/// That of [`resample_line`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn resample_line_body<S: Simd>(
     x: &[f32],
     line: usize,
     c: usize,
-    lines: &[(usize, f32)],
+    lines: &[Tap],
     columns: &[Taps],
     n: usize,
     out: *mut f32,
 ) {
+    // SAFETY: the taps' pixel is inside `x` and pixel o inside the line; of both only the `m` channels left from `j` are touched.
     unsafe {
         for (o, column) in columns.iter().enumerate() {
             for j in (0..c).step_by(S::LANES) {
                 let m = c - j;
                 let mut sum = S::splat(0.0);
-                for &(y, wy) in lines {
+                for line_tap in lines {
                     let mut s = S::splat(0.0);
-                    for &(x0, wx) in column.iter().take(n) {
-                        let p = x.as_ptr().add(y * line + x0 * c + j);
-                        let v = if m < S::LANES {
-                            S::load_first(p, m)
-                        } else {
-                            S::load(p)
-                        };
-                        s = v.mul_add(S::splat(wx), s);
+                    for tap in column.iter().take(n) {
+                        let p = x.as_ptr().add(line_tap.at * line + tap.at * c + j);
+                        s = S::load_up_to(p, m).mul_add(S::splat(tap.weight), s);
                     }
-                    sum = s.mul_add(S::splat(wy), sum);
+                    sum = s.mul_add(S::splat(line_tap.weight), sum);
                 }
-                let to = out.add(o * c + j);
-                if m < S::LANES {
-                    sum.store_first(to, m)
-                } else {
-                    sum.store(to)
-                }
+                sum.store_up_to(out.add(o * c + j), m);
             }
         }
     }

@@ -2,15 +2,23 @@
 //! compiles a generic kernel body once for each.
 
 use std::cell::Cell;
+use std::fmt;
 
-/// An instruction set that the kernels are compiled for.
+/// An instruction set that the kernels are compiled for. A value is proof that the machine has it: only
+/// [`Isa::available`] makes them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Set);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub(super) enum Set {
     /// 16 lanes, 32 registers.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// 8 lanes with fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 4 lanes, what every machine of its kind has: SSE2, NEON.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Base,
     /// Arrays of 4, left to the compiler.
     Portable,
@@ -28,16 +36,15 @@ impl Isa {
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if avx2 && is_x86_feature_detected!("avx512f") {
-                isas.push(Isa::Avx512);
+                isas.push(Isa(Set::Avx512));
             }
             if avx2 {
-                isas.push(Isa::Avx2);
+                isas.push(Isa(Set::Avx2));
             }
         }
-        if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
-            isas.push(Isa::Base);
-        }
-        isas.push(Isa::Portable);
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        isas.push(Isa(Set::Base));
+        isas.push(Isa(Set::Portable));
         isas
     }
 
@@ -50,14 +57,7 @@ impl Isa {
     }
 
     /// Runs `f` with the kernels that it calls held to this instruction set (for tests and benchmarks).
-    ///
-    /// # Panics
-    /// If the machine does not have it.
     pub fn force<T>(self, f: impl FnOnce() -> T) -> T {
-        assert!(
-            Isa::available().contains(&self),
-            "this machine does not have {self:?}"
-        );
         struct Restore(Option<Isa>);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -67,71 +67,139 @@ impl Isa {
         let _restore = Restore(FORCED.replace(Some(self)));
         f()
     }
+
+    pub(super) fn set(self) -> Set {
+        self.0
+    }
 }
 
-/// A vector of f32.
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A vector of f32. A value is proof that the machine has the instruction set: whoever makes one out of numbers or memory
+/// promises it, so that what starts from a vector is safe.
 ///
-/// # Safety
-/// The methods may only run where the instruction set exists, and only inline into functions compiled for it.
+/// All this has to be inlined into functions compiled for the instruction set ([`isa_fn`]): elsewhere it works, slowly.
 /// Pointers need no alignment.
 pub(super) trait Simd: Copy {
     const LANES: usize;
     /// Rows of the GEMM register tile; its columns are two vectors.
     const ROWS: usize;
+
+    /// `x` in every lane.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
     unsafe fn splat(x: f32) -> Self;
+
+    /// # Safety
+    /// The machine has the instruction set; `LANES` values can be read at `p`.
     unsafe fn load(p: *const f32) -> Self;
+
+    /// # Safety
+    /// `LANES` values can be written at `p`.
     unsafe fn store(self, p: *mut f32);
-    unsafe fn add(self, o: Self) -> Self;
-    unsafe fn sub(self, o: Self) -> Self;
-    unsafe fn mul(self, o: Self) -> Self;
-    unsafe fn div(self, o: Self) -> Self;
+
+    /// A vector like this one, with `x` in every lane.
+    fn like(self, x: f32) -> Self;
+    fn add(self, o: Self) -> Self;
+    fn sub(self, o: Self) -> Self;
+    fn mul(self, o: Self) -> Self;
+    fn div(self, o: Self) -> Self;
     /// NaN where `o` is; where only `self` is, the machines differ.
-    unsafe fn max(self, o: Self) -> Self;
+    fn max(self, o: Self) -> Self;
     /// As [`Simd::max`].
-    unsafe fn min(self, o: Self) -> Self;
+    fn min(self, o: Self) -> Self;
     /// `self * m + a`, fused where the instruction set can.
-    unsafe fn mul_add(self, m: Self, a: Self) -> Self;
+    fn mul_add(self, m: Self, a: Self) -> Self;
     /// `2^n` where `self` is `n + 1.5 * 2^23` for an integer `n` in -126..=127.
-    unsafe fn exp2_of_biased(self) -> Self;
+    fn exp2_of_biased(self) -> Self;
 
     /// The first `n < LANES` values from `p`, the rest zero.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; `n < LANES` values can be read at `p`.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        let mut t = [0f32; MOST_LANES];
+        // SAFETY: the caller answers for `n` values at `p`, `t` has room for a vector; the instructions as promised.
         unsafe {
-            let mut t = [0f32; 16];
             std::ptr::copy_nonoverlapping(p, t.as_mut_ptr(), n);
             Self::load(t.as_ptr())
         }
     }
 
     /// Stores the first `n < LANES` values.
+    ///
+    /// # Safety
+    /// `n < LANES` values can be written at `p`.
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
+        let mut t = [0f32; MOST_LANES];
+        // SAFETY: `t` has room for a vector, the caller answers for `n` values at `p`.
         unsafe {
-            let mut t = [0f32; 16];
             self.store(t.as_mut_ptr());
             std::ptr::copy_nonoverlapping(t.as_ptr(), p, n);
         }
     }
 
-    /// The lanes in an array, zeros behind.
+    /// What is left of a row: a vector, or where `n < LANES` the first `n` values from `p`, the rest zero.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; the smaller of `n` and `LANES` values can be read at `p`.
     #[inline(always)]
-    unsafe fn to_array(self) -> [f32; 16] {
+    unsafe fn load_up_to(p: *const f32, n: usize) -> Self {
+        // SAFETY: as the caller promises.
         unsafe {
-            let mut t = [0f32; 16];
-            self.store(t.as_mut_ptr());
-            t
+            if n < Self::LANES {
+                Self::load_first(p, n)
+            } else {
+                Self::load(p)
+            }
         }
     }
+
+    /// Stores a vector, or where `n < LANES` its first `n` values.
+    ///
+    /// # Safety
+    /// The smaller of `n` and `LANES` values can be written at `p`.
+    #[inline(always)]
+    unsafe fn store_up_to(self, p: *mut f32, n: usize) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if n < Self::LANES {
+                self.store_first(p, n)
+            } else {
+                self.store(p)
+            }
+        }
+    }
+
+    /// The lanes in an array, zeros behind.
+    #[inline(always)]
+    fn to_array(self) -> [f32; MOST_LANES] {
+        let mut t = [0f32; MOST_LANES];
+        // SAFETY: `t` has room for a vector.
+        unsafe { self.store(t.as_mut_ptr()) };
+        t
+    }
 }
+
+/// The most lanes of a vector.
+const MOST_LANES: usize = 16;
 
 /// Implements [`Simd`] for a wrapper around a vector of intrinsics.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! vector {
     (
         $(#[$meta:meta])* $name:ident($raw:ty), $lanes:literal lanes, $rows:literal rows, $splat:ident $load:ident $store:ident
-        $add:ident $sub:ident $mul:ident $div:ident $max:ident $min:ident, mul_add $mul_add:expr, exp2 $exp2:expr
-        $(, load_first $load_first:expr, store_first $store_first:expr)?
+        $add:ident $sub:ident $mul:ident $div:ident $max:ident $min:ident,
+        mul_add($x:ident, $m:ident, $a:ident) $mul_add:expr,
+        integers $splat_i32:ident $add_i32:ident $shl_i32:ident $to_i32:ident $to_f32:ident
+        $(, load_first $load_first:ident, store_first $store_first:ident)?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
@@ -142,55 +210,51 @@ macro_rules! vector {
             const ROWS: usize = $rows;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
+                // SAFETY: the caller promises the instructions.
                 unsafe { Self($splat(x)) }
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> Self {
+                // SAFETY: the caller promises the instructions and what is read.
                 unsafe { Self($load(p)) }
             }
             #[inline(always)]
             unsafe fn store(self, p: *mut f32) {
+                // SAFETY: `self` proves the instructions; the caller promises room for a vector.
                 unsafe { $store(p, self.0) }
             }
             #[inline(always)]
-            unsafe fn add(self, o: Self) -> Self {
-                unsafe { Self($add(self.0, o.0)) }
+            fn like(self, x: f32) -> Self {
+                // SAFETY: `self` proves the instructions.
+                unsafe { Self($splat(x)) }
+            }
+            lanewise! { add $add, sub $sub, mul $mul, div $div, max $max, min $min }
+            #[inline(always)]
+            fn mul_add(self, m: Self, a: Self) -> Self {
+                let ($x, $m, $a) = (self.0, m.0, a.0);
+                // SAFETY: `self` proves the instructions, which touch registers only.
+                unsafe { Self($mul_add) }
             }
             #[inline(always)]
-            unsafe fn sub(self, o: Self) -> Self {
-                unsafe { Self($sub(self.0, o.0)) }
-            }
-            #[inline(always)]
-            unsafe fn mul(self, o: Self) -> Self {
-                unsafe { Self($mul(self.0, o.0)) }
-            }
-            #[inline(always)]
-            unsafe fn div(self, o: Self) -> Self {
-                unsafe { Self($div(self.0, o.0)) }
-            }
-            #[inline(always)]
-            unsafe fn max(self, o: Self) -> Self {
-                unsafe { Self($max(self.0, o.0)) }
-            }
-            #[inline(always)]
-            unsafe fn min(self, o: Self) -> Self {
-                unsafe { Self($min(self.0, o.0)) }
-            }
-            #[inline(always)]
-            unsafe fn mul_add(self, m: Self, a: Self) -> Self {
-                unsafe { Self($mul_add(self.0, m.0, a.0)) }
-            }
-            #[inline(always)]
-            unsafe fn exp2_of_biased(self) -> Self {
-                unsafe { Self($exp2(self.0)) }
+            fn exp2_of_biased(self) -> Self {
+                // The bits of 1.0: added to an exponent moved into place, they add its bias.
+                const ONE: i32 = 0x3f80_0000;
+                // SAFETY: `self` proves the instructions, which touch registers only.
+                unsafe {
+                    let n = $shl_i32::<23>($to_i32(self.0));
+                    Self($to_f32($add_i32(n, $splat_i32(ONE))))
+                }
             }
             $(
                 #[inline(always)]
                 unsafe fn load_first(p: *const f32, n: usize) -> Self {
+                    // SAFETY: the caller promises the instructions and `n` values; the lanes masked out are not read.
                     unsafe { Self($load_first((1 << n) - 1, p)) }
                 }
                 #[inline(always)]
                 unsafe fn store_first(self, p: *mut f32, n: usize) {
+                    // SAFETY: `self` proves the instructions; the caller promises room for `n` values, and the lanes
+                    // masked out are not written.
                     unsafe { $store_first(p, (1 << n) - 1, self.0) }
                 }
             )?
@@ -198,95 +262,61 @@ macro_rules! vector {
     };
 }
 
-/// The bits of 1.0: added to an exponent moved into place, they add its bias.
+/// Methods that are one intrinsic of two vectors.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const ONE: i32 = 0x3f80_0000;
+macro_rules! lanewise {
+    ($($method:ident $intrinsic:ident),*) => {$(
+        #[inline(always)]
+        fn $method(self, o: Self) -> Self {
+            // SAFETY: `self` proves the instruction, which touches registers only.
+            unsafe { Self($intrinsic(self.0, o.0)) }
+        }
+    )*};
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{ONE, Simd};
-
-    #[inline(always)]
-    unsafe fn exp2_16(x: __m512) -> __m512 {
-        unsafe {
-            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(x));
-            _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(ONE)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn exp2_8(x: __m256) -> __m256 {
-        unsafe {
-            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
-            _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(ONE)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn exp2_4(x: __m128) -> __m128 {
-        unsafe {
-            let n = _mm_slli_epi32::<23>(_mm_castps_si128(x));
-            _mm_castsi128_ps(_mm_add_epi32(n, _mm_set1_epi32(ONE)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add_4(x: __m128, m: __m128, a: __m128) -> __m128 {
-        unsafe { _mm_add_ps(_mm_mul_ps(x, m), a) }
-    }
+    use super::Simd;
 
     vector! {
         V16(__m512), 16 lanes, 12 rows, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
         _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_max_ps _mm512_min_ps,
-        mul_add _mm512_fmadd_ps, exp2 exp2_16,
+        mul_add(x, m, a) _mm512_fmadd_ps(x, m, a),
+        integers _mm512_set1_epi32 _mm512_add_epi32 _mm512_slli_epi32 _mm512_castps_si512 _mm512_castsi512_ps,
         load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps
     }
     vector! {
         V8(__m256), 8 lanes, 6 rows, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps
         _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps _mm256_max_ps _mm256_min_ps,
-        mul_add _mm256_fmadd_ps, exp2 exp2_8
+        mul_add(x, m, a) _mm256_fmadd_ps(x, m, a),
+        integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps
     }
     vector! {
         /// SSE2, which every x86-64 has.
         V4(__m128), 4 lanes, 5 rows, _mm_set1_ps _mm_loadu_ps _mm_storeu_ps
         _mm_add_ps _mm_sub_ps _mm_mul_ps _mm_div_ps _mm_max_ps _mm_min_ps,
-        mul_add mul_add_4, exp2 exp2_4
+        mul_add(x, m, a) _mm_add_ps(_mm_mul_ps(x, m), a),
+        integers _mm_set1_epi32 _mm_add_epi32 _mm_slli_epi32 _mm_castps_si128 _mm_castsi128_ps
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::V4;
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::V8;
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::V16;
+pub(super) use x86::{V4, V8, V16};
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::{ONE, Simd};
-
-    #[inline(always)]
-    unsafe fn exp2_4(x: float32x4_t) -> float32x4_t {
-        unsafe {
-            let n = vshlq_n_s32::<23>(vreinterpretq_s32_f32(x));
-            vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(ONE)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add_4(x: float32x4_t, m: float32x4_t, a: float32x4_t) -> float32x4_t {
-        unsafe { vfmaq_f32(a, x, m) }
-    }
+    use super::Simd;
 
     vector! {
         /// NEON, which every AArch64 has.
         V4(float32x4_t), 4 lanes, 8 rows, vdupq_n_f32 vld1q_f32 vst1q_f32
         vaddq_f32 vsubq_f32 vmulq_f32 vdivq_f32 vmaxq_f32 vminq_f32,
-        mul_add mul_add_4, exp2 exp2_4
+        mul_add(x, m, a) vfmaq_f32(a, x, m),
+        integers vdupq_n_s32 vaddq_s32 vshlq_n_s32 vreinterpretq_s32_f32 vreinterpretq_f32_s32
     }
 }
 
@@ -317,43 +347,49 @@ impl Simd for Array {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller promises four values, aligned or not.
         unsafe { Array(p.cast::<[f32; 4]>().read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises room for four values, aligned or not.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) }
     }
     #[inline(always)]
-    unsafe fn add(self, o: Self) -> Self {
+    fn like(self, x: f32) -> Self {
+        Array([x; 4])
+    }
+    #[inline(always)]
+    fn add(self, o: Self) -> Self {
         lanes!(I => self.0[I] + o.0[I])
     }
     #[inline(always)]
-    unsafe fn sub(self, o: Self) -> Self {
+    fn sub(self, o: Self) -> Self {
         lanes!(I => self.0[I] - o.0[I])
     }
     #[inline(always)]
-    unsafe fn mul(self, o: Self) -> Self {
+    fn mul(self, o: Self) -> Self {
         lanes!(I => self.0[I] * o.0[I])
     }
     #[inline(always)]
-    unsafe fn div(self, o: Self) -> Self {
+    fn div(self, o: Self) -> Self {
         lanes!(I => self.0[I] / o.0[I])
     }
     #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
+    fn max(self, o: Self) -> Self {
         lanes!(I => if self.0[I] > o.0[I] { self.0[I] } else { o.0[I] })
     }
     #[inline(always)]
-    unsafe fn min(self, o: Self) -> Self {
+    fn min(self, o: Self) -> Self {
         lanes!(I => if self.0[I] < o.0[I] { self.0[I] } else { o.0[I] })
     }
     #[inline(always)]
-    unsafe fn mul_add(self, m: Self, a: Self) -> Self {
+    fn mul_add(self, m: Self, a: Self) -> Self {
         // `f32::mul_add` is a library call where the target has no such instruction.
         lanes!(I => self.0[I] * m.0[I] + a.0[I])
     }
     #[inline(always)]
-    unsafe fn exp2_of_biased(self) -> Self {
+    fn exp2_of_biased(self) -> Self {
         lanes!(I => f32::from_bits((self.0[I].to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
 }
@@ -362,7 +398,7 @@ impl Simd for Array {
 #[inline(always)]
 pub(super) fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of the target; the instruction ignores addresses it cannot read.
+    // SAFETY: every x86-64 has SSE; the instruction ignores addresses that it cannot read.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(p.cast());
@@ -371,30 +407,39 @@ pub(super) fn prefetch(p: *const f32) {
     let _ = p;
 }
 
-/// Defines `unsafe fn $name(isa, args...)` that runs the generic `$body::<S>(args...)` compiled for `isa`.
-/// Callers promise that the machine has `isa`, which [`Isa::current`] ensures, besides what the body asks.
+/// Defines `unsafe fn $name(isa, args...)` that runs the generic `$body::<S>(args...)` compiled for `isa`. Its `# Safety`
+/// is what the body asks, apart from the instruction set: an [`Isa`] proves that.
 macro_rules! isa_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {
         $(#[$meta])*
         $vis unsafe fn $name(isa: $crate::kernels::cpu::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+            /// # Safety
+            /// As that of the function around this; the machine has AVX-512.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the instructions are this function's own; the rest is its caller's promise.
                 unsafe { $body::<$crate::kernels::cpu::simd::V16>($($arg),*) }
             }
+            /// # Safety
+            /// As that of the function around this; the machine has AVX2 and FMA.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: as above.
                 unsafe { $body::<$crate::kernels::cpu::simd::V8>($($arg),*) }
             }
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                $crate::kernels::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
-                #[cfg(target_arch = "x86_64")]
-                $crate::kernels::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                $crate::kernels::cpu::simd::Isa::Base => unsafe { $body::<$crate::kernels::cpu::simd::V4>($($arg),*) },
-                _ => unsafe { $body::<$crate::kernels::cpu::simd::Array>($($arg),*) },
+            // SAFETY: `isa` proves that the machine has the instructions; the rest is this function's caller's promise.
+            unsafe {
+                match isa.set() {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::kernels::cpu::simd::Set::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::kernels::cpu::simd::Set::Avx2 => avx2($($arg),*),
+                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                    $crate::kernels::cpu::simd::Set::Base => $body::<$crate::kernels::cpu::simd::V4>($($arg),*),
+                    $crate::kernels::cpu::simd::Set::Portable => $body::<$crate::kernels::cpu::simd::Array>($($arg),*),
+                }
             }
         }
     };

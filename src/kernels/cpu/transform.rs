@@ -19,71 +19,70 @@ const B: f32 = std::f32::consts::SQRT_2;
 
 /// `B^T d` for one column: the polynomial through each point that vanishes at the others.
 #[inline(always)]
-unsafe fn input_1d<S: Simd>(d: [S; IN]) -> [S; IN] {
-    unsafe {
-        let (m25, m2, mh, a, b) = (
-            S::splat(-2.5),
-            S::splat(-2.0),
-            S::splat(-0.5),
-            S::splat(A),
-            S::splat(B),
-        );
-        let (even_a, odd_a) = (d[2].mul_add(m2, d[4]), d[1].mul_add(m2, d[3]).mul(a));
-        let (even_b, odd_b) = (d[2].mul_add(mh, d[4]), d[1].mul_add(mh, d[3]).mul(b));
-        [
-            d[2].mul_add(m25, d[0].add(d[4])),
-            even_a.add(odd_a),
-            even_a.sub(odd_a),
-            even_b.add(odd_b),
-            even_b.sub(odd_b),
-            d[3].mul_add(m25, d[1].add(d[5])),
-        ]
-    }
+fn input_1d<S: Simd>(d: [S; IN]) -> [S; IN] {
+    let (m25, m2, mh, a, b) = (
+        d[0].like(-2.5),
+        d[0].like(-2.0),
+        d[0].like(-0.5),
+        d[0].like(A),
+        d[0].like(B),
+    );
+    let (even_a, odd_a) = (d[2].mul_add(m2, d[4]), d[1].mul_add(m2, d[3]).mul(a));
+    let (even_b, odd_b) = (d[2].mul_add(mh, d[4]), d[1].mul_add(mh, d[3]).mul(b));
+    [
+        d[2].mul_add(m25, d[0].add(d[4])),
+        even_a.add(odd_a),
+        even_a.sub(odd_a),
+        even_b.add(odd_b),
+        even_b.sub(odd_b),
+        d[3].mul_add(m25, d[1].add(d[5])),
+    ]
 }
 
 /// `G g` for one column.
 #[inline(always)]
-unsafe fn weight_1d<S: Simd>(g: [S; 3]) -> [S; IN] {
-    unsafe {
-        let (ea, oa) = (S::splat(-2.0 / 3.0), S::splat(-2.0 / 3.0 * A));
-        let (eb0, ob) = (S::splat(1.0 / 6.0), S::splat(B / 6.0));
-        let third = S::splat(1.0 / 3.0);
-        let (even_a, odd_a) = (g[0].mul(ea).sub(g[2].mul(third)), g[1].mul(oa));
-        let (even_b, odd_b) = (g[0].mul_add(eb0, g[2].mul(third)), g[1].mul(ob));
-        [
-            g[0],
-            even_a.add(odd_a),
-            even_a.sub(odd_a),
-            even_b.add(odd_b),
-            even_b.sub(odd_b),
-            g[2],
-        ]
-    }
+fn weight_1d<S: Simd>(g: [S; 3]) -> [S; IN] {
+    let (ea, oa) = (g[0].like(-2.0 / 3.0), g[0].like(-2.0 / 3.0 * A));
+    let (eb0, ob) = (g[0].like(1.0 / 6.0), g[0].like(B / 6.0));
+    let third = g[0].like(1.0 / 3.0);
+    let (even_a, odd_a) = (g[0].mul(ea).sub(g[2].mul(third)), g[1].mul(oa));
+    let (even_b, odd_b) = (g[0].mul_add(eb0, g[2].mul(third)), g[1].mul(ob));
+    [
+        g[0],
+        even_a.add(odd_a),
+        even_a.sub(odd_a),
+        even_b.add(odd_b),
+        even_b.sub(odd_b),
+        g[2],
+    ]
 }
 
 /// `A^T m` for one column: the values at 0..4 from those at the points.
 #[inline(always)]
-unsafe fn output_1d<S: Simd>(m: [S; IN]) -> [S; OUT] {
-    unsafe {
-        let (sum_a, dif_a) = (m[1].add(m[2]), m[1].sub(m[2]));
-        let (sum_b, dif_b) = (m[3].add(m[4]), m[3].sub(m[4]));
-        let (a, half, a3) = (S::splat(A), S::splat(0.5), S::splat(A * 0.5));
-        let (b, two, b3) = (S::splat(B), S::splat(2.0), S::splat(B * 2.0));
-        [
-            m[0].add(sum_a).add(sum_b),
-            dif_a.mul_add(a, dif_b.mul(b)),
-            sum_a.mul_add(half, sum_b.mul(two)),
-            dif_a.mul_add(a3, dif_b.mul_add(b3, m[5])),
-        ]
-    }
+fn output_1d<S: Simd>(m: [S; IN]) -> [S; OUT] {
+    let (sum_a, dif_a) = (m[1].add(m[2]), m[1].sub(m[2]));
+    let (sum_b, dif_b) = (m[3].add(m[4]), m[3].sub(m[4]));
+    let (a, half, a3) = (m[0].like(A), m[0].like(0.5), m[0].like(A * 0.5));
+    let (b, two, b3) = (m[0].like(B), m[0].like(2.0), m[0].like(B * 2.0));
+    [
+        m[0].add(sum_a).add(sum_b),
+        dif_a.mul_add(a, dif_b.mul(b)),
+        sum_a.mul_add(half, sum_b.mul(two)),
+        dif_a.mul_add(a3, dif_b.mul_add(b3, m[5])),
+    ]
 }
 
 isa_fn! {
     /// Transforms a panel's weights for `n` input channels: `taps` has 9 blocks of (n, NB), `tap_stride` apart; point p's
     /// (n, NB) goes to `u + p * point_stride`. Columns up to `cols`, rounded up to 16.
+    ///
+    /// # Safety
+    /// The taps' values can be read at `taps`, and there is room for the points' at `u`; `cols` is at most [`NB`].
     pub(super) fn weights = weights_body(taps: *const f32, tap_stride: usize, n: usize, cols: usize, u: *mut f32, point_stride: usize)
 }
 
+/// # Safety
+/// That of [`weights`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn weights_body<S: Simd>(
     taps: *const f32,
@@ -93,6 +92,8 @@ unsafe fn weights_body<S: Simd>(
     u: *mut f32,
     point_stride: usize,
 ) {
+    // SAFETY: `c < n` and `v < NB`, and a vector ends with the panel's row, as NB is a multiple of all LANES: inside the
+    // taps and points that the caller answers for.
     unsafe {
         for c in 0..n {
             for v in (0..cols.next_multiple_of(16)).step_by(S::LANES) {
@@ -159,11 +160,17 @@ pub(super) struct TileRow {
 isa_fn! {
     /// Transforms a row of tiles: `region` (6, `width`, `slabs` * 16) holds its input, whose slabs become those from `slab0`
     /// on of the tiles in `v`.
+    ///
+    /// # Safety
+    /// `region` is as said, `width` at least `row.count * 4 + 2`; `v` has room for [`POINTS`] sets of panels in `layout`, which
+    /// has the tiles of `row` and the slabs.
     pub(super) fn inputs = inputs_body(
         region: *const f32, width: usize, slabs: usize, row: TileRow, v: *mut f32, layout: TileLayout, slab0: usize,
     )
 }
 
+/// # Safety
+/// That of [`inputs`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn inputs_body<S: Simd>(
     region: *const f32,
@@ -174,6 +181,8 @@ unsafe fn inputs_body<S: Simd>(
     layout: TileLayout,
     slab0: usize,
 ) {
+    // SAFETY: tile t reads columns 4t..4t + 6 of six lines of the region and writes its own place in `layout`, both of which
+    // the caller answers for; a vector ends with its slab, as SLAB is a multiple of all LANES.
     unsafe {
         let pixel = slabs * SLAB;
         for t in 0..row.count {
@@ -200,7 +209,7 @@ unsafe fn inputs_body<S: Simd>(
     }
 }
 
-/// Where a row of tiles goes: pixels of `ld` channels, of which `cols` are written.
+/// Where a row of tiles goes: `h` lines of `w` pixels of `ld` channels, of which `cols` are written, lines `width` pixels apart.
 #[derive(Clone, Copy)]
 pub(super) struct OutputRow {
     /// The first channel of the row's first pixel.
@@ -221,11 +230,18 @@ pub(super) struct OutputRow {
 isa_fn! {
     /// Transforms a row of tiles back, adds the bias and the residual, and writes it. Point p of tile t, (NB) columns, lies at
     /// `m + p * point_stride + t * NB`.
+    ///
+    /// # Safety
+    /// `m` holds the tiles of `row`; `to` is as [`OutputRow`] says, and nobody else uses what it covers at `out`.
     pub(super) fn outputs = outputs_body(m: *const f32, point_stride: usize, row: TileRow, to: OutputRow)
 }
 
+/// # Safety
+/// That of [`outputs`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn outputs_body<S: Simd>(m: *const f32, point_stride: usize, row: TileRow, to: OutputRow) {
+    // SAFETY: what is read of `m` and the bias lies in rows of NB; the pixels are those within `to.h` and `to.w`, and of
+    // their channels no more than `to.cols` are touched.
     unsafe {
         for t in 0..row.count {
             for v in (0..to.cols).step_by(S::LANES) {
@@ -246,18 +262,9 @@ unsafe fn outputs_body<S: Simd>(m: *const f32, point_stride: usize, row: TileRow
                         let mut y = y.add(bias);
                         if !to.residual.is_null() {
                             let r = to.residual.add(at);
-                            y = y.add(if n < S::LANES {
-                                S::load_first(r, n)
-                            } else {
-                                S::load(r)
-                            });
+                            y = y.add(S::load_up_to(r, n));
                         }
-                        let to = to.out.add(at);
-                        if n < S::LANES {
-                            y.store_first(to, n)
-                        } else {
-                            y.store(to)
-                        }
+                        y.store_up_to(to.out.add(at), n);
                     }
                 }
             }

@@ -2,9 +2,11 @@
 //! with few weights by blocks of tiles, all weights transformed once per call; all others by panels of output channels, some
 //! tiles at a time, each thread transforming the weights it needs. Both give the same bits.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::buf::{Scratch, Shared};
+use super::buf::{Scratch, Shared, from_or_null};
 use super::input::{Input, Region, stage_region};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
@@ -29,15 +31,15 @@ const SMALL: usize = 64;
 /// done as small ones are, part by part.
 const WEIGHTS: usize = 4 << 20;
 
-/// Shapes of one convolution.
+/// One convolution: `out` has room for its output, and nobody else uses that meanwhile.
 struct Conv<'a> {
     isa: Isa,
     input: &'a Input<'a>,
     weight: &'a PackedConv,
-    /// (b, h, w, cout).
+    /// (b, h, w, outputs).
     out: Shared,
-    /// The same, or null.
-    residual: Shared,
+    /// The same.
+    residual: Option<&'a [f32]>,
     /// Output (h, w).
     h: usize,
     w: usize,
@@ -46,21 +48,37 @@ struct Conv<'a> {
     tw: usize,
 }
 
-/// Whether [`winograd`] can do this convolution.
-pub(super) fn applies(conv: &PackedConv) -> bool {
-    conv.kh == 3 && conv.kw == 3 && conv.stride == 1
+/// Tile (ty, tx) of batch item `b`.
+#[derive(Clone, Copy)]
+struct Place {
+    b: usize,
+    ty: usize,
+    tx: usize,
 }
 
-/// The convolution, plus the bias and the residual (null for none; may be `out`).
+/// Transformed inputs and how they lie.
+#[derive(Clone, Copy)]
+struct Tiles {
+    v: *mut f32,
+    layout: TileLayout,
+}
+
+/// Whether [`winograd`] can do this convolution.
+pub(super) fn applies(conv: &PackedConv) -> bool {
+    let filter = conv.filter;
+    filter.height == 3 && filter.width == 3 && filter.stride == 1
+}
+
+/// The convolution, plus the bias and the residual.
 ///
 /// # Safety
-/// `out` and the residual hold the output, (b, h, w, cout).
+/// `out` has room for the output, (b, h, w, outputs), which nobody else uses meanwhile. `input` has the convolution's channels.
 pub(super) unsafe fn winograd(
     isa: Isa,
     input: &Input,
     weight: &PackedConv,
     out: Shared,
-    residual: Shared,
+    residual: Option<&[f32]>,
 ) {
     let (b, h, w) = input.shape();
     let (h, w) = weight.output_size(h, w);
@@ -76,7 +94,7 @@ pub(super) unsafe fn winograd(
         th,
         tw,
     };
-    if th * tw >= LARGE && POINTS * weight.cin * weight.cout <= WEIGHTS {
+    if th * tw >= LARGE && POINTS * weight.filter.inputs * weight.filter.outputs <= WEIGHTS {
         conv.by_blocks(b)
     } else {
         conv.by_panels(b)
@@ -84,75 +102,89 @@ pub(super) unsafe fn winograd(
 }
 
 impl Conv<'_> {
-    /// Stages and transforms the tiles of `lines` lines from line `ty` on of batch item `b`, `row.count` from tile `tx` on, channels
-    /// `c0..c1`. The first becomes tile `row.first` of `v`, the next lines follow `pitch` tiles apart. `region` has room.
-    fn input_tiles(
+    /// Stages and transforms the tiles of `lines` lines from `from` on, `row.count` of each, the given channels. The first
+    /// becomes tile `row.first` of `to`, the next lines follow `pitch` tiles apart.
+    ///
+    /// # Safety
+    /// The tiles exist, in the input and in `to`, where nobody else uses these channels of them; the channels begin at a
+    /// multiple of [`STAGE`] and are no more; `region` is of [`Conv::region`] for as many lines and tiles.
+    unsafe fn input_tiles(
         &self,
-        (b, ty, tx): (usize, usize, usize),
+        from: Place,
         lines: usize,
         row: TileRow,
         pitch: usize,
-        (c0, c1): (usize, usize),
+        channels: Range<usize>,
         region: *mut f32,
-        (v, layout): (*mut f32, TileLayout),
+        to: Tiles,
     ) {
-        let [top, _, left, _] = self.weight.pad;
+        let padding = self.weight.filter.padding;
         let (h, w) = (lines * OUT + 2, row.count * OUT + 2);
-        let y = (ty * OUT) as isize - top as isize;
-        let x = (tx * OUT) as isize - left as isize;
+        let covered = Region {
+            b: from.b,
+            y: (from.ty * OUT) as isize - padding.top as isize,
+            x: (from.tx * OUT) as isize - padding.left as isize,
+            h,
+            w,
+        };
+        let Range { start: c0, end: c1 } = channels;
         let slabs = (c1 - c0).div_ceil(SLAB);
-        // SAFETY: the region covers these tiles; `v` has room for them.
+        // SAFETY: the region has room for h * w pixels of STAGE channels, which cover these tiles, six lines for each line of
+        // them; the rest is promised.
         unsafe {
-            stage_region(
-                self.isa,
-                self.input,
-                Region { b, y, x, h, w },
-                c0,
-                c1,
-                region,
-            );
+            stage_region(self.isa, self.input, covered, c0, c1, region);
             for line in 0..lines {
                 let region = region.add(line * OUT * w * slabs * SLAB);
                 let row = TileRow {
                     first: row.first + line * pitch,
                     ..row
                 };
-                inputs(self.isa, region, w, slabs, row, v, layout, c0 / SLAB);
+                inputs(self.isa, region, w, slabs, row, to.v, to.layout, c0 / SLAB);
             }
         }
     }
 
-    /// Transforms tiles back and writes them: those from `tx` on of line `ty` of item `b`, for panel `nb`.
-    fn output_row(
+    /// Transforms tiles back and writes them: `row.count` from `to` on, for panel `nb`.
+    ///
+    /// # Safety
+    /// The tiles exist; `m` holds their products with the panel at all points; no other task writes their pixels and
+    /// the panel's channels.
+    unsafe fn output_row(
         &self,
-        (b, ty, tx): (usize, usize, usize),
+        to: Place,
         row: TileRow,
         nb: usize,
         m: *const f32,
         point_stride: usize,
     ) {
-        let at = ((b * self.h + ty * OUT) * self.w + tx * OUT) * self.weight.cout + nb * NB;
+        let Place { b, ty, tx } = to;
+        let ld = self.weight.filter.outputs;
+        let at = ((b * self.h + ty * OUT) * self.w + tx * OUT) * ld + nb * NB;
         let to = OutputRow {
-            // SAFETY: inside the output.
-            out: unsafe { self.out.get().add(at) },
-            residual: self.residual.offset_or_null(at),
+            out: self.out.get().wrapping_add(at),
+            residual: from_or_null(self.residual, at),
             bias: self.weight.bias(nb).as_ptr(),
             width: self.w,
             h: OUT.min(self.h - ty * OUT),
             w: (row.count * OUT).min(self.w - tx * OUT),
-            ld: self.weight.cout,
+            ld,
             cols: self.weight.panel_cols(nb),
         };
-        // SAFETY: the products of these tiles are in `m`; no other task writes these pixels and channels.
+        // SAFETY: as promised; `to` is held to the lines, columns and channels that the output (and so the residual) has.
         unsafe { outputs(self.isa, m, point_stride, row, to) };
     }
 
+    /// Room for the input of so many lines of so many tiles, [`STAGE`] channels of it.
     fn region(lines: usize, across: usize) -> Scratch {
         Scratch::take((lines * OUT + 2) * (across * OUT + 2) * STAGE)
     }
 
     fn by_blocks(&self, b: usize) {
-        let (isa, cin, panels) = (self.isa, self.weight.cin, self.weight.panel_count());
+        let (isa, cin, panels) = (
+            self.isa,
+            self.weight.filter.inputs,
+            self.weight.panel_count(),
+        );
         // (panel, point, cin, NB), points an odd number of cache lines apart.
         let u_point = cin * NB + SLAB;
         let mut u = Scratch::take(panels * POINTS * u_point);
@@ -162,7 +194,8 @@ impl Conv<'_> {
             let (nb, c0) = (i / chunks, i % chunks * STAGE);
             let n = STAGE.min(cin - c0);
             let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
-            // SAFETY: each task writes its own panel's channels.
+            // SAFETY: the taps of panel `nb` have `cin` rows of NB values each, of which `n` are left from `c0`; each task
+            // writes its own panel's channels, of which there is room for all at all points.
             unsafe {
                 let u = u.get().add(nb * POINTS * u_point + c0 * NB);
                 weights(
@@ -200,57 +233,64 @@ impl Conv<'_> {
                         first: 0,
                         count: bw,
                     };
-                    self.input_tiles(
-                        (b, ty0, tx0),
-                        bh,
-                        row,
-                        bw,
-                        (c0, cin.min(c0 + STAGE)),
-                        region,
-                        (v, layout),
-                    );
+                    let from = Place {
+                        b,
+                        ty: ty0,
+                        tx: tx0,
+                    };
+                    let channels = c0..cin.min(c0 + STAGE);
+                    let to = Tiles { v, layout };
+                    // SAFETY: the block's tiles lie inside the map; `v`, made for them, is this task's own, as is
+                    // `region`, made for bh lines of bw.
+                    unsafe { self.input_tiles(from, bh, row, bw, channels, region, to) };
                 }
                 for nb in 0..panels {
                     for point in 0..POINTS {
                         let u = u.get().wrapping_add((nb * POINTS + point) * u_point);
-                        self.products(
-                            (0, tiles),
-                            v,
-                            layout,
-                            point,
-                            (0, cin),
-                            u,
-                            m.wrapping_add(point * m_point),
-                            nb,
-                        );
+                        let m = m.wrapping_add(point * m_point);
+                        let from = Tiles { v, layout };
+                        // SAFETY: all channels of all tiles of `v` and of the panel's weights were transformed above;
+                        // `m` has room for the tiles at each point.
+                        unsafe { self.products(0..tiles, from, point, 0..cin, u, m, nb) };
                     }
                     for ty in 0..bh {
                         let row = TileRow {
                             first: ty * bw,
                             count: bw,
                         };
-                        self.output_row((b, ty0 + ty, tx0), row, nb, m, m_point);
+                        let to = Place {
+                            b,
+                            ty: ty0 + ty,
+                            tx: tx0,
+                        };
+                        // SAFETY: `m` holds the block's products with the panel; no other task has this block.
+                        unsafe { self.output_row(to, row, nb, m, m_point) };
                     }
                 }
             });
     }
 
-    /// `m (tiles, NB) [+]= v (tiles, c0..c1) * u (c0..c1, NB)` at one point, for the tiles of panels of `v` from tile `t0`
-    /// (a panel's first) to `t1`; `m` is the place of tile `t0`. Adds from the second chunk of channels on.
-    fn products(
+    /// `m (tiles, NB) [+]= v (tiles, channels) * u (channels, NB)` at one point; the first tile is the first of a panel of
+    /// `v`, and `m` its place. Adds from the second chunk of channels on.
+    ///
+    /// # Safety
+    /// `from` holds the channels of the tiles, `u` those of panel `nb`, transformed; the channels begin at a multiple of 16; `m`
+    /// has room for the tiles, and holds their sums where channels came before.
+    unsafe fn products(
         &self,
-        (t0, t1): (usize, usize),
-        v: *const f32,
-        layout: TileLayout,
+        tiles: Range<usize>,
+        from: Tiles,
         point: usize,
-        (c0, c1): (usize, usize),
+        channels: Range<usize>,
         u: *const f32,
         m: *mut f32,
         nb: usize,
     ) {
+        let Tiles { v, layout } = from;
         let r = layout.per_panel;
-        for t in (t0..t1).step_by(r) {
-            let ptr = m.wrapping_add((t - t0) * NB);
+        let (t1, c0) = (tiles.end, channels.start);
+        for t in tiles.clone().step_by(r) {
+            let ptr = m.wrapping_add((t - tiles.start) * NB);
             let dst = Dst {
                 ptr,
                 row_stride: NB,
@@ -258,13 +298,13 @@ impl Conv<'_> {
                 accumulate: c0 > 0,
             };
             let a = v.wrapping_add(point * layout.point_stride + layout.panel(t / r) + c0 * r);
-            // SAFETY: the tiles' inputs and the weights were transformed before; `m` has room.
+            // SAFETY: `a` is a panel of `v` from channel `c0` on, of which r.min(t1 - t) tiles count; the rest is promised.
             unsafe {
                 panel(
                     self.isa,
                     r.min(t1 - t),
                     self.weight.panel_cols(nb),
-                    c1 - c0,
+                    channels.len(),
                     a,
                     r,
                     u,
@@ -277,7 +317,7 @@ impl Conv<'_> {
     /// Fetches a share (`point` of [`POINTS`]) of the weights that a thread needs after channel `c` of panel `nb`, the next
     /// chunk's or panel's: small maps would otherwise wait for memory, which is idle while they multiply.
     fn prefetch_weights(&self, nb: usize, c: usize, chunk: usize, point: usize) {
-        let (nb, c) = if c < self.weight.cin {
+        let (nb, c) = if c < self.weight.filter.inputs {
             (nb, c)
         } else {
             (nb + 1, 0)
@@ -285,7 +325,7 @@ impl Conv<'_> {
         if nb == self.weight.panel_count() {
             return;
         }
-        let lines = chunk.min(self.weight.cin - c) * NB / 16;
+        let lines = chunk.min(self.weight.filter.inputs - c) * NB / 16;
         for tap in 0..9 {
             let from = self.weight.panel(nb, tap)[c * NB..].as_ptr();
             for line in point * lines / POINTS..(point + 1) * lines / POINTS {
@@ -313,7 +353,7 @@ impl Conv<'_> {
     fn lines_by_panels(&self, line0: usize, line1: usize) {
         let (isa, cin, panels, tw) = (
             self.isa,
-            self.weight.cin,
+            self.weight.filter.inputs,
             self.weight.panel_count(),
             self.tw,
         );
@@ -338,22 +378,22 @@ impl Conv<'_> {
                 let mut region = Self::region(LINES, count);
                 while line < end {
                     // As many as belong to the same batch item.
-                    let (b, ty) = (line / self.th, line % self.th);
-                    let lines = (end - line).min(self.th - ty);
+                    let from = Place {
+                        b: line / self.th,
+                        ty: line % self.th,
+                        tx,
+                    };
+                    let lines = (end - line).min(self.th - from.ty);
                     let row = TileRow {
                         first: (line - line0) * tw + tx,
                         count,
                     };
-                    let channels = (c0, cin.min(c0 + STAGE));
-                    self.input_tiles(
-                        (b, ty, tx),
-                        lines,
-                        row,
-                        tw,
-                        channels,
-                        region.ptr(),
-                        (v.get(), layout),
-                    );
+                    let channels = c0..cin.min(c0 + STAGE);
+                    let (region, v) = (region.ptr(), v.get());
+                    let to = Tiles { v, layout };
+                    // SAFETY: these tiles lie inside the map and, counted from `line0`, inside `v`; each task has its own
+                    // tiles and channels. `region` is made for LINES lines of `count`, of which there are `lines`.
+                    unsafe { self.input_tiles(from, lines, row, tw, channels, region, to) };
                     line += lines;
                 }
             });
@@ -379,7 +419,7 @@ impl Conv<'_> {
                 for c0 in (0..cin).step_by(chunk) {
                     let c1 = cin.min(c0 + chunk);
                     let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
-                    // SAFETY: `u` has room for a chunk.
+                    // SAFETY: the taps of panel `nb` have `cin` rows of NB values each; `u` has room for a chunk at each point.
                     unsafe {
                         weights(
                             isa,
@@ -397,7 +437,12 @@ impl Conv<'_> {
                             u.wrapping_add(point * u_point),
                             m.wrapping_add(point * m_point),
                         );
-                        self.products((t0, t1), v.get(), layout, point, (c0, c1), u, m, nb);
+                        let v = v.get();
+                        let from = Tiles { v, layout };
+                        // SAFETY: `v` holds all channels of all tiles, from the loop before this; `u` this chunk of
+                        // the weights, which begins at a multiple of 16. `m` has room for t0..t1 at each point,
+                        // and chunks come in order. `t0` is a whole number of panels.
+                        unsafe { self.products(t0..t1, from, point, c0..c1, u, m, nb) };
                     }
                 }
                 // A part may begin and end inside a line.
@@ -408,7 +453,13 @@ impl Conv<'_> {
                         first: t - t0,
                         count: (tw - tx).min(t1 - t),
                     };
-                    self.output_row((line / self.th, line % self.th, tx), row, nb, m, m_point);
+                    let to = Place {
+                        b: line / self.th,
+                        ty: line % self.th,
+                        tx,
+                    };
+                    // SAFETY: `m` holds the products of t0..t1 with the panel; no other task has this part and panel.
+                    unsafe { self.output_row(to, row, nb, m, m_point) };
                     t += row.count;
                 }
             });

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 pub use self::tokenizer::{Tokenizer, Tokens};
 use crate::device::Placement;
-use crate::layers::{Activation, LayerNorm, Linear, attention};
+use crate::layers::{Activation, LayerNorm, Linear, Mask, attention};
 use crate::model::{MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
 
 /// The largest vocabulary that a configuration may state; CLIP's has 49,408 words.
@@ -142,11 +142,11 @@ impl TextEncoder {
             let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| attention.pp(name));
             Ok(Layer {
                 layer_norm1: LayerNorm::new(width, eps, &w.pp("layer_norm1"))?,
-                qkv: Linear::joined(width, &[width; 3], true, &qkv)?,
-                out_proj: Linear::new(width, width, true, &attention.pp("out_proj"))?,
+                qkv: Linear::joined(width, &[width; 3], &qkv)?,
+                out_proj: Linear::new(width, width, &attention.pp("out_proj"))?,
                 layer_norm2: LayerNorm::new(width, eps, &w.pp("layer_norm2"))?,
-                fc1: Linear::new(width, config.intermediate_size, true, &w.pp("mlp.fc1"))?,
-                fc2: Linear::new(config.intermediate_size, width, true, &w.pp("mlp.fc2"))?,
+                fc1: Linear::new(width, config.intermediate_size, &w.pp("mlp.fc1"))?,
+                fc2: Linear::new(config.intermediate_size, width, &w.pp("mlp.fc2"))?,
             })
         };
         Ok(Self {
@@ -205,7 +205,7 @@ impl TextEncoder {
                 &part(1)?,
                 &part(2)?,
                 self.config.num_attention_heads,
-                true,
+                Mask::Causal,
                 placement,
             )?;
             x = layer.out_proj.forward_add(&attended, Some(&x))?;

@@ -109,30 +109,7 @@ impl Tokenizer {
                 )
             })?;
         let mut inner = tokenizers::Tokenizer::new(model);
-        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")
-            .map_err(|error| anyhow!(error))?;
-        inner.with_normalizer(Some(Normalizers::new(vec![
-            NormalizerWrapper::NFC(NFC),
-            NormalizerWrapper::Replace(spaces),
-            NormalizerWrapper::Lowercase(Lowercase),
-        ])));
-        let words = Split::new(
-            SplitPattern::Regex(WORDS.into()),
-            SplitDelimiterBehavior::Removed,
-            true,
-        )
-        .map_err(|error| anyhow!(error))?;
-        inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
-            PreTokenizerWrapper::Split(words),
-            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
-        ])));
-        let mut names = vec![start, end, unknown, pad];
-        names.dedup();
-        let added: Vec<AddedToken> = names
-            .into_iter()
-            .map(|name| AddedToken::from(name, true))
-            .collect();
-        inner.add_special_tokens(&added);
+        prepare(&mut inner, vec![start, end, unknown, pad]).map_err(|error| anyhow!(error))?;
         // transformers writes 1e30 where a tokenizer has no limit of its own
         let limit = config
             .model_max_length
@@ -176,6 +153,32 @@ impl Tokenizer {
             .map_or(0, |(start, _)| *start);
         text.get(start..).unwrap_or(text).trim().to_string()
     }
+}
+
+/// What CLIP does to text before its merges: one kind of space, lower case, words, bytes. `special` are its special tokens.
+fn prepare(
+    tokenizer: &mut tokenizers::Tokenizer,
+    mut special: Vec<String>,
+) -> tokenizers::Result<()> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
+    tokenizer.with_normalizer(Some(Normalizers::new(vec![
+        NormalizerWrapper::NFC(NFC),
+        NormalizerWrapper::Replace(spaces),
+        NormalizerWrapper::Lowercase(Lowercase),
+    ])))?;
+    let words = Split::new(
+        SplitPattern::Regex(WORDS.into()),
+        SplitDelimiterBehavior::Removed,
+        true,
+    )?;
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+        PreTokenizerWrapper::Split(words),
+        PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
+    ])));
+    special.dedup();
+    let special = special.into_iter();
+    tokenizer.add_special_tokens(special.map(|name| AddedToken::from(name, true)))?;
+    Ok(())
 }
 
 fn merges(files: &ModelFiles) -> Result<Vec<(String, String)>> {

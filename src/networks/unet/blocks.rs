@@ -6,8 +6,8 @@ use candle_core::{DType, Tensor};
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, NormAct, attention, downsample,
-    map_tokens, upsample,
+    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, attention,
+    downsample, map_tokens, upsample,
 };
 use crate::model::Weights;
 
@@ -42,7 +42,7 @@ impl AdaGroupNorm {
         Ok(Self {
             groups,
             eps,
-            linear: Linear::new(build.time_width, 2 * channels, true, &w.pp("linear"))?,
+            linear: Linear::new(build.time_width, 2 * channels, &w.pp("linear"))?,
         })
     }
 
@@ -81,13 +81,13 @@ impl Resnet {
         let eps = build.config.norm_eps;
         Ok(Self {
             norm1: AdaGroupNorm::new(build, inputs, eps, &w.pp("norm1"))?,
-            conv1: Conv2d::new(ConvShape::same(inputs, middle, 3), true, &w.pp("conv1"))?,
+            conv1: Conv2d::new(ConvShape::same(inputs, middle, 3), &w.pp("conv1"))?,
             norm2: AdaGroupNorm::new(build, middle, eps, &w.pp("norm2"))?,
-            conv2: Conv2d::new(ConvShape::same(middle, outputs, 3), true, &w.pp("conv2"))?,
+            conv2: Conv2d::new(ConvShape::same(middle, outputs, 3), &w.pp("conv2"))?,
             conv_shortcut: (inputs != outputs)
                 .then(|| {
                     let shape = ConvShape::same(inputs, outputs, 1);
-                    Conv2d::new(shape, false, &w.pp("conv_shortcut"))
+                    Conv2d::without_bias(shape, &w.pp("conv_shortcut"))
                 })
                 .transpose()?,
             activation: build.activation,
@@ -161,8 +161,8 @@ impl AttentionBlock {
             let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
             Ok(SelfAttention {
                 norm1: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm1"))?,
-                qkv: Linear::joined(channels, &[width; 3], true, &parts)?,
-                to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+                qkv: Linear::joined(channels, &[width; 3], &parts)?,
+                to_out: Linear::new(width, channels, &attn.pp("to_out.0"))?,
             })
         };
         let self_attention = with_self_attention.then(self_attention).transpose()?;
@@ -172,9 +172,9 @@ impl AttentionBlock {
             number: build.cross_attentions,
             norm2: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm2"))?,
             norm_cross: LayerNorm::new(context, 1e-5, &attn.pp("norm_cross"))?,
-            to_q: Linear::new(channels, width, true, &attn.pp("to_q"))?,
-            to_kv: Linear::joined(context, &[width; 2], true, &parts)?,
-            to_out: Linear::new(width, channels, true, &attn.pp("to_out.0"))?,
+            to_q: Linear::new(channels, width, &attn.pp("to_q"))?,
+            to_kv: Linear::joined(context, &[width; 2], &parts)?,
+            to_out: Linear::new(width, channels, &attn.pp("to_out.0"))?,
         };
         build.cross_attentions += 1;
         Ok(Self {
@@ -202,7 +202,7 @@ impl AttentionBlock {
                 let qkv = layer.qkv.forward(&normed.tokens()?)?;
                 let part = |i: usize| qkv.narrow(2, i * self.width, self.width)?.contiguous();
                 let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-                let y = attention(&q, &k, &v, self.heads, false, &self.placement)?;
+                let y = attention(&q, &k, &v, self.heads, Mask::None, &self.placement)?;
                 layer.to_out.forward_add(&y, Some(tokens))
             })?;
         }
@@ -211,7 +211,7 @@ impl AttentionBlock {
         let normed = layer.norm2.then(time, Activation::None)?.forward(&x)?;
         map_tokens(&x, |tokens| {
             let q = layer.to_q.forward(&normed.tokens()?)?;
-            let y = attention(&q, k, v, self.heads, false, &self.placement)?;
+            let y = attention(&q, k, v, self.heads, Mask::None, &self.placement)?;
             layer.to_out.forward_add(&y, Some(tokens))
         })
     }

@@ -86,11 +86,11 @@ impl UNet {
             cosine_first: config.flip_sin_to_cos,
             cond_proj: config
                 .time_cond_proj_dim
-                .map(|dim| Linear::new(dim, time_width, false, &embedding.pp("cond_proj")))
+                .map(|dim| Linear::without_bias(dim, time_width, &embedding.pp("cond_proj")))
                 .transpose()?,
-            linear_1: Linear::new(time_width, time_width, true, &embedding.pp("linear_1"))?,
+            linear_1: Linear::new(time_width, time_width, &embedding.pp("linear_1"))?,
             activation,
-            linear_2: Linear::new(time_width, time_width, true, &embedding.pp("linear_2"))?,
+            linear_2: Linear::new(time_width, time_width, &embedding.pp("linear_2"))?,
             post_activation: match &config.timestep_post_act {
                 Some(name) => Activation::from_name(name)?,
                 None => Activation::None,
@@ -112,7 +112,7 @@ impl UNet {
             })
             .transpose()?;
         let conv = |inputs: usize, outputs: usize, kernel: usize, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, kernel), true, &w.pp(name))
+            Conv2d::new(ConvShape::same(inputs, outputs, kernel), &w.pp(name))
         };
         Ok(Self {
             conv_in: conv(config.in_channels, first, config.conv_in_kernel, "conv_in")?,

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, attention, map_tokens,
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
+    attention, map_tokens,
 };
 use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
@@ -112,13 +113,13 @@ impl Resnet {
         };
         let shortcut = || {
             let shape = ConvShape::same(inputs, outputs, 1);
-            Conv2d::new(shape, true, &w.pp("conv_shortcut"))
+            Conv2d::new(shape, &w.pp("conv_shortcut"))
         };
         Ok(Self {
             norm1: norm(inputs, "norm1")?,
-            conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp("conv1"))?,
+            conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp("conv1"))?,
             norm2: norm(outputs, "norm2")?,
-            conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), true, &w.pp("conv2"))?,
+            conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), &w.pp("conv2"))?,
             conv_shortcut: (inputs != outputs).then(shortcut).transpose()?,
         })
     }
@@ -151,7 +152,7 @@ impl Attention {
         } else {
             ["to_q", "to_k", "to_v", "to_out.0"]
         };
-        let linear = |name: &str| Linear::new(channels, channels, true, &w.pp(name));
+        let linear = |name: &str| Linear::new(channels, channels, &w.pp(name));
         let norm = GroupNorm::new(config.norm_num_groups, channels, EPS, &w.pp("group_norm"))?;
         Ok(Self {
             group_norm: norm.then(Activation::None),
@@ -171,7 +172,7 @@ impl Attention {
                 self.k.forward(&normed)?,
                 self.v.forward(&normed)?,
             );
-            let y = attention(&q, &k, &v, 1, false, &self.placement)?;
+            let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
             self.out.forward_add(&y, Some(tokens))
         })
     }
@@ -277,9 +278,12 @@ impl Encoder {
                 outputs,
                 kernel: 3,
                 stride: 2,
-                padding: (0, 1),
+                padding: Padding {
+                    before: 0,
+                    after: 1,
+                },
             };
-            let down = || Conv2d::new(shape, true, &w.pp("downsamplers.0.conv"));
+            let down = || Conv2d::new(shape, &w.pp("downsamplers.0.conv"));
             Ok(Level {
                 resnets: resnets(&config, widths, index, config.layers_per_block, &w)?,
                 resample: (index + 1 < widths.len()).then(down).transpose()?,
@@ -287,15 +291,9 @@ impl Encoder {
         };
         let moments = 2 * config.latent_channels;
         let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
-        let quant = || {
-            Conv2d::new(
-                ConvShape::same(moments, moments, 1),
-                true,
-                &all.pp("quant_conv"),
-            )
-        };
+        let quant = || Conv2d::new(ConvShape::same(moments, moments, 1), &all.pp("quant_conv"));
         let conv = |inputs, outputs, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp(name))
         };
         Ok(Self {
             conv_in: conv(config.in_channels, first, "conv_in")?,
@@ -367,7 +365,7 @@ impl Decoder {
             let outputs = widths[index];
             let up = || {
                 let shape = ConvShape::same(outputs, outputs, 3);
-                Conv2d::new(shape, true, &w.pp("upsamplers.0.conv"))
+                Conv2d::new(shape, &w.pp("upsamplers.0.conv"))
             };
             Ok(Level {
                 resnets: resnets(&config, &widths, index, config.layers_per_block + 1, &w)?,
@@ -378,10 +376,10 @@ impl Decoder {
         let norm = GroupNorm::new(config.norm_num_groups, last, EPS, &w.pp("conv_norm_out"))?;
         let quant = || {
             let shape = ConvShape::same(channels, channels, 1);
-            Conv2d::new(shape, true, &all.pp("post_quant_conv"))
+            Conv2d::new(shape, &all.pp("post_quant_conv"))
         };
         let conv = |inputs, outputs, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, 3), true, &w.pp(name))
+            Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp(name))
         };
         Ok(Self {
             post_quant_conv: config.use_post_quant_conv.then(quant).transpose()?,

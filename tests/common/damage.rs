@@ -2,7 +2,7 @@
 //! flips (for PNG also with the checksums put right, which reach deeper), wiped and repeated runs, absurd sizes, wrong
 //! types. Shared by the tests of the library and of the program.
 
-use std::path::Path;
+use crate::data::data;
 
 /// One damaged input: a file name, whose extension is the original's, and its bytes.
 pub struct Damaged {
@@ -12,7 +12,7 @@ pub struct Damaged {
 
 /// The whole corpus, the same at every call.
 pub fn corpus() -> Vec<Damaged> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
+    let folder = data("files");
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -74,7 +74,7 @@ pub fn corpus() -> Vec<Damaged> {
 
 /// Small files that claim to be huge, or whose numbers do not fit together.
 fn absurd() -> Vec<Damaged> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
+    let folder = data("files");
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     let mut all = Vec::new();
     let mut add = |name: &str, bytes: Vec<u8>| {

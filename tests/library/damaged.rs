@@ -1,7 +1,5 @@
-//! Damaged inputs (see `damage/mod.rs`) through the library: no panic, no hang, and either an error or a sound result,
+//! Damaged inputs (see `tests/common/damage.rs`) through the library: no panic, no hang, and either an error or a sound result,
 //! whose metadata can be rewritten into every format.
-
-mod damage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -12,6 +10,9 @@ use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::{Format, encode};
+
+use crate::damage;
+use crate::data::data;
 
 /// Longer than any input may hold up a batch.
 const HANG: Duration = Duration::from_secs(10);
@@ -95,7 +96,7 @@ fn every_damaged_input_ends_in_an_error_or_a_sound_result_and_in_time() {
 
 #[test]
 fn a_truncated_file_is_refused_unless_every_pixel_is_there() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
+    let folder = data("files");
     let mut accepted = Vec::new();
     for input in damage::corpus().iter().filter(|i| i.name.contains("-cut-")) {
         let Ok(loaded) = files::read_bytes(&input.bytes, &input.name, &ReadLimits::default())

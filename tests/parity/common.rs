@@ -1,17 +1,12 @@
 //! What the tests share: the small model, the reference numbers, distances.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::ModelFiles;
 use sd_upscale::device::Placement;
 
-pub fn data(relative: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(relative)
-}
+pub use crate::data::data;
 
 pub fn model() -> ModelFiles {
     ModelFiles::Folder(data("model"))

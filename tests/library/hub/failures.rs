@@ -1,6 +1,6 @@
 //! What the user is told when a download cannot succeed; and that nothing wrong stays in the cache.
 
-use crate::setup::*;
+use super::setup::*;
 
 #[test]
 fn a_corrupted_file_is_removed_and_reported() {

@@ -1,14 +1,14 @@
 //! Latents written by safetensors, NumPy, and in ComfyUI's and sd-scripts' conventions, read and written by the library.
 
-mod samples;
-
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
-use samples::{folder, latents, refusal};
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentKind, LatentScale, Latents};
 use sd_upscale::limits::ReadLimits;
+
+use crate::data::data;
+use crate::samples::{latents, refusal};
 
 /// Latents in the upscaler's scale, and what was said of theirs.
 fn scaled(latents: Latents, choice: LatentScale) -> (Latents, Option<String>) {
@@ -24,7 +24,7 @@ fn off_by(name: &str, choice: LatentScale) -> (f32, Option<String>) {
         (1, 6, 8),
         "{name}"
     );
-    let bytes = std::fs::read(folder().join("expected.safetensors")).unwrap();
+    let bytes = std::fs::read(data("files/expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let want = file
         .tensor("latents")

@@ -1,6 +1,6 @@
 //! Interrupted, parallel and repeated transfers.
 
-use crate::setup::*;
+use super::setup::*;
 
 #[test]
 fn a_transfer_that_breaks_off_goes_on_where_it_stopped() {

@@ -1,6 +1,6 @@
 //! What is asked of the Hub, and how it lies in the cache.
 
-use crate::setup::*;
+use super::setup::*;
 
 #[test]
 fn the_first_run_fetches_just_the_files_needed_and_the_second_asks_for_nothing() {

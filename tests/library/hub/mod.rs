@@ -3,7 +3,5 @@
 
 mod cache;
 mod failures;
-#[path = "../common/hub_server.rs"]
-mod hub_server;
 mod resume;
 mod setup;

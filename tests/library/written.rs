@@ -1,15 +1,14 @@
 //! Pictures written and read back in every format: pixels, metadata, warnings; and files that are whole or not there.
 
-mod samples;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use samples::{latents, picture};
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::{DEFAULT_JPEG_QUALITY, Depth, Format, Picture, encode};
+
+use crate::samples::{latents, picture};
 
 /// Writes and reads back.
 fn through(picture: &Picture, format: Format, quality: Option<u8>) -> Picture {

@@ -1,0 +1,16 @@
+//! The library: files in and out, damaged ones, the Hub's files.
+
+#[path = "../common/damage.rs"]
+mod damage;
+mod damaged;
+#[path = "../common/data.rs"]
+mod data;
+mod examples;
+mod house;
+mod hub;
+#[path = "../common/hub_server.rs"]
+mod hub_server;
+mod latents;
+mod pictures;
+mod samples;
+mod written;
