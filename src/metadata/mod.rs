@@ -281,6 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn the_compressed_texts_of_a_png_are_bounded_all_together() {
+        let large = |key: &str| {
+            let mut chunk = png::text_metadata::ZTXtChunk::new(key, "x".repeat(20 << 20));
+            chunk.compress_text().unwrap();
+            chunk
+        };
+        let mut info = png::Info::with_size(1, 1);
+        info.compressed_latin1_text = vec![large("first"), large("second"), large("third")];
+        info.uncompressed_latin1_text =
+            vec![png::text_metadata::TEXtChunk::new("parameters", "a cat")];
+        let metadata = Metadata::from_png(&info);
+        let keys: Vec<&str> = metadata.text.iter().map(|(key, _)| &**key).collect();
+        assert_eq!(keys, ["parameters", "first"]);
+    }
+
+    #[test]
     fn imagemagicks_profile_text_is_decoded() {
         assert_eq!(
             raw_profile("\nexif\n       4\n45786966\n").unwrap(),

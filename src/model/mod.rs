@@ -133,11 +133,14 @@ pub(crate) const MOST_LEVELS: usize = 10;
 /// # Errors
 /// It lies outside; the message names `key`, such as `unet/config.json: out_channels`.
 pub(crate) fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<()> {
+    let (least, most) = range.into_inner();
     ensure!(
-        range.contains(&value),
-        "{key} is {value}; expected {} to {}",
-        range.start(),
-        range.end()
+        least != most || value == least,
+        "{key} is {value}; expected {least}"
+    );
+    ensure!(
+        (least..=most).contains(&value),
+        "{key} is {value}; expected {least} to {most}"
     );
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The library: files in and out, damaged ones, the Hub's files.
 
+mod configuration;
 #[path = "../common/damage.rs"]
 mod damage;
 mod damaged;
