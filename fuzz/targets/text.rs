@@ -13,8 +13,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let text = String::from_utf8_lossy(text).into_owned();
-    let mut metadata = Metadata::default();
-    metadata.text = match choice % 4 {
+    let text = match choice % 4 {
         0 => vec![("parameters".into(), text)],
         1 => vec![("prompt".into(), text)],
         // Two texts of one file, then any key.
@@ -29,6 +28,10 @@ fuzz_target!(|data: &[u8]| {
             let (key, value) = text.split_once('\u{1}').unwrap_or((&text, ""));
             vec![(key.into(), value.into())]
         }
+    };
+    let mut metadata = Metadata {
+        text,
+        ..Metadata::default()
     };
     if choice & 4 != 0 {
         add_settings(&mut metadata);
