@@ -20,6 +20,9 @@ pub(crate) const USER_COMMENT: u16 = 0x9286;
 pub(crate) const PIXEL_WIDTH: u16 = 0xA002;
 pub(crate) const PIXEL_HEIGHT: u16 = 0xA003;
 
+/// Bytes of the header: byte order, 42, and the main directory's offset.
+const HEADER: usize = 8;
+
 /// Field types.
 pub(crate) const ASCII: u16 = 2;
 const SHORT: u16 = 3;
@@ -51,6 +54,9 @@ impl ByteOrder {
         Self::Little
     };
 }
+
+/// A field apart from a block: tag, type, and value.
+pub(crate) type Entry = (u16, u16, Vec<u8>);
 
 pub(crate) struct Exif {
     bytes: Vec<u8>,
@@ -87,29 +93,72 @@ impl Exif {
         exif
     }
 
+    /// A block of these fields, written once; `parts` are directories of their own, which fields of the main one point to.
+    /// The values are in `order`.
+    pub fn of(order: ByteOrder, mut main: Vec<Entry>, parts: [(u16, Vec<Entry>); 2]) -> Self {
+        let mut exif = Self::new(order);
+        exif.bytes.truncate(HEADER);
+        for (pointer, entries) in parts {
+            if !entries.is_empty() {
+                let at = exif.append_directory(entries) as u32;
+                main.push((pointer, LONG, exif.ordered(at.to_be_bytes()).to_vec()));
+            }
+        }
+        let at = exif.append_directory(main) as u32;
+        exif.put(4, &at.to_be_bytes());
+        exif
+    }
+
+    /// Adds a directory, its values behind it, and gives its offset.
+    fn append_directory(&mut self, mut entries: Vec<Entry>) -> usize {
+        entries.sort_by_key(|(tag, ..)| *tag);
+        let link = 4;
+        let at = self.append(&vec![0; 2 + 12 * entries.len() + link]);
+        self.put(at, &(entries.len() as u16).to_be_bytes());
+        for (i, (tag, kind, value)) in entries.iter().enumerate() {
+            let field = at + 2 + 12 * i;
+            self.put(field, &tag.to_be_bytes());
+            self.write(field, *kind, value);
+        }
+        at
+    }
+
+    /// Its length in bytes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Offset of the main directory.
+    /// Offset of the main directory, which lies behind the header.
     pub fn main(&self) -> Option<usize> {
-        self.u32(4).map(|at| at as usize)
+        let at = self.u32(4)? as usize;
+        (at >= HEADER).then_some(at)
     }
 
-    /// Offset of the directory that a field of the main one points to.
+    /// Offset of the directory that a field of the main one points to. None where it lies on the header or on the main
+    /// directory: what is written into one would change the other.
     pub fn directory(&self, tag: u16) -> Option<usize> {
         let field = self.field(self.main()?, tag)?;
-        self.u32(field.at + 8)
-            .map(|at| at as usize)
-            .filter(|&at| self.fields(at).is_some())
+        let at = self.u32(field.at + 8)? as usize;
+        let (this, main) = (self.span(at)?, self.span(self.main()?)?);
+        let apart = this.end <= main.start || main.end <= this.start;
+        (at >= HEADER && apart).then_some(at)
+    }
+
+    /// The bytes of a directory's count and fields; `None` if it passes the end of the block.
+    fn span(&self, directory: usize) -> Option<Range<usize>> {
+        let count = usize::from(self.u16(directory)?);
+        let end = directory + 2 + 12 * count;
+        (end <= self.bytes.len()).then_some(directory..end)
     }
 
     /// A directory's fields; `None` if it passes the end of the block.
     pub fn fields(&self, directory: usize) -> Option<Vec<Field>> {
-        let count = usize::from(self.u16(directory)?);
-        self.bytes.get(directory..directory + 2 + 12 * count)?;
-        let field = |i| {
-            let at = directory + 2 + 12 * i;
+        let span = self.span(directory)?;
+        let field = |at| {
             Some(Field {
                 tag: self.u16(at)?,
                 kind: self.u16(at + 2)?,
@@ -117,7 +166,7 @@ impl Exif {
                 at,
             })
         };
-        (0..count).map(field).collect()
+        (span.start + 2..span.end).step_by(12).map(field).collect()
     }
 
     pub fn field(&self, directory: usize, tag: u16) -> Option<Field> {
@@ -195,15 +244,27 @@ impl Exif {
             let one = self.ordered(1u16.to_be_bytes());
             self.set(None, ORIENTATION, SHORT, &one);
         }
-        if let Some((main, fields)) = self.main().and_then(|at| Some((at, self.fields(at)?))) {
-            self.put(main + 2 + 12 * fields.len(), &[0; 4]);
+        self.drop_thumbnail();
+    }
+
+    /// Ends the list of directories with the main one. A sloppy block has no link there, but the next directory.
+    fn drop_thumbnail(&mut self) {
+        let Some(main) = self.main().and_then(|at| self.span(at)) else {
+            return;
+        };
+        let link = main.end..main.end + 4;
+        let taken = [EXIF_IFD, GPS_IFD]
+            .into_iter()
+            .filter_map(|tag| self.span(self.directory(tag)?))
+            .any(|span| span.start < link.end && link.start < span.end);
+        if !taken {
+            self.put(link.start, &[0; 4]);
         }
     }
 
     /// Writes a field of the main directory, or of the one that `directory`'s field points to, made where it is not.
     /// `value` is in the block's byte order.
     pub fn set(&mut self, directory: Option<u16>, tag: u16, kind: u16, value: &[u8]) {
-        let Some(size) = unit(kind) else { return };
         let at = match directory {
             None => self.main(),
             Some(pointer) => self.directory(pointer).or_else(|| {
@@ -218,8 +279,14 @@ impl Exif {
             Some(field) => field.at,
             None => self.insert(at, directory, tag),
         };
+        self.write(field, kind, value);
+    }
+
+    /// Fills the field at `field` but for its tag.
+    fn write(&mut self, field: usize, kind: u16, value: &[u8]) {
+        let count = value.len() / unit(kind).unwrap_or(1);
         self.put(field + 2, &kind.to_be_bytes());
-        self.put(field + 4, &((value.len() / size) as u32).to_be_bytes());
+        self.put(field + 4, &(count as u32).to_be_bytes());
         if value.len() <= 4 {
             self.bytes[field + 8..field + 12].fill(0);
             self.bytes[field + 8..field + 8 + value.len()].copy_from_slice(value);

@@ -1,6 +1,8 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use crate::metadata::exif::{ByteOrder, EXIF_IFD, Exif, Field, GPS_IFD, MAKE, MODEL, unit};
+use std::collections::HashSet;
+
+use crate::metadata::exif::{ByteOrder, EXIF_IFD, Entry, Exif, GPS_IFD, MAKE, MODEL, unit};
 
 /// Points to a directory that few write and none read; not carried into another file's structure.
 const INTEROP_IFD: u16 = 0xA005;
@@ -14,62 +16,48 @@ impl Exif {
     /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block.
     pub fn from_tiff(file: &[u8]) -> Option<Self> {
         let tiff = Self::parse(file)?;
-        let mut exif = Self::new(tiff.order);
-        for field in tiff.fields(tiff.main()?)? {
-            if DESCRIPTIVE.contains(&field.tag) {
-                exif.set(
-                    None,
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        for directory in [EXIF_IFD, GPS_IFD] {
-            let fields = tiff.directory(directory).and_then(|at| tiff.fields(at));
-            for field in fields
-                .into_iter()
-                .flatten()
-                .filter(|f| f.tag != INTEROP_IFD)
-            {
-                exif.set(
-                    Some(directory),
-                    field.tag,
-                    field.kind,
-                    tiff.value(field).unwrap_or_default(),
-                );
-            }
-        }
-        let any = exif
-            .main()
-            .and_then(|at| exif.fields(at))
-            .is_some_and(|f| !f.is_empty());
-        any.then_some(exif)
+        let main = tiff.entries(None);
+        let parts = [EXIF_IFD, GPS_IFD].map(|pointer| (pointer, tiff.entries(Some(pointer))));
+        let any = !main.is_empty() || parts.iter().any(|(_, entries)| !entries.is_empty());
+        any.then(|| Self::of(tiff.order, main, parts))
     }
 
-    /// The fields that a TIFF file written on this machine can take over: tag, type, and value in its byte order.
+    /// The fields that a TIFF file written on this machine can take over, their values in its byte order.
     /// `directory` is [`EXIF_IFD`], [`GPS_IFD`], or `None` for the descriptive ones of the main directory.
-    pub fn for_tiff(&self, directory: Option<u16>) -> Vec<(u16, u16, Vec<u8>)> {
-        let at = directory.map_or(self.main(), |tag| self.directory(tag));
-        let fields = at.and_then(|at| self.fields(at)).unwrap_or_default();
-        let wanted = |f: &Field| match directory {
-            None => DESCRIPTIVE.contains(&f.tag),
-            Some(_) => f.tag != INTEROP_IFD,
-        };
-        let convert = |f: Field| {
-            let mut value = self.value(f)?.to_vec();
-            if self.order != ByteOrder::NATIVE {
+    pub fn for_tiff(&self, directory: Option<u16>) -> Vec<Entry> {
+        let mut entries = self.entries(directory);
+        if self.order != ByteOrder::NATIVE {
+            for (_, kind, value) in &mut entries {
                 value
-                    .chunks_exact_mut(number(f.kind))
+                    .chunks_exact_mut(number(*kind))
                     .for_each(<[u8]>::reverse);
             }
-            Some((f.tag, f.kind, value))
-        };
-        fields
-            .into_iter()
-            .filter(wanted)
-            .filter_map(convert)
-            .collect()
+        }
+        entries
+    }
+
+    /// The fields of a directory that another file can take over. Of a tag that stands twice the first, as readers
+    /// take it. All values together are no longer than the block: fields that share one could be made of any size.
+    fn entries(&self, directory: Option<u16>) -> Vec<Entry> {
+        let at = directory.map_or(self.main(), |tag| self.directory(tag));
+        let fields = at.and_then(|at| self.fields(at)).unwrap_or_default();
+        let mut seen = HashSet::new();
+        let mut room = self.size();
+        let mut entries = Vec::new();
+        for field in fields {
+            let kept = match directory {
+                None => DESCRIPTIVE.contains(&field.tag),
+                Some(_) => field.tag != INTEROP_IFD,
+            };
+            let value = self.value(field).filter(|_| kept && seen.insert(field.tag));
+            let Some(value) = value else { continue };
+            let Some(left) = room.checked_sub(value.len()) else {
+                break;
+            };
+            room = left;
+            entries.push((field.tag, field.kind, value.to_vec()));
+        }
+        entries
     }
 }
 
