@@ -1,5 +1,5 @@
 //! The CPU kernels at the model's shapes: `cargo bench --bench kernels [-- PART OF A NAME]`; with the environment variable
-//! `ISA` set to `Avx2` or `Portable`, on those instructions.
+//! `SD_UPSCALE_KERNELS` set to `avx2` or `portable`, on those instructions.
 //!
 //! For each: the shortest and the median wall time, the CPU time per thread (what the wall time would be on a machine with
 //! nothing else to do), the rate in GFLOP/s by the direct definition (a Winograd convolution may pass the peak), and that
@@ -11,17 +11,6 @@ use std::time::Instant;
 use sd_upscale::kernels::cpu::*;
 
 fn main() {
-    let wanted = std::env::var("ISA").unwrap_or_default();
-    match Isa::available()
-        .into_iter()
-        .find(|isa| format!("{isa:?}") == wanted)
-    {
-        Some(isa) => isa.force(run),
-        None => run(),
-    }
-}
-
-fn run() {
     let filter: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| !a.starts_with('-'))

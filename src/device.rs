@@ -213,6 +213,35 @@ fn cuda(_: usize) -> Result<Device> {
 #[error("out of memory")]
 pub struct OutOfMemory;
 
+/// Whether this process can have so many bytes more, as far as the system tells: it is asked for their addresses, which a
+/// limit (`ulimit -v`) may deny. Running out later would end the process.
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn can_allocate(bytes: u64) -> Result<(), OutOfMemory> {
+    let bytes = usize::try_from(bytes).map_err(|_| OutOfMemory)?;
+    Vec::<u8>::new()
+        .try_reserve_exact(bytes)
+        .map_err(|_| OutOfMemory)
+}
+
+/// Bytes of this machine's memory that are free, or of what the process's group may have; None where the system does
+/// not tell.
+pub fn free_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let machine = read("/proc/meminfo")?
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|line| number(line.trim_end_matches(" kB").into()))
+        .map(|kib| kib * 1024)?;
+    let group = read("/sys/fs/cgroup/memory.max")
+        .and_then(number)
+        .zip(read("/sys/fs/cgroup/memory.current").and_then(number))
+        .map_or(u64::MAX, |(most, now)| most.saturating_sub(now));
+    Some(machine.min(group))
+}
+
 /// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's driver and cuBLAS call it.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {

@@ -10,6 +10,10 @@ pub struct ReadLimits {
     pub max_pixels: u64,
 }
 
+/// Bytes a pixel that decoding takes at its peak: the file's own samples, of up to 16 bytes, and ours of 12, once more
+/// where the picture is turned.
+const DECODING: u64 = 40;
+
 impl Default for ReadLimits {
     /// What Pillow takes before it suspects a decompression bomb (twice its `MAX_IMAGE_PIXELS`): 13377 x 13377.
     fn default() -> Self {
@@ -32,6 +36,13 @@ impl ReadLimits {
             "its header states {width}x{height} = {pixels} pixels, above the limit of {} \
              (if the file is to be trusted, raise it with --max-pixels {pixels})",
             self.max_pixels
+        );
+        let bytes = usize::try_from(pixels.saturating_mul(DECODING)).unwrap_or(usize::MAX);
+        ensure!(
+            Vec::<u8>::new().try_reserve_exact(bytes).is_ok(),
+            "its header states {width}x{height} pixels, for which {:.1} GB of memory are needed, more than this process \
+             can have (ulimit -v): free some, or give a smaller picture",
+            bytes as f64 / 1e9
         );
         Ok(())
     }

@@ -5,7 +5,7 @@ mod whole;
 mod write;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use self::sniff::HEAD;
 pub use self::sniff::{FileKind, sniff};
 pub use self::whole::is_complete;
-pub use self::write::{clean_stale, write};
+pub use self::write::{clean_stale, try_write, write};
 use crate::latents::Latents;
 use crate::limits::ReadLimits;
-use crate::picture::{self, Format, Picture};
+use crate::picture::{self, Format, Header, Picture};
 
 /// What an input turned out to hold.
 #[derive(Clone, Debug)]
@@ -59,6 +59,24 @@ pub fn read_picture(path: &Path, limits: &ReadLimits) -> Result<Picture> {
         Loaded::Picture(picture) => Ok(picture),
         Loaded::Latents(_) => bail!("{} holds latents, not an image", path.display()),
     }
+}
+
+/// Size and metadata of an image file, without decoding it.
+///
+/// # Errors
+/// It cannot be read, is no image, or is damaged where it states them.
+pub fn read_header(path: &Path) -> Result<Header> {
+    let read = || {
+        let mut file = BufReader::new(File::open(path)?);
+        let mut head = Vec::new();
+        file.by_ref().take(HEAD).read_to_end(&mut head)?;
+        let FileKind::Image(format) = sniff(&head)? else {
+            bail!("it holds latents, not an image");
+        };
+        file.rewind()?;
+        Header::read(format, file)
+    };
+    read().with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Reads bytes that came from elsewhere, such as standard input; `name` is what errors call them.

@@ -12,6 +12,8 @@ use crate::metadata::{FoundPrompt, Metadata, comfy};
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
+/// The metadata key under which files of ours state what [`Latents::pixels_per_position`] gives.
+pub const PIXELS_KEY: &str = "sd_upscale.pixels_per_latent";
 /// Stable Diffusion 1, 2 and XL latents have 4 channels.
 const CHANNELS: usize = 4;
 /// What no check can find out, to be said when latents are read.
@@ -137,6 +139,16 @@ impl Latents {
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
         })
+    }
+
+    /// Image pixels that a position stands for, in each direction: 8, as for every Stable Diffusion VAE, unless the file
+    /// states another number ([`PIXELS_KEY`]).
+    pub fn pixels_per_position(&self) -> usize {
+        let stated = self.metadata.get(PIXELS_KEY);
+        stated
+            .and_then(|text| text.parse().ok())
+            .filter(|pixels| (1..=64).contains(pixels))
+            .unwrap_or(PIXELS_PER_LATENT as usize)
     }
 
     /// The prompt in the file's metadata: ComfyUI's graph, A1111's text, or a plain `prompt`, as our own files have.

@@ -421,6 +421,31 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_on_the_header_or_on_another_is_none_and_one_is_made_in_its_place() {
+        for (order, place) in [
+            (ByteOrder::Big, 6),
+            (ByteOrder::Little, 4),
+            (ByteOrder::Big, 8),
+            (ByteOrder::Little, 10),
+        ] {
+            let mut exif = Exif::new(order);
+            let offset = exif.ordered(u32::to_be_bytes(place));
+            exif.set(None, EXIF_IFD, LONG, &offset);
+            // The main directory was moved to the end; back to where the field points.
+            let main = exif.main().unwrap();
+            let directory = exif.bytes[main..].to_vec();
+            exif.bytes.truncate(8);
+            exif.bytes.extend(directory);
+            exif.put(4, &8u32.to_be_bytes());
+            let mut exif = Exif::parse(&exif.into_bytes()).unwrap();
+            exif.fit(2, 2);
+            exif.set_user_comment("a cat");
+            let exif = Exif::parse(&exif.into_bytes()).unwrap();
+            assert_eq!(exif.user_comment().as_deref(), Some("a cat"), "at {place}");
+        }
+    }
+
+    #[test]
     fn fitting_resets_the_orientation_and_the_stated_sizes_and_adds_none() {
         let mut exif = Exif::new(ByteOrder::Little);
         exif.set(None, ORIENTATION, SHORT, &6u16.to_le_bytes());

@@ -68,3 +68,70 @@ fn number(kind: u16) -> usize {
         other => unit(other).unwrap_or(1),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::exif::USER_COMMENT;
+
+    /// A little-endian block of a main directory of `count` fields that share one value, and that value.
+    fn sharing(tag: impl Fn(u16) -> u16, count: u16, value: &[u8]) -> Vec<u8> {
+        let mut block = b"II*\0\x08\0\0\0".to_vec();
+        block.extend(count.to_le_bytes());
+        let at = 8 + 2 + 12 * u32::from(count) + 4;
+        for i in 0..count {
+            block.extend(tag(i).to_le_bytes());
+            block.extend(7u16.to_le_bytes());
+            block.extend((value.len() as u32).to_le_bytes());
+            block.extend(at.to_le_bytes());
+        }
+        block.extend([0; 4]);
+        block.extend(value);
+        block
+    }
+
+    #[test]
+    fn fields_that_share_a_value_make_no_more_than_the_block_has() {
+        // The main directory is also the one that its field points to, which would double everything.
+        let shared = sharing(|i| DESCRIPTIVE[usize::from(i) % 10], 5000, &[1; 60_000]);
+        let block = Exif::parse(&shared).unwrap();
+        let bytes: usize = block
+            .for_tiff(None)
+            .iter()
+            .map(|(.., value)| value.len())
+            .sum();
+        assert!(bytes <= shared.len());
+        let exif = Exif::from_tiff(&shared).unwrap();
+        assert!(exif.size() <= 2 * shared.len());
+    }
+
+    #[test]
+    fn many_fields_of_a_tiff_are_written_in_their_own_size() {
+        let mut file = sharing(|_| EXIF_IFD, 1, b"");
+        let at = file.len() as u32;
+        file[18..22].copy_from_slice(&at.to_le_bytes());
+        file.extend(6000u16.to_le_bytes());
+        for i in 0..6000u16 {
+            file.extend([&i.to_le_bytes()[..], &[1, 0, 1, 0, 0, 0, 5, 0, 0, 0]].concat());
+        }
+        let exif = Exif::from_tiff(&file).unwrap();
+        assert!(
+            exif.size() <= file.len() + 64,
+            "{} of {}",
+            exif.size(),
+            file.len()
+        );
+        assert_eq!(exif.for_tiff(Some(EXIF_IFD)).len(), 6000);
+    }
+
+    #[test]
+    fn of_a_tag_that_stands_twice_the_first_is_kept() {
+        let entry = |value: u8| (USER_COMMENT, 7, vec![value; 9]);
+        let exif = Exif::of(
+            ByteOrder::Big,
+            vec![],
+            [(EXIF_IFD, vec![entry(1), entry(2)]), (GPS_IFD, vec![])],
+        );
+        assert_eq!(exif.for_tiff(Some(EXIF_IFD)), [entry(1)]);
+    }
+}

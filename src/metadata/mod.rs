@@ -136,10 +136,15 @@ impl Metadata {
         a1111().or_else(in_comment).or_else(graph).or_else(in_exif)
     }
 
+    /// A1111's `parameters`, from text or from the EXIF comment.
+    pub fn parameters(&self) -> Option<String> {
+        let text = self.text(PARAMETERS).map(str::to_owned);
+        text.or_else(|| self.block()?.user_comment())
+    }
+
     /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Parameters::after`]).
     pub fn add_settings(&mut self, settings: &Parameters) {
-        let existing = self.text(PARAMETERS).map(str::to_owned);
-        let existing = existing.or_else(|| self.block()?.user_comment());
+        let existing = self.parameters();
         match settings.after(existing.as_deref().unwrap_or_default()) {
             Some(text) => self.set_text(PARAMETERS, text),
             None => self.set_text(POSTPROCESSING, settings.to_parameters()),

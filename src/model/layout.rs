@@ -5,9 +5,13 @@ use std::path::{Component, Path};
 /// A part of a diffusers pipeline, or a repository that is nothing but a VAE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
+    /// `scheduler/`: the noise levels that the UNet was trained with.
     Scheduler,
+    /// `tokenizer/`: the vocabulary of prompts.
     Tokenizer,
+    /// `text_encoder/`: what makes a prompt numbers.
     TextEncoder,
+    /// `unet/`: what takes the noise out of latents.
     Unet,
     /// The VAE in the folder `vae/` of a pipeline.
     Vae,
@@ -32,7 +36,7 @@ pub(crate) enum Kind {
     Required,
     /// Some repositories lack it, and the model loads without it.
     Optional,
-    /// `NAME.safetensors`, or `NAME.safetensors.index.json` and the shards that it names.
+    /// `NAME.safetensors`, or what [`weight_file`] finds in its place.
     Weights,
 }
 
@@ -86,52 +90,79 @@ pub(crate) fn first_missing(dir: &Path, parts: &[Part]) -> Option<String> {
         })
 }
 
-fn missing_weights(dir: &Path, path: &str) -> Option<String> {
-    if dir.join(path).is_file() {
-        return None;
-    }
-    let index = index_name(path);
-    match shards(path, &dir.join(&index)) {
-        Ok(shards) => shards.into_iter().find(|shard| !dir.join(shard).is_file()),
-        Err(_) => Some(path.to_string()),
+fn missing_weights(dir: &Path, weights: &str) -> Option<String> {
+    let is_here = |name: &str| dir.join(name).is_file();
+    let found = match weight_file(weights, is_here) {
+        Some(found) if is_index(&found) => found,
+        Some(_) => return None,
+        None => return Some(weights.to_string()),
+    };
+    match shards(dir, &found) {
+        Ok(shards) => shards.into_iter().find(|shard| !is_here(shard)),
+        Err(_) => Some(weights.to_string()),
     }
 }
 
-/// The name of the index beside which sharded weights lie: `NAME.safetensors.index.json`.
-pub(crate) fn index_name(weights: &str) -> String {
-    format!("{weights}.index.json")
+/// The file to read in place of `weights` (`NAME.safetensors`), out of those that exist: the weights themselves, or
+/// the index of their shards; in float32 rather than in float16. The names are those of diffusers'
+/// `variant_compatible_siblings`, which knows two for the index of a variant.
+pub(crate) fn weight_file(weights: &str, exists: impl Fn(&str) -> bool) -> Option<String> {
+    let stem = weights.strip_suffix(".safetensors").unwrap_or(weights);
+    [
+        weights.to_string(),
+        format!("{weights}.index.json"),
+        format!("{stem}.fp16.safetensors"),
+        format!("{weights}.index.fp16.json"),
+        format!("{weights}.fp16.index.json"),
+    ]
+    .into_iter()
+    .find(|name| exists(name))
 }
 
-/// The shards that an index file names, as paths within the repository, each once.
+/// Whether a [`weight_file`] is no weights itself but names the shards.
+pub(crate) fn is_index(weight_file: &str) -> bool {
+    weight_file.ends_with(".json")
+}
+
+/// Whether a [`weight_file`] is in float16, or names shards that are.
+pub(crate) fn is_fp16(weight_file: &str) -> bool {
+    weight_file.contains(".fp16.")
+}
+
+/// The shards that the file `index` in `dir` names, as paths within `dir`, each once.
 ///
 /// # Errors
 /// One sentence, when the file is no index, names nothing, or names anything but plain files beside it.
-pub(crate) fn shards(weights: &str, index: &Path) -> Result<Vec<String>, String> {
-    let text = std::fs::read_to_string(index).map_err(|e| format!("{}: {e}", index.display()))?;
+pub(crate) fn shards(dir: &Path, index: &str) -> Result<Vec<String>, String> {
+    let text = std::fs::read(dir.join(index)).map_err(|e| format!("it cannot be read: {e}"))?;
     let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| format!("it is not JSON: {e}"))?;
+        serde_json::from_slice(&text).map_err(|e| format!("it is not JSON: {e}"))?;
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())
         .filter(|map| !map.is_empty())
         .ok_or("it has no \"weight_map\" from tensor names to files")?;
-    let folder = weights.rsplit_once('/').map_or("", |(folder, _)| folder);
     let mut found = Vec::new();
     for (tensor, file) in map {
         let name = file.as_str().unwrap_or_default();
-        if !is_plain(name) || !name.ends_with(".safetensors") {
+        if !is_beside(name) || !name.ends_with(".safetensors") {
             return Err(format!(
                 "it puts the tensor {tensor:?} into {file}, where the name of a .safetensors file beside it was expected"
             ));
         }
-        found.push(match folder {
-            "" => name.to_string(),
-            _ => format!("{folder}/{name}"),
+        found.push(match index.rsplit_once('/') {
+            None => name.to_string(),
+            Some((folder, _)) => format!("{folder}/{name}"),
         });
     }
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+/// Whether `name` stays in its folder: a path that leaves it is an attack or a mistake. `\` and `:` are for Windows.
+fn is_beside(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|file| file == name) && !name.contains(['\\', ':'])
 }
 
 /// Whether `name` is one path component of harmless characters: letters, digits, `.`, `_`, `-`.
@@ -153,9 +184,9 @@ mod tests {
 
     fn shards_of(json: &str) -> Result<Vec<String>, String> {
         let dir = tempfile::tempdir().unwrap();
-        let index = dir.path().join("i.json");
-        std::fs::write(&index, json).unwrap();
-        shards("unet/m.safetensors", &index)
+        std::fs::create_dir(dir.path().join("unet")).unwrap();
+        std::fs::write(dir.path().join("unet/i.json"), json).unwrap();
+        shards(dir.path(), "unet/i.json")
     }
 
     #[test]
@@ -209,5 +240,22 @@ mod tests {
         assert_eq!(missing().as_deref(), Some("s-2.safetensors"));
         put("s-2.safetensors", "");
         assert_eq!(missing(), None);
+    }
+
+    #[test]
+    fn float32_is_taken_before_float16_and_one_file_before_shards() {
+        let mut names = [
+            "unet/m.safetensors",
+            "unet/m.safetensors.index.json",
+            "unet/m.fp16.safetensors",
+            "unet/m.safetensors.index.fp16.json",
+            "unet/m.safetensors.fp16.index.json",
+        ]
+        .to_vec();
+        while !names.is_empty() {
+            let found = weight_file("unet/m.safetensors", |name| names.contains(&name));
+            assert_eq!(found.as_deref(), Some(names.remove(0)));
+        }
+        assert_eq!(weight_file("unet/m.safetensors", |_| false), None);
     }
 }

@@ -6,7 +6,6 @@ mod layout;
 mod locate;
 mod weights;
 
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -97,25 +96,20 @@ impl ModelFiles {
     /// # Errors
     /// None of these files exists (the message lists what was looked for), or one cannot be read.
     pub fn weights(&self, part: &str, stem: &str, placement: &Placement) -> Result<Weights> {
-        let relative = |name: String| match part {
-            "" => name,
-            part => format!("{part}/{name}"),
+        let weights = match part {
+            "" => format!("{stem}.safetensors"),
+            part => format!("{part}/{stem}.safetensors"),
         };
         match self {
             ModelFiles::BuiltIn(files) => {
-                let name = relative(format!("{stem}.safetensors"));
                 let (_, bytes) = files
                     .iter()
-                    .find(|(file, _)| *file == name)
-                    .ok_or_else(|| anyhow!("{} is missing", self.name(&name)))?;
-                Weights::built_in(&self.name(&name), bytes, placement)
+                    .find(|(file, _)| *file == weights)
+                    .ok_or_else(|| anyhow!("{} is missing", self.name(&weights)))?;
+                Weights::built_in(&self.name(&weights), bytes, placement)
             }
             ModelFiles::Folder(folder) => {
-                let folder = match part {
-                    "" => folder.clone(),
-                    part => folder.join(part),
-                };
-                Weights::open(&weight_files(&folder, stem)?, placement)
+                Weights::open(&weight_files(folder, &weights)?, placement)
             }
         }
     }
@@ -181,21 +175,32 @@ impl PartFiles {
     }
 }
 
-/// The file or files that hold the weights `stem` in `folder`.
-fn weight_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
-    for variant in ["", ".fp16"] {
-        let single = folder.join(format!("{stem}{variant}.safetensors"));
-        if single.is_file() {
-            return Ok(vec![single]);
-        }
-        let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
-        if index.is_file() {
-            return shards(folder, &index);
-        }
+/// The file or files that hold `weights` (`NAME.safetensors`) in `folder`.
+fn weight_files(folder: &Path, weights: &str) -> Result<Vec<PathBuf>> {
+    let found = layout::weight_file(weights, |name| folder.join(name).is_file())
+        .ok_or_else(|| no_weights(folder, weights))?;
+    let path = folder.join(&found);
+    if !layout::is_index(&found) {
+        return Ok(vec![path]);
     }
+    let shards = layout::shards(folder, &found)
+        .map_err(|why| anyhow!("{}: not a safetensors index: {why}", path.display()))?;
+    let shards: Vec<PathBuf> = shards.iter().map(|shard| folder.join(shard)).collect();
+    match shards.iter().find(|shard| !shard.is_file()) {
+        None => Ok(shards),
+        Some(shard) => bail!(
+            "{} is missing; {} names it",
+            shard.display(),
+            path.display()
+        ),
+    }
+}
+
+fn no_weights(folder: &Path, weights: &str) -> anyhow::Error {
+    let path = folder.join(weights);
     let pickled = ["bin", "pt", "ckpt", "pth"]
         .iter()
-        .map(|extension| folder.join(format!("{stem}.{extension}")))
+        .map(|extension| path.with_extension(extension))
         .find(|path| path.is_file());
     let cure = match pickled {
         Some(path) => format!(
@@ -204,45 +209,9 @@ fn weight_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
         ),
         None => String::new(),
     };
-    bail!(
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    anyhow!(
         "{} is missing (looked for {stem}.safetensors, {stem}.safetensors.index.json and {stem}.fp16.safetensors){cure}",
-        folder.join(format!("{stem}.safetensors")).display()
+        path.display()
     )
-}
-
-fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: HashMap<String, String>,
-    }
-    let text = std::fs::read(index).with_context(|| format!("cannot read {}", index.display()))?;
-    let parsed: Index = serde_json::from_slice(&text)
-        .with_context(|| format!("{}: not a safetensors index", index.display()))?;
-    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    names
-        .into_iter()
-        .map(|name| {
-            // A shard beside its index: a path that leaves the folder is an attack or a mistake.
-            let plain = Path::new(&name)
-                .file_name()
-                .is_some_and(|file| file == &*name);
-            let path = folder.join(&name);
-            if !plain {
-                bail!(
-                    "{}: shard `{name}` is not a plain file name",
-                    index.display()
-                );
-            }
-            if !path.is_file() {
-                bail!(
-                    "{} is missing; {} names it",
-                    path.display(),
-                    index.display()
-                );
-            }
-            Ok(path)
-        })
-        .collect()
 }

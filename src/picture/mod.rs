@@ -9,6 +9,7 @@ mod double;
 mod encode;
 mod encode_tiff;
 mod format;
+mod header;
 pub(crate) mod structure;
 
 use image::DynamicImage;
@@ -19,6 +20,7 @@ pub(crate) use self::decode::decode;
 pub use self::double::double;
 pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
 pub use self::format::Format;
+pub use self::header::Header;
 use crate::metadata::Metadata;
 use crate::pixels::Pixels;
 

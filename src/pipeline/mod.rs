@@ -2,6 +2,7 @@
 
 mod denoise;
 mod loaded;
+mod memory;
 #[doc(hidden)] // for the parity tests
 pub mod noise;
 mod padding;
@@ -122,6 +123,11 @@ impl Upscaler {
         self.vae_config.scaling_factor as f32
     }
 
+    /// Pixels to a latent position, in each direction.
+    pub fn pixels_per_latent(&self) -> usize {
+        self.vae_config.factor()
+    }
+
     /// Use candle's stock operations even where this program has kernels of its own: for comparisons.
     pub fn use_stock_operations(&mut self) {
         self.placement.kernels = false;
@@ -215,6 +221,7 @@ impl Upscaler {
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
         ensure!(settings.steps > 0, "at least one step is needed");
+        self.check_memory(inputs)?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
         let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
@@ -308,6 +315,7 @@ impl Upscaler {
         let encoder = loaded(&mut self.encoder, Stage::Encode, on_event, || {
             Encoder::load(&self.vae_files, &self.vae_placement)
         })?;
+        on_event(Event::Started(Stage::Encode))?;
         let posterior = encoder.encode(&padded)?;
         let posterior = Posterior {
             mean: posterior.mean.to_device(&Device::Cpu)?,
@@ -334,6 +342,7 @@ impl Upscaler {
         let unet = loaded(&mut self.unet, Stage::Denoise, on_event, || {
             UNet::load(&self.options.model, &self.placement)
         })?;
+        on_event(Event::Started(Stage::Denoise))?;
         let device = &self.placement.device;
         let (_, _, h, w) = low_res.dims4()?;
         let low_res = low_res
@@ -372,6 +381,7 @@ impl Upscaler {
         let decoder = loaded(&mut self.decoder, Stage::Decode, on_event, || {
             Decoder::load(&self.vae_files, &self.vae_placement)
         })?;
+        on_event(Event::Started(Stage::Decode))?;
         let raw = (&upscaled.padded / self.vae_config.scaling_factor)?;
         let image = decoder
             .decode(&raw)?

@@ -54,6 +54,7 @@ impl Prompts {
                 let encoder = TextEncoder::load(model, placement)?;
                 Ok((Tokenizer::new(model, encoder.positions())?, encoder))
             })?;
+            on_event(Event::Started(Stage::Text))?;
             let conditioning = encode(text, tokenizer, encoder, placement.dtype, on_event)?;
             self.keep(text, conditioning, &texts);
         }

@@ -166,6 +166,8 @@ impl Stage {
 /// What a caller may want to show while a picture is made.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// A stage begins, its weights loaded.
+    Started(Stage),
     /// A stage's weights are being read.
     Loading(Stage),
     /// A denoising step is done, after so many seconds of its own.

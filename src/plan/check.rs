@@ -108,6 +108,7 @@ fn refusal(conflicts: &[(Source, PathBuf, Conflict)], request: &Request) -> Usag
         cures.push("leave out --format, so that the inputs' extensions keep them apart");
     }
     if over_output {
+        cures.push("give --name {stem}-{in_ext}.{ext}, where only the inputs' extensions differ");
         cures.push("give the folder that holds them all with -r, which keeps the tree");
         cures.push("take them in separate runs (--include, --exclude) with an -o each");
     }

@@ -74,6 +74,7 @@ impl Destination {
             Source::Stdin => &found.relative,
         };
         let (stem, own) = split_name(path);
+        let in_extension = own.clone().unwrap_or_default();
         let stated = template.extension().or(request.format.as_deref());
         let own = own.filter(|e| !is_latents(e) && !e.eq_ignore_ascii_case("apng"));
         let written = stated
@@ -105,6 +106,7 @@ impl Destination {
             stem,
             dotted: extension.is_some(),
             extension: extension.unwrap_or_default(),
+            in_extension,
             kind,
             seed: request.seed,
         })

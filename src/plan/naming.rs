@@ -74,6 +74,8 @@ pub struct Naming {
     pub(super) stem: OsString,
     /// Without the dot, as it is written.
     pub(super) extension: String,
+    /// The input's, likewise.
+    pub(super) in_extension: String,
     /// Whether the name ends in the extension; not so where `-o` names a file without one and `--format` is given.
     pub(super) dotted: bool,
     pub(super) kind: Written,
@@ -101,6 +103,7 @@ impl Naming {
         let mut name = self.template.expand(&Fields {
             stem: &self.stem,
             extension: &self.extension,
+            in_extension: &self.in_extension,
             seed: self.seed,
             size,
         });

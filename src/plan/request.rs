@@ -43,7 +43,7 @@ impl fmt::Display for Source {
 /// `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// A file or a folder: [`plan`] tells which.
+    /// A file or a folder: [`plan`](super::plan()) tells which.
     Path(PathBuf),
     /// Standard output.
     Stdout,

@@ -13,7 +13,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Whether the input at `relative` belongs to this share: [`hash`] modulo the count is the index. It depends on
+    /// Whether the input at `relative` belongs to this share: its hash modulo the count is the index. It depends on
     /// nothing but the path, so shares stay the same on every platform and whatever else the folder holds.
     pub fn holds(&self, relative: &Path) -> bool {
         hash(relative) % self.count == self.index

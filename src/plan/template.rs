@@ -12,14 +12,16 @@ enum Part {
     Text(String),
     Stem,
     Ext,
+    InExt,
     Seed,
     Width,
     Height,
 }
 
-const FIELDS: [(&str, Part); 5] = [
+const FIELDS: [(&str, Part); 6] = [
     ("{stem}", Part::Stem),
     ("{ext}", Part::Ext),
+    ("{in_ext}", Part::InExt),
     ("{seed}", Part::Seed),
     ("{width}", Part::Width),
     ("{height}", Part::Height),
@@ -38,6 +40,8 @@ pub struct Template {
 pub(super) struct Fields<'a> {
     pub stem: &'a OsStr,
     pub extension: &'a str,
+    /// The input's.
+    pub in_extension: &'a str,
     pub seed: u64,
     pub size: Option<(u32, u32)>,
 }
@@ -73,6 +77,7 @@ impl Template {
                 (Part::Text(text), _) => name.push(text),
                 (Part::Stem, _) => name.push(fields.stem),
                 (Part::Ext, _) => name.push(fields.extension),
+                (Part::InExt, _) => name.push(fields.in_extension),
                 (Part::Seed, _) => name.push(fields.seed.to_string()),
                 (Part::Width, Some((width, _))) => name.push(width.to_string()),
                 (Part::Height, Some((_, height))) => name.push(height.to_string()),
@@ -173,9 +178,10 @@ impl Part {
             }
             Part::Stem if rest.starts_with(stem) => (stem.len(), stem.len()),
             Part::Text(_) | Part::Stem => (1, 0),
-            Part::Ext | Part::Seed | Part::Width | Part::Height => {
-                let alphabetic = |c: char| *self == Part::Ext && c.is_ascii_alphabetic();
-                let run = rest.find(|c: char| !c.is_ascii_digit() && !alphabetic(c));
+            Part::Ext | Part::InExt | Part::Seed | Part::Width | Part::Height => {
+                let lettered = matches!(self, Part::Ext | Part::InExt);
+                let fits = |c: char| c.is_ascii_digit() || lettered && c.is_ascii_alphabetic();
+                let run = rest.find(|c| !fits(c));
                 (1, run.unwrap_or(rest.len()))
             }
         };

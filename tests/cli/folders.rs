@@ -144,8 +144,15 @@ fn a_dry_run_says_what_would_be_done_and_writes_nothing() {
         assert!(ran.text().contains(words), "{}", ran.text());
     }
     let ran = run(folder.path(), "in -o out --dry-run --json").ends_in(0);
-    assert!(ran.stdout.is_empty(), "no JSON, and so nothing");
-    ran.says(&["in/a.png 20x10"]);
+    let lines = ran.json();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["input"], "in/a.png");
+    assert_eq!(lines[0]["output"], "out/a.png");
+    assert_eq!(
+        (&lines[0]["width"], &lines[0]["height"]),
+        (&40.into(), &20.into())
+    );
+    ran.says(&["device: cpu", "model: "]);
     assert_eq!(files(folder.path()), ["in/a.png", "in/b.png"]);
 }
 

@@ -65,6 +65,66 @@ fn the_first_run_downloads_and_the_next_ones_ask_for_nothing() {
     }
 }
 
+/// The test model in float16 alone, named as diffusers names that: the UNet in shards, the rest whole.
+fn fp16_model() -> TempDir {
+    use candle_core::{DType, Device, safetensors};
+    let folder = tempfile::tempdir().unwrap();
+    let to_fp16 = |from: &Path, to: &Path| {
+        let mut tensors = safetensors::load(from, &Device::Cpu).unwrap();
+        for tensor in tensors.values_mut() {
+            *tensor = tensor.to_dtype(DType::F16).unwrap();
+        }
+        safetensors::save(&tensors, to).unwrap();
+    };
+    for part in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+        let target = folder.path().join(part);
+        fs::create_dir(&target).unwrap();
+        for entry in fs::read_dir(data("model").join(part)).unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            if let Some(stem) = name.strip_suffix(".safetensors") {
+                let (stem, shard) = stem.split_at(stem.find("-0").unwrap_or(stem.len()));
+                let name = format!("{stem}.fp16{shard}.safetensors");
+                to_fp16(&entry.path(), &target.join(name));
+            } else if name.ends_with(".index.json") {
+                let index = fs::read_to_string(entry.path()).unwrap();
+                let index = index.replace("_model-0", "_model.fp16-0");
+                let name = name.replace(".index.json", ".index.fp16.json");
+                fs::write(target.join(name), index).unwrap();
+            } else {
+                fs::copy(entry.path(), target.join(name)).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+#[test]
+fn a_repository_in_float16_alone_is_downloaded_and_used_as_such_a_folder_is() {
+    let model = fp16_model();
+    let setup = Setup {
+        server: HubServer::of_folder(model.path()),
+        folder: folder_of(&[("in.png", 16, 16)]),
+    };
+    let mut local = program(setup.folder.path());
+    local
+        .args(["in.png", "-o", "local.png", "-s", "1", "--model"])
+        .arg(model.path());
+    finish(local, b"").ends_in(0);
+    setup.run().ends_in(0);
+    let seen = setup.server.seen();
+    for file in [
+        "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ] {
+        assert!(seen.iter().any(|seen| seen.file == file), "{file}");
+    }
+    let pixels = |path: &Path| image(path).to_rgb8();
+    assert!(pixels(&setup.output()) == pixels(&setup.folder.path().join("local.png")));
+    fs::remove_file(setup.output()).unwrap();
+    setup.offline().ends_in(0);
+    assert_eq!(setup.server.seen(), []);
+}
+
 #[test]
 fn offline_with_a_cold_cache_names_the_ways_round() {
     let setup = Setup::new();

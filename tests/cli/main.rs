@@ -6,6 +6,7 @@ mod damage;
 mod damaged;
 #[path = "../common/data.rs"]
 mod data;
+mod effects;
 mod environment;
 mod fidelity;
 mod folders;
@@ -13,8 +14,10 @@ mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
 #[cfg(target_os = "linux")]
-mod interrupts;
+pub mod interrupts;
 mod latents;
+#[cfg(target_os = "linux")]
+mod outputs;
 mod pipes;
 mod reference;
 mod refusals;

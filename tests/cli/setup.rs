@@ -3,7 +3,9 @@
 pub use std::fs;
 use std::io::Write;
 pub use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use image::{DynamicImage, RgbImage};
 use safetensors::Dtype;
@@ -82,6 +84,38 @@ pub fn program(folder: &Path) -> Command {
     command
 }
 
+/// How long any one run may take before the test kills it: far beyond what the slowest machine needs.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Kills a process that is still there after [`LIMIT`], so that no test waits for ever. Dropped, it lets the process be.
+pub struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    pub fn of(child: &Child) -> Self {
+        let (alive, ended) = channel::<()>();
+        let id = child.id();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                eprintln!(
+                    "process {id} was killed: it was there for {} s",
+                    LIMIT.as_secs()
+                );
+                // By a program, so that this works wherever the tests do.
+                let _ = Command::new("kill").args(["-9", &id.to_string()]).status();
+            }
+        });
+        Self { _alive: alive }
+    }
+}
+
+/// Waits for a process, at most [`LIMIT`], and reads what it says.
+pub fn end(child: Child) -> Output {
+    let _watchdog = Watchdog::of(&child);
+    child.wait_with_output().unwrap()
+}
+
 /// Runs a command to its end with `input` on its standard input. Whatever it is, it must not panic.
 #[track_caller]
 pub fn finish(mut command: Command, input: &[u8]) -> Ran {
@@ -97,7 +131,7 @@ pub fn finish(mut command: Command, input: &[u8]) -> Ran {
         // A program that refuses its arguments does not read.
         let _ = stdin.write_all(&input);
     });
-    let output = child.wait_with_output().unwrap();
+    let output = end(child);
     feed.join().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(!stderr.contains("panicked"), "{stderr}");

@@ -1,5 +1,5 @@
 //! A small Hugging Face Hub on loopback: one model repository, with the redirects and headers of the real one,
-//! and faults on demand. Point `HF_ENDPOINT` (or `Settings::endpoint`) to `HubServer::url`.
+//! and faults on demand. Point `HF_ENDPOINT` (or `Environment::endpoint`) to `HubServer::url`.
 #![allow(dead_code)] // Each test file that includes this one uses a part of it.
 
 use std::collections::BTreeMap;
@@ -15,15 +15,16 @@ pub const REPO: &str = "org/model";
 /// The one commit of the repository; `main` stands for it too.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What a server can do wrong. All but the first three concern the bytes of a file, not what `HEAD` says of it.
+/// What [`Seen::file`] is for a request for the list of files, and the name for [`HubServer::fail`] there.
+pub const LIST: &str = "(the list of files)";
+
+/// What a server can do wrong. All but the first two concern the bytes of a file, or of the list.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// This status, with this `X-Error-Code`.
     Status(u16, Option<&'static str>),
     /// No answer to anything.
     Silence,
-    /// `HEAD` is answered with 501.
-    NoHead,
     /// The connection ends after so many bytes.
     CutAfter(usize),
     /// No more than so many bytes, and the connection stays open.
@@ -32,7 +33,7 @@ pub enum Fault {
     Short(usize),
     /// All bytes, the middle one changed.
     WrongByte,
-    /// More bytes than `HEAD` said.
+    /// More bytes than the list said.
     Longer,
     /// `Range` is not looked at.
     IgnoreRange,
@@ -59,6 +60,7 @@ struct State {
     token: Option<String>,
     pace: Duration,
     web_page: bool,
+    names_alone: bool,
 }
 
 pub struct HubServer {
@@ -138,6 +140,11 @@ impl HubServer {
         self.state.lock().unwrap().web_page = true;
     }
 
+    /// Lists files without their sizes and hashes, as some mirrors do.
+    pub fn list_names_alone(&self) {
+        self.state.lock().unwrap().names_alone = true;
+    }
+
     /// The requests since the last call.
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.lock().unwrap().seen)
@@ -155,6 +162,28 @@ pub fn etag(file: &str, bytes: &[u8]) -> String {
 
 fn is_large(file: &str) -> bool {
     file.ends_with(".safetensors")
+}
+
+/// The answer to `/api/models/REPO/revision/REVISION?blobs=true`, as far as clients read it.
+fn list(state: &State) -> String {
+    let siblings = state.files.iter().map(|(file, bytes)| {
+        let (size, hash) = (bytes.len(), etag(file, bytes));
+        if state.names_alone {
+            return serde_json::json!({"rfilename": file});
+        }
+        if !is_large(file) {
+            return serde_json::json!({"rfilename": file, "blobId": hash, "size": size});
+        }
+        let lfs = serde_json::json!({"sha256": hash, "size": size, "pointerSize": 134});
+        // Git's hash is that of the pointer.
+        let pointer = format!("{:x}", Sha256::digest(&hash))[..40].to_string();
+        serde_json::json!({"rfilename": file, "blobId": pointer, "size": size, "lfs": lfs})
+    });
+    serde_json::json!({
+        "id": REPO, "modelId": REPO, "private": false, "gated": false, "disabled": false, "sha": COMMIT, "tags": [],
+        "siblings": siblings.collect::<Vec<_>>(),
+    })
+    .to_string()
 }
 
 fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::Result<()> {
@@ -207,7 +236,11 @@ fn answer(
 ) -> std::io::Result<()> {
     let resolve = format!("/{REPO}/resolve/");
     let direct = format!("/api/resolve-cache/models/{REPO}/{COMMIT}/");
-    let (file, revision, redirected) = if let Some(rest) = url.strip_prefix(&resolve) {
+    let info = format!("/api/models/{REPO}/revision/");
+    let (file, revision, redirected) = if let Some(rest) = url.strip_prefix(&info) {
+        let revision = rest.split('?').next().unwrap_or(rest);
+        (LIST.to_string(), revision.to_string(), false)
+    } else if let Some(rest) = url.strip_prefix(&resolve) {
         let (revision, file) = rest.split_once('/').unwrap_or((rest, ""));
         (file.to_string(), revision.to_string(), false)
     } else if let Some(file) = url.strip_prefix("/cdn/").or(url.strip_prefix(&direct)) {
@@ -215,7 +248,7 @@ fn answer(
     } else {
         (url.to_string(), String::new(), false)
     };
-    let (bytes, fault, pace) = {
+    let (bytes, fault, pace, list) = {
         let mut state = state.lock().unwrap();
         state.seen.push(Seen {
             method: method.into(),
@@ -228,18 +261,18 @@ fn answer(
             return head(&mut stream, "200 OK", &["Content-Length: 15"])
                 .and_then(|()| stream.write_all(b"<html>Log in</>"));
         }
-        if !cdn && state.token.is_some() && state.token != token {
+        // Anyone may see what a gated repository holds.
+        if !cdn && file != LIST && state.token.is_some() && state.token != token {
             return head(
                 &mut stream,
                 "401 Unauthorized",
                 &["X-Error-Code: GatedRepo", "Content-Length: 0"],
             );
         }
-        let of_bytes = method == "GET" && redirected;
+        let of_bytes = method == "GET" && (redirected || file == LIST);
         let fault = state.faults.iter_mut().find(|(name, fault, left)| {
             let applies = match fault {
                 Fault::Status(..) | Fault::Silence => true,
-                Fault::NoHead => method == "HEAD",
                 _ => of_bytes,
             };
             (name == "*" || *name == file) && *left > 0 && applies
@@ -248,7 +281,8 @@ fn answer(
             *left -= 1;
             fault.clone()
         });
-        (state.files.get(&file).cloned(), fault, state.pace)
+        let list = list(&state);
+        (state.files.get(&file).cloned(), fault, state.pace, list)
     };
     match &fault {
         Some(Fault::Status(status, code)) => {
@@ -260,21 +294,16 @@ fn answer(
             );
         }
         Some(Fault::Silence) => return wait_for_hangup(&mut stream),
-        Some(Fault::NoHead) => {
-            return head(
-                &mut stream,
-                "501 Unsupported method",
-                &["Content-Length: 0"],
-            );
-        }
         _ => {}
     }
-    let absent = match (url.starts_with(&resolve) || redirected, &*revision, &bytes) {
+    let is_list = file == LIST;
+    let is_known = is_list || redirected || url.starts_with(&resolve);
+    let absent = match (is_known, &*revision, &bytes) {
         (false, _, _) => Some("RepoNotFound"),
         (_, revision, _) if ![COMMIT, "main", "refs%2Fpr%2F1"].contains(&revision) => {
             Some("RevisionNotFound")
         }
-        (_, _, None) => Some("EntryNotFound"),
+        (_, _, None) if !is_list => Some("EntryNotFound"),
         _ => None,
     };
     let commit = format!("X-Repo-Commit: {COMMIT}");
@@ -288,6 +317,10 @@ fn answer(
                 "Content-Length: 0",
             ],
         );
+    }
+    if is_list {
+        let fields = ["Content-Type: application/json; charset=utf-8"];
+        return send_bytes(stream, method, list.into(), None, fault, pace, &fields);
     }
     let bytes = bytes.unwrap_or_default();
     let etag = etag(&file, &bytes);

@@ -11,7 +11,7 @@ use sd_upscale::plan::{Shard, Template};
 
 /// Upscale images and latents 2x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
 pub struct Args {
     /// Image, latents file (.safetensors, .latent, .npz), folder, or - for standard input
     #[arg(required_unless_present = "export_tiny")]
@@ -25,11 +25,11 @@ pub struct Args {
     pub output: Option<OsString>,
 
     /// What the image shows [default: the prompt in the input's metadata, else empty]
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
 
     /// What to steer away from; needs a guidance above 1
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_prompt: Option<String>,
 
     /// Denoising steps
@@ -99,7 +99,7 @@ pub struct Args {
     #[arg(long, value_name = "GLOB", help_heading = "Many files")]
     pub exclude: Vec<String>,
 
-    /// Output names, from {stem} {ext} {seed} {width} {height}
+    /// Output names, from {stem} {ext} {in_ext} (the input's) {seed} {width} {height}
     #[arg(long, value_name = "TEMPLATE", help_heading = "Many files")]
     pub name: Option<Template>,
 
@@ -171,7 +171,8 @@ Examples:
   sd-upscale -r shots/ -p \"film still\" -o big/ --skip-existing
   generator --latents | sd-upscale - -p \"an astronaut\" -o out.png
 
-Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS
+Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS,
+  SD_UPSCALE_KERNELS=avx512|avx2|base|portable (the fastest that the machine has)
 Exit status: 0 all done; 1 an input failed (the others were done); 2 usage; 130 interrupted";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -1,19 +1,20 @@
 //! Items to upscaled pictures, one thread a device.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
-use sd_upscale::{Event, LowRes, Pixels, Upscaler};
+use sd_upscale::{Event, LowRes, Pixels, Stage, Upscaler};
 
-use crate::item::{Content, Finished, Item, Made, Upscaled};
+use crate::existing;
+use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
 
 /// Takes groups of items until there are no more, and hands on what became of them. `load` makes the networks
 /// when the first group is there; it is told whether more than one picture is to be made with them.
@@ -31,23 +32,27 @@ pub fn compute(
         messages,
     };
     let mut loaded = None;
-    while let Some(mut group) = next(groups) {
+    while let Some(group) = next(groups) {
+        let mut group = worker.without_done(group);
         for item in &mut group {
             item.start = Instant::now();
         }
+        if group.is_empty() {
+            continue;
+        }
         let many = group.len() > 1 || group.iter().any(|item| item.of_many);
-        let upscaler = loaded.take().map_or_else(|| load(many), Ok);
-        let results = upscaler.and_then(|upscaler| worker.guarded(upscaler, group));
-        let results = match results {
-            Ok((upscaler, results)) => {
-                loaded = Some(upscaler);
-                results
-            }
+        let upscaler = loaded
+            .take()
+            .map_or_else(|| guarded(|| load(many)).flatten(), Ok);
+        let upscaler = match upscaler {
+            Ok(upscaler) => upscaler,
             Err(error) => {
                 let _ = messages.send(Message::Fatal(error));
                 return;
             }
         };
+        let (upscaler, results) = worker.guarded(upscaler, group);
+        loaded = upscaler;
         for result in results {
             let sent = match result {
                 Ok(result) => finished.send(result).is_ok(),
@@ -74,13 +79,45 @@ struct Worker<'a> {
 type Results = Vec<Result<Finished, Box<Outcome>>>;
 
 impl Worker<'_> {
-    /// [`Self::run`], with a panic as an error.
-    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> Result<(Upscaler, Results)> {
-        catch_unwind(AssertUnwindSafe(|| {
+    /// The group without what another run finished since it was read: two that work into one folder share the work.
+    fn without_done(&self, group: Vec<Item>) -> Vec<Item> {
+        let done = |item: &Item| match &item.place {
+            Place::File(path) => existing::is_done(path, item.expected),
+            Place::Stdout => false,
+        };
+        let (done, left): (Vec<Item>, Vec<Item>) = group
+            .into_iter()
+            .partition(|item| self.job.skip_existing && done(item));
+        for item in done {
+            let _ = self
+                .messages
+                .send(Message::Done(item.outcome(self.job, Status::Skipped)));
+        }
+        left
+    }
+
+    /// [`Self::run`], where a panic fails the group and costs the networks, which are loaded again for the next.
+    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> (Option<Upscaler>, Results) {
+        let failures: Vec<Outcome> = group
+            .iter()
+            .map(|item| item.outcome(self.job, Status::Error))
+            .collect();
+        let done = guarded(|| {
             let results = self.run(&mut upscaler, group);
             (upscaler, results)
-        }))
-        .map_err(|_| anyhow!("the program has a fault (see the message above); please report it"))
+        });
+        match done {
+            Ok((upscaler, results)) => (Some(upscaler), results),
+            Err(error) => {
+                let failed = |outcome| {
+                    Err(Box::new(Outcome {
+                        error: Some(format!("{error:#}")),
+                        ..outcome
+                    }))
+                };
+                (None, failures.into_iter().map(failed).collect())
+            }
+        }
     }
 
     /// A batch that fails as a whole is done again one by one, so that one bad input fails alone.
@@ -149,26 +186,40 @@ impl Worker<'_> {
     }
 
     fn on_event(&self, name: &str, event: Event) -> Result<()> {
-        let worker = self.number;
-        let message = match event {
+        match event {
+            Event::Started(stage) => self.say(Message::Stage {
+                worker: self.number,
+                text: doing(stage),
+            }),
             Event::Loading(stage) => {
-                Message::Note(format!("{name}: reading the {} weights", stage.name()))
+                self.say(Message::Stage {
+                    worker: self.number,
+                    text: loading(stage),
+                })?;
+                let stage = stage.name();
+                self.say(Message::Note(format!(
+                    "{name}: reading the {stage} weights"
+                )))
             }
             Event::Step {
                 done,
                 total,
                 seconds,
-            } => Message::Step {
-                worker,
+            } => self.say(Message::Step {
+                worker: self.number,
                 done,
                 total,
                 seconds,
-            },
+            }),
             Event::Finished { stage, seconds } => {
-                Message::Note(format!("{name}: {} {seconds:.3} s", stage.name()))
+                let stage = stage.name();
+                self.say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
             }
-            Event::Warning(text) => Message::Warning(format!("{name}: {text}")),
-        };
+            Event::Warning(text) => self.say(Message::Warning(format!("{name}: {text}"))),
+        }
+    }
+
+    fn say(&self, message: Message) -> Result<()> {
         if self.messages.send(message).is_err() {
             bail!("the run has ended");
         }
@@ -176,11 +227,33 @@ impl Worker<'_> {
     }
 }
 
+/// What is shown while a stage goes on.
+fn doing(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Text => "reading the prompt",
+        Stage::Encode => "encoding",
+        Stage::Denoise => "first step",
+        Stage::Decode => "decoding",
+    }
+}
+
+fn loading(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Text => "loading the text encoder",
+        Stage::Encode => "loading the encoder",
+        Stage::Denoise => "loading the UNet",
+        Stage::Decode => "loading the decoder",
+    }
+}
+
 fn finished(upscaler: &Upscaler, item: Item, upscaled: Upscaled) -> Finished {
     Finished {
         item,
         upscaled,
-        scaling_factor: upscaler.scaling_factor(),
+        latents: LatentForm {
+            scaling_factor: upscaler.scaling_factor(),
+            pixels: upscaler.pixels_per_latent(),
+        },
     }
 }
 

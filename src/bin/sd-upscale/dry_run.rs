@@ -2,88 +2,192 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
+use sd_upscale::device;
 use sd_upscale::files::{self, Loaded};
-use sd_upscale::plan::{Plan, Source, Target};
-use sd_upscale::{device, model};
+use sd_upscale::model::TINY;
+use sd_upscale::plan::{Plan, Source, Target, Task, Written};
 
+use crate::item::{Content, Size};
 use crate::job::Job;
+use crate::model::{Facts, Model};
+use crate::read::fits;
+use crate::report::{Outcome, Status};
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
 const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
+/// Bytes a pixel of the result that the published configuration takes at its peak, where the model's own is not at hand.
+const PUBLISHED_BYTES: u64 = 2600;
+/// What a process of the published configuration takes beside that: the largest part's weights and the program.
+const PUBLISHED_BASE: u64 = 1_700_000_000;
+/// The same of the built-in model.
+const TINY_BASE: u64 = 100_000_000;
 
-/// Prints each input with its output and sizes, and what the run needs: on standard error where standard output is
-/// for JSON. Nothing is downloaded. An input that cannot be read is shown with its error.
+/// Prints each input with its output and sizes, and what the run needs: with `--json` a line of JSON an input on
+/// standard output, and the rest on standard error. Nothing is downloaded. An input that cannot be done is shown with
+/// its error.
 ///
 /// # Errors
 /// The output is closed.
-pub fn show(job: &Job, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
-    let mut lines = Vec::new();
-    let mut unreadable = plan.failed.len();
-    for (path, error) in &plan.failed {
-        lines.push(format!("{}: {error}", path.display()));
-    }
-    let mut largest = 0;
-    for task in &plan.tasks {
-        let size = match &task.source {
-            Source::Stdin => None,
-            Source::Path(path) => match files::read_path(path, &job.limits) {
-                Ok(Loaded::Picture(picture)) => Some((picture.pixels.width, picture.pixels.height)),
-                Ok(Loaded::Latents(latents)) => Some((8 * latents.width, 8 * latents.height)),
-                Err(error) => {
-                    lines.push(format!("{error:#}"));
-                    unreadable += 1;
-                    continue;
-                }
-            },
-        };
-        let place = match (&task.target, size) {
-            (Target::Stdout(_), _) => "-".to_string(),
-            (Target::File(naming), Some((w, h))) => {
-                let path = naming.path(2 * w as u32, 2 * h as u32, None);
-                path.display().to_string()
-            }
-            (Target::File(naming), None) => naming.pattern().display().to_string(),
-        };
-        match size {
-            Some((w, h)) => {
-                lines.push(format!(
-                    "{} {w}x{h} -> {place} {}x{}",
-                    task.source,
-                    2 * w,
-                    2 * h
-                ));
-                largest = largest.max((4 * w * h) as u64);
-            }
-            None => lines.push(format!("{} -> {place}", task.source)),
-        }
-    }
+pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
+    let facts = Model::new(job.clone()).facts_at_hand();
+    let (outcomes, peak) = outcomes(&job, plan, facts.as_ref());
+    let failed = outcomes.iter().any(|o| o.status == Status::Error);
     let names: Vec<String> = devices.iter().map(device::name).collect();
-    lines.push(format!("device: {}", names.join(", ")));
-    lines.push(format!("model: {}", weights(job)));
-    if job.model != model::TINY {
-        // The decoder's widest maps: two of 256 channels and one of 128 at the output's size, in float32.
-        let gigabytes = (largest * 2600) as f64 / 1e9;
-        lines.push(format!(
-            "memory: about {:.1} GB ({gigabytes:.1} GB for the largest picture)",
-            gigabytes + 1.7
-        ));
+    let mut about = vec![
+        format!("device: {}", names.join(", ")),
+        format!("model: {}", weights(&job)),
+    ];
+    if let Some(peak) = peak {
+        about.push(memory(&job, peak));
     }
-    let text = lines.join("\n");
-    if job.json {
-        writeln!(std::io::stderr(), "{text}")
+    let mut stdout = std::io::stdout().lock();
+    let mut print = || -> std::io::Result<()> {
+        for outcome in &outcomes {
+            if job.json {
+                writeln!(stdout, "{}", outcome.json())?;
+            } else {
+                writeln!(stdout, "{}", in_words(outcome))?;
+            }
+        }
+        for line in &about {
+            if job.json {
+                writeln!(std::io::stderr(), "{line}")?;
+            } else {
+                writeln!(stdout, "{line}")?;
+            }
+        }
+        stdout.flush()
+    };
+    print().context("cannot write what would be done")?;
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// What would become of each input, and the largest peak of memory in bytes.
+fn outcomes(job: &Job, plan: &Plan, facts: Option<&Facts>) -> (Vec<Outcome>, Option<u64>) {
+    let mut peak = None;
+    let failed = plan.failed.iter().map(|(path, error)| Outcome {
+        error: Some(error.clone()),
+        ..Outcome::new(job, path.display().to_string(), Status::Error)
+    });
+    let mut outcomes: Vec<Outcome> = failed.collect();
+    for task in &plan.tasks {
+        let outcome = Outcome::new(job, task.source.to_string(), Status::Planned);
+        outcomes.push(match sized(job, task, facts) {
+            Ok(size) => {
+                if let Some(size) = size {
+                    peak = peak.max(Some(bytes_needed(size, facts)));
+                }
+                Outcome {
+                    output: Some(place(task, size)),
+                    size: size.map(|size| (size.width, size.height)),
+                    ..outcome
+                }
+            }
+            Err(error) => Outcome {
+                status: Status::Error,
+                error: Some(format!("{error:#}")),
+                ..outcome
+            },
+        });
+    }
+    (outcomes, peak)
+}
+
+/// The result's size, with the checks of a real run; None for standard input, which is not read.
+fn sized(job: &Job, task: &Task, facts: Option<&Facts>) -> Result<Option<Size>> {
+    let Source::Path(path) = &task.source else {
+        return Ok(None);
+    };
+    let content = match files::read_path(path, &job.limits)? {
+        Loaded::Picture(picture) => Content::Picture(picture),
+        Loaded::Latents(latents) => Content::Latents(latents),
+    };
+    let size = match facts {
+        Some(facts) => facts.result_size(&content)?,
+        None => published_size(&content),
+    };
+    fits(size, kind(task))?;
+    Ok(Some(size))
+}
+
+/// Of a model that is not at hand: as for every Stable Diffusion VAE.
+fn published_size(content: &Content) -> Size {
+    match content {
+        Content::Picture(picture) => Size {
+            width: 2 * picture.pixels.width,
+            height: 2 * picture.pixels.height,
+        },
+        Content::Latents(latents) => Size {
+            width: 16 * latents.width,
+            height: 16 * latents.height,
+        },
+    }
+}
+
+fn kind(task: &Task) -> Written {
+    match &task.target {
+        Target::Stdout(kind) => *kind,
+        Target::File(naming) => naming.kind(),
+    }
+}
+
+fn place(task: &Task, size: Option<Size>) -> String {
+    let path = match (&task.target, size) {
+        (Target::Stdout(_), _) => return "-".into(),
+        (Target::File(naming), Some(size)) => {
+            naming.path(size.width as u32, size.height as u32, None)
+        }
+        (Target::File(naming), None) => naming.pattern(),
+    };
+    path.display().to_string()
+}
+
+fn in_words(outcome: &Outcome) -> String {
+    let place = outcome.output.as_deref().unwrap_or("-");
+    match (&outcome.error, outcome.size) {
+        (Some(error), _) => outcome.named(error),
+        (None, Some((w, h))) => {
+            format!("{} {}x{} -> {place} {w}x{h}", outcome.input, w / 2, h / 2)
+        }
+        (None, None) => format!("{} -> {place}", outcome.input),
+    }
+}
+
+fn bytes_needed(size: Size, facts: Option<&Facts>) -> u64 {
+    match facts {
+        Some(facts) => facts.bytes_needed(size),
+        None => size.width as u64 * size.height as u64 * PUBLISHED_BYTES,
+    }
+}
+
+fn memory(job: &Job, peak: u64) -> String {
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let base = if job.model == TINY {
+        TINY_BASE
     } else {
-        writeln!(std::io::stdout(), "{text}")
-    }
-    .context("cannot write what would be done")?;
-    Ok(ExitCode::from(u8::from(unreadable > 0)))
+        PUBLISHED_BASE
+    };
+    let free = match device::free_memory() {
+        Some(free) if free < base + peak => {
+            format!("; only {:.1} GB are free: it may not fit", gigabytes(free))
+        }
+        Some(free) => format!("; {:.1} GB are free", gigabytes(free)),
+        None => String::new(),
+    };
+    format!(
+        "memory: about {:.1} GB ({:.1} GB for the largest picture){free}",
+        gigabytes(base + peak),
+        gigabytes(peak)
+    )
 }
 
 fn weights(job: &Job) -> String {
     match &*job.model {
-        model::TINY => "tiny (built in)".into(),
+        TINY => "tiny (built in)".into(),
         name if std::path::Path::new(name).is_dir() => format!("{name} (folder)"),
         name => format!(
             "{name} at {} (repository; the published model's weights are {:.1} GB)",

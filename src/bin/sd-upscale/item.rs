@@ -27,6 +27,29 @@ impl Place {
     }
 }
 
+/// Width and height in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+impl Size {
+    pub fn turned(self) -> Self {
+        Self {
+            width: self.height,
+            height: self.width,
+        }
+    }
+
+    pub fn doubled(self) -> Self {
+        Self {
+            width: 2 * self.width,
+            height: 2 * self.height,
+        }
+    }
+}
+
 /// What an item was read from.
 pub enum Content {
     Picture(Picture),
@@ -43,6 +66,8 @@ pub struct Item {
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
     pub low_res: Option<PathBuf>,
+    /// The result's, where the input states it.
+    pub expected: Option<Size>,
     /// Whether its file holds others.
     pub of_many: bool,
     /// Of latents: for all of a file alike.
@@ -73,8 +98,16 @@ impl Item {
 pub struct Finished {
     pub item: Item,
     pub upscaled: Upscaled,
-    /// The VAE's, to write raw latents.
+    pub latents: LatentForm,
+}
+
+/// What the model's latents are, for those who read them from a file.
+#[derive(Clone, Copy, Debug)]
+pub struct LatentForm {
+    /// Scaled latents are raw ones times this.
     pub scaling_factor: f32,
+    /// To a latent position, in each direction.
+    pub pixels: usize,
 }
 
 /// What was made of an item.

@@ -1,11 +1,14 @@
 //! The command line, checked once and turned into a [`Job`]; later code takes that, never the arguments.
 
+use std::io::IsTerminal;
+use std::path::Path;
+
 use candle_core::DType;
 use sd_upscale::Settings;
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
-use sd_upscale::model::hub;
+use sd_upscale::model::{TINY, hub};
 use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::{Output, Request, Source, UsageError};
 
@@ -47,24 +50,33 @@ pub struct Job {
     pub warnings: Vec<String>,
 }
 
+impl Job {
+    /// The model as files name it: without the folders that lead to it on this machine.
+    pub fn model_name(&self) -> String {
+        let name = Path::new(&self.model).file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Whether standard output is where results or lines about them go.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.json || self.request.output == Some(Output::Stdout)
+    }
+}
+
 impl TryFrom<Args> for Job {
     type Error = UsageError;
 
     fn try_from(args: Args) -> Result<Self, UsageError> {
-        let mut warnings = Vec::new();
-        if args.negative_prompt.is_some() && args.guidance <= 1.0 {
-            warnings.push(format!(
-                "--negative-prompt has no effect at guidance {}: give -g a value above 1",
-                args.guidance
-            ));
-        }
-        if args.prompt.is_some() && args.guidance == 0.0 {
-            warnings.push("guidance 0 ignores the prompt".into());
-        }
+        let warnings = without_effect(&args);
         let output = args.output.map(Output::from);
         if args.json && output == Some(Output::Stdout) {
             return Err(UsageError(
                 "--json and -o - both write to standard output: give -o a file".into(),
+            ));
+        }
+        if output == Some(Output::Stdout) && std::io::stdout().is_terminal() {
+            return Err(UsageError(
+                "-o - would write the result's bytes to a terminal: give -o a file, or pipe them to a program".into(),
             ));
         }
         let revision = match (args.revision, &*args.model) {
@@ -130,4 +142,46 @@ impl TryFrom<Args> for Job {
             warnings,
         })
     }
+}
+
+/// Options that do nothing in this command, one sentence each.
+fn without_effect(args: &Args) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut note = |applies: bool, text: &str| {
+        if applies {
+            warnings.push(text.to_string());
+        }
+    };
+    note(
+        args.negative_prompt.is_some() && args.guidance <= 1.0,
+        &format!(
+            "--negative-prompt has no effect at guidance {}: give -g a value above 1",
+            args.guidance
+        ),
+    );
+    note(
+        args.prompt.is_some() && args.guidance == 0.0,
+        "guidance 0 ignores the prompt",
+    );
+    let built_in = args.model == TINY;
+    note(
+        built_in
+            && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
+        "the prompt and the guidance do nothing in the built-in model: it was trained without words",
+    );
+    note(
+        args.revision.is_some() && (built_in || Path::new(&args.model).exists()),
+        "--revision has no effect: it is of a Hub repository, and --model names none",
+    );
+    let folders = args.input.iter().any(|input| Path::new(input).is_dir());
+    note(
+        !folders && (args.recursive || !args.include.is_empty() || !args.exclude.is_empty()),
+        "--recursive, --include and --exclude have no effect: they choose within folders, and no input is one",
+    );
+    let to_stdout = args.output.as_ref().is_some_and(|output| output == "-");
+    note(
+        to_stdout && (args.skip_existing || args.save_low_res || args.name.is_some()),
+        "--skip-existing, --save-low-res and --name have no effect with -o -",
+    );
+    warnings
 }

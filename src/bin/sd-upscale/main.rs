@@ -3,31 +3,50 @@
 mod args;
 mod compute;
 mod dry_run;
+mod existing;
 mod export_tiny;
 mod item;
 mod job;
+mod model;
 mod read;
 mod report;
 mod run;
+mod signals;
+mod threads;
 mod write;
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::{Result, ensure};
 use clap::Parser;
+use sd_upscale::kernels::cpu::Isa;
 use sd_upscale::plan::UsageError;
 
 fn main() -> ExitCode {
+    threads::keep_panics();
+    signals::outlive_file_limits();
+    // Its own messages on a command line that it cannot read end in status 2.
     let args = args::Args::parse();
-    let result = match &args.export_tiny {
-        Some(folder) => export_tiny::export(folder).map(|()| ExitCode::SUCCESS),
-        None => job::Job::try_from(args)
-            .map_err(anyhow::Error::from)
-            .and_then(run::run),
-    };
+    let result = threads::guarded(|| done(args)).flatten();
     result.unwrap_or_else(|error| {
         // Where no one reads standard error, the exit status remains.
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
+}
+
+fn done(args: args::Args) -> Result<ExitCode> {
+    if let Some(folder) = &args.export_tiny {
+        export_tiny::export(folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let job = job::Job::try_from(args)?;
+    ensure!(
+        !(job.writes_to_stdout() && signals::stdout_was_closed()),
+        "standard output is closed: give -o a file, or open it"
+    );
+    Isa::chosen().map_err(UsageError)?;
+    threads::start_pool()?;
+    run::run(job)
 }

@@ -1,22 +1,31 @@
 //! Files to items: what is to be made of each input, and where it goes.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use sd_upscale::Settings;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
+use sd_upscale::metadata::{FoundPrompt, Metadata};
+use sd_upscale::picture::Format;
 use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
+use sd_upscale::{Settings, device};
 
-use crate::item::{Content, Item, Place};
+use crate::args::ColorFix;
+use crate::existing;
+use crate::item::{Content, Item, Place, Size};
 use crate::job::Job;
+use crate::model::{Model, NoModel};
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
+use crate::write::written_settings;
 
 /// Reads the inputs and hands them on in groups of up to `job.batch` that can be computed together.
 pub fn read(
     job: &Job,
+    model: &Model,
     tasks: Vec<Task>,
     claims: Claims,
     groups: SyncSender<Vec<Item>>,
@@ -24,24 +33,35 @@ pub fn read(
 ) {
     let mut reader = Reader {
         job,
+        model,
         claims,
+        said: HashSet::new(),
+        tried: HashSet::new(),
         messages,
     };
     let mut group: Vec<Item> = Vec::new();
     for task in tasks {
         let start = Instant::now();
-        match reader.items(&task, start) {
+        match guarded(|| reader.items(&task, start)).flatten() {
             Ok(items) => {
                 for item in items {
-                    let fits = group.len() < job.batch
-                        && group
-                            .first()
-                            .is_none_or(|first| first.shares_a_batch(&item));
+                    let fits = group
+                        .first()
+                        .is_none_or(|first| first.shares_a_batch(&item));
                     if !fits && groups.send(std::mem::take(&mut group)).is_err() {
                         return;
                     }
                     group.push(item);
+                    // A full group does not wait for the next file, which may be a pipe.
+                    if group.len() >= job.batch && groups.send(std::mem::take(&mut group)).is_err()
+                    {
+                        return;
+                    }
                 }
+            }
+            Err(error) if error.is::<NoModel>() => {
+                reader.say(Message::Fatal(error));
+                return;
             }
             Err(error) => reader.failed(&task, start, error),
         }
@@ -54,7 +74,12 @@ pub fn read(
 
 struct Reader<'a> {
     job: &'a Job,
+    model: &'a Model,
     claims: Claims,
+    /// What was said once and is not said again.
+    said: HashSet<&'static str>,
+    /// Output folders that can be written to.
+    tried: HashSet<PathBuf>,
     messages: &'a Sender<Message>,
 }
 
@@ -79,10 +104,25 @@ impl Reader<'_> {
         }));
     }
 
-    /// Whether `path` was finished by an earlier run; then it is reported.
-    fn skips(&self, task: &Task, start: Instant, path: &Path) -> bool {
-        let skips = self.job.skip_existing && files::is_complete(path);
+    /// Whether `path` was finished by an earlier run; then it is reported. `made` is what the file would say of itself if
+    /// it were made now.
+    fn skips(
+        &self,
+        task: &Task,
+        start: Instant,
+        path: &Path,
+        expected: Option<Size>,
+        made: Option<&Metadata>,
+    ) -> bool {
+        let skips = self.job.skip_existing && existing::is_done(path, expected);
         if skips {
+            if let Some(change) = made.and_then(|made| existing::change(&task.source, path, made)) {
+                self.say(Message::Warning(format!(
+                    "{}: {} is kept, but {change}; --overwrite makes it again",
+                    task.source,
+                    path.display()
+                )));
+            }
             self.say(Message::Done(Outcome {
                 output: Some(path.display().to_string()),
                 ..self.outcome(task, start, Status::Skipped)
@@ -121,14 +161,41 @@ impl Reader<'_> {
         Ok(items)
     }
 
-    /// Where the name does not depend on the content, a finished file is skipped unread. Latents files may hold
+    /// Where the name does not depend on the content, a finished file is skipped on its header. Latents files may hold
     /// several, which their names count.
     fn skips_unread(&self, task: &Task, start: Instant) -> bool {
-        task.target.naming().is_some_and(|naming| {
-            let pattern = naming.pattern();
-            let settled = !pattern.to_string_lossy().contains(['{', '}']);
-            settled && self.skips(task, start, &pattern)
-        })
+        let (Some(naming), true) = (task.target.naming(), self.job.skip_existing) else {
+            return false;
+        };
+        let path = naming.pattern();
+        let settled = !path.to_string_lossy().contains(['{', '}']);
+        if !settled || !path.exists() {
+            return false;
+        }
+        let header = match &task.source {
+            Source::Path(input) => files::read_header(input).ok(),
+            Source::Stdin => None,
+        };
+        let Some(header) = header else {
+            return self.skips(task, start, &path, None, None);
+        };
+        let expected = Size {
+            width: header.width,
+            height: header.height,
+        }
+        .doubled();
+        let made = self.made(header.metadata, expected);
+        self.skips(task, start, &path, Some(expected), made.as_ref())
+    }
+
+    /// What the result of a picture with `metadata` would say of itself; nothing where metadata is stripped.
+    fn made(&self, mut metadata: Metadata, size: Size) -> Option<Metadata> {
+        if self.job.strip {
+            return None;
+        }
+        let settings = self.settings(metadata.prompt());
+        metadata.add_settings(&written_settings(self.job, &settings, size));
+        Some(metadata)
     }
 
     fn warn_of(&self, task: &Task, content: &Content) {
@@ -153,26 +220,91 @@ impl Reader<'_> {
         scale: Scale,
         numbered: Option<Numbered>,
     ) -> Result<Option<Item>> {
-        let size = result_size(&content);
+        let facts = self.model.facts()?;
+        let size = facts.result_size(&content)?;
         let (kind, place) = kind_and_place(&task.target, size, numbered)?;
         fits(size, kind)?;
+        let expected = matches!(kind, Written::Image(_)).then_some(size);
         if let Place::File(path) = &place {
             self.claim(task, path)?;
-            if self.skips(task, start, path) {
+            if self.skips(task, start, path, expected, None) {
                 return Ok(None);
             }
+            self.try_folder(path)?;
         }
+        self.warn_of_memory(task, size, facts.bytes_needed(size));
+        self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
-            settings: self.settings(task, &content),
+            settings: self.told_settings(task, &content),
             source: task.source.clone(),
             content,
             kind,
             place,
+            expected,
             of_many: numbered.is_some(),
             scale,
             start,
         }))
+    }
+
+    /// Whether the output's folder can be written to, asked once a folder: better now than after the computing.
+    fn try_folder(&mut self, path: &Path) -> Result<()> {
+        let folder = path.parent().unwrap_or(path).to_path_buf();
+        if !self.tried.contains(&folder) {
+            files::try_write(path)?;
+            self.tried.insert(folder);
+        }
+        Ok(())
+    }
+
+    /// Says of options that this input has no use for, once a run.
+    fn warn_of_idle_options(&mut self, content: &Content, kind: Written) {
+        let job = self.job;
+        let image = matches!(content, Content::Picture(_));
+        let lossy = matches!(kind, Written::Image(Format::Jpeg | Format::WebP));
+        let fixes = job.color_fix != ColorFix::None;
+        for (idle, text) in [
+            (
+                fixes && !image,
+                "--color-fix has no effect on latents: there is no picture to take the colours from",
+            ),
+            (
+                fixes && image && !matches!(kind, Written::Image(_)),
+                "--color-fix has no effect where latents are written: they are not decoded",
+            ),
+            (
+                job.save_low_res && image,
+                "--save-low-res has no effect on images: the input is the low-res picture",
+            ),
+            (
+                job.latent_scale != LatentScale::Auto && image,
+                "--latent-scale has no effect on images",
+            ),
+            (
+                job.quality.is_some() && !lossy,
+                "--quality has no effect: it is JPEG's and WebP's alone",
+            ),
+        ] {
+            if idle && self.said.insert(text) {
+                self.say(Message::Warning(text.into()));
+            }
+        }
+    }
+
+    /// Says before the work that a picture will hardly fit.
+    fn warn_of_memory(&self, task: &Task, size: Size, needed: u64) {
+        if let Some(free) = device::free_memory().filter(|free| needed > *free) {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            self.say(Message::Warning(format!(
+                "{}: the result, {}x{}, needs about {:.1} GB of memory, and {:.1} GB are free: it may not fit",
+                task.source,
+                size.width,
+                size.height,
+                gigabytes(needed),
+                gigabytes(free)
+            )));
+        }
     }
 
     /// Takes an output's path for this input alone.
@@ -201,27 +333,42 @@ impl Reader<'_> {
     }
 
     /// The run's settings with this input's own prompt where none was given.
-    fn settings(&self, task: &Task, content: &Content) -> Settings {
+    fn settings(&self, found: Option<FoundPrompt>) -> Settings {
         let mut settings = self.job.settings.clone();
         if let Some(prompt) = &self.job.prompt {
             settings.prompt = prompt.clone();
-            return settings;
-        }
-        let found = match content {
-            Content::Picture(picture) => picture.metadata.prompt(),
-            Content::Latents(latents) => latents.prompt(),
-        };
-        if let Some(found) = found.filter(|_| settings.guidance > 0.0) {
-            self.say(Message::Info(format!(
-                "{}: using the prompt of its metadata ({}): \"{}\"",
-                task.source, found.origin, found.prompt
-            )));
+        } else if let Some(found) = found.filter(|_| settings.guidance > 0.0) {
             settings.prompt = found.prompt;
             if settings.negative_prompt.is_empty() && settings.guidance > 1.0 {
                 settings.negative_prompt = found.negative;
             }
         }
         settings
+    }
+
+    /// The same, and says where the prompt is the input's.
+    fn told_settings(&self, task: &Task, content: &Content) -> Settings {
+        let found = match content {
+            Content::Picture(picture) => picture.metadata.prompt(),
+            Content::Latents(latents) => latents.prompt(),
+        };
+        let used = self.job.prompt.is_none() && self.job.settings.guidance > 0.0;
+        if let Some(found) = found.as_ref().filter(|_| used) {
+            self.say(Message::Info(format!(
+                "{}: using the prompt of its metadata ({}): \"{}\"",
+                task.source, found.origin, found.prompt
+            )));
+        }
+        let negative = found
+            .as_ref()
+            .is_some_and(|found| !found.negative.is_empty());
+        if negative && used && self.job.settings.guidance <= 1.0 {
+            self.say(Message::Info(format!(
+                "{}: the negative prompt of its metadata has no effect at guidance {}: give -g a value above 1",
+                task.source, self.job.settings.guidance
+            )));
+        }
+        self.settings(found)
     }
 }
 
@@ -235,18 +382,9 @@ fn low_res_path(output: &Path, kind: Written) -> PathBuf {
     output.with_file_name(format!("{stem}-low-res.{extension}"))
 }
 
-/// Width and height of the upscaled picture, in pixels. Every latent the tool reads stands for 8 x 8 pixels; models
-/// with another factor size their own output.
-fn result_size(content: &Content) -> (usize, usize) {
-    match content {
-        Content::Picture(picture) => (2 * picture.pixels.width, 2 * picture.pixels.height),
-        Content::Latents(latents) => (16 * latents.width, 16 * latents.height),
-    }
-}
-
 fn kind_and_place(
     target: &Target,
-    (width, height): (usize, usize),
+    size: Size,
     numbered: Option<Numbered>,
 ) -> Result<(Written, Place)> {
     match target {
@@ -259,14 +397,14 @@ fn kind_and_place(
             Ok((*kind, Place::Stdout))
         }
         Target::File(naming) => {
-            let path = naming.path(width as u32, height as u32, numbered);
+            let path = naming.path(size.width as u32, size.height as u32, numbered);
             Ok((naming.kind(), Place::File(path)))
         }
     }
 }
 
 /// Whether a picture of this size can be written as `kind`.
-fn fits((width, height): (usize, usize), kind: Written) -> Result<()> {
+pub fn fits(Size { width, height }: Size, kind: Written) -> Result<()> {
     if let Written::Image(format) = kind {
         ensure!(
             width.max(height) <= format.max_side(),

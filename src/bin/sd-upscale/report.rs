@@ -1,7 +1,7 @@
 //! What the user sees while a run goes on and when it ends: progress, warnings, JSON lines, a summary.
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,6 +17,8 @@ pub enum Status {
     Ok,
     Skipped,
     Error,
+    /// With `--dry-run` alone.
+    Planned,
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +48,28 @@ impl Outcome {
             seconds: 0.0,
         }
     }
+
+    /// The line of `--json`.
+    pub fn json(&self) -> String {
+        let line = Line {
+            input: &self.input,
+            output: self.output.as_deref(),
+            status: self.status,
+            error: self.error.as_deref(),
+            width: self.size.map(|(width, _)| width),
+            height: self.size.map(|(_, height)| height),
+            seed: self.seed,
+            steps: self.steps,
+            seconds: (self.seconds * 1000.0).round() / 1000.0,
+        };
+        // Strings and numbers, which are always JSON.
+        serde_json::to_string(&line).unwrap_or_default()
+    }
+
+    /// An error with the name of its input, once.
+    pub fn named(&self, error: &str) -> String {
+        named(&self.input, error)
+    }
 }
 
 /// From the threads of a run to the one that talks.
@@ -54,6 +78,11 @@ pub enum Message {
     Note(String),
     Info(String),
     Warning(String),
+    /// What a worker begins to do.
+    Stage {
+        worker: usize,
+        text: &'static str,
+    },
     Step {
         worker: usize,
         done: usize,
@@ -66,6 +95,13 @@ pub enum Message {
     /// Nothing more can be done: the model cannot be had.
     Fatal(anyhow::Error),
     Interrupt,
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    Interrupted,
 }
 
 /// A line of `--json`.
@@ -82,12 +118,22 @@ struct Line<'a> {
     seconds: f64,
 }
 
+/// While a worker loads, encodes or decodes.
+const STAGE: &str = "{spinner} {msg}";
+/// While it denoises; within 40 columns there is room for all but the bar.
+const STEPS: &str = "steps {wide_bar} {pos}/{len} {msg}";
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 pub struct Reporter {
     verbosity: Verbosity,
     json: bool,
     bars: MultiProgress,
     files: ProgressBar,
-    steps: Vec<ProgressBar>,
+    /// One a worker: the stage it is in, or its steps.
+    workers: Vec<ProgressBar>,
     failures: Vec<(String, String)>,
     ok: usize,
     skipped: usize,
@@ -96,7 +142,7 @@ pub struct Reporter {
     first_step: bool,
     /// Seconds of the steps so far, by worker.
     step_times: Vec<Vec<f64>>,
-    /// Inputs that `--json` has told of.
+    /// Inputs of which it was said what became of them.
     told: HashSet<String>,
 }
 
@@ -107,29 +153,22 @@ impl Reporter {
         if verbosity == Verbosity::Quiet {
             bars.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = |template: &str| {
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-        };
         let files = match inputs {
             0 | 1 => ProgressBar::hidden(),
             _ => bars.add(ProgressBar::new(inputs as u64)),
         };
-        files.set_style(style(
-            "files {bar:30} {pos}/{len}  {elapsed} elapsed, {eta} left",
-        ));
-        let steps = (0..workers)
-            .map(|_| {
-                let bar = bars.add(ProgressBar::new(0));
-                bar.set_style(style("steps {bar:30} {pos}/{len}  {per_sec}, {eta} left"));
-                bar
-            })
-            .collect();
+        files.set_style(style("files {wide_bar} {pos}/{len} {elapsed} {eta} left"));
+        let worker = |_| {
+            let bar = bars.add(ProgressBar::new_spinner());
+            bar.set_style(style(STAGE));
+            bar
+        };
         Self {
             verbosity,
             json,
-            bars,
             files,
-            steps,
+            workers: (0..workers).map(worker).collect(),
+            bars,
             failures: Vec::new(),
             ok: 0,
             skipped: 0,
@@ -138,6 +177,15 @@ impl Reporter {
             first_step: true,
             step_times: vec![Vec::new(); workers],
             told: HashSet::new(),
+        }
+    }
+
+    /// What a worker begins to do.
+    pub fn stage(&self, worker: usize, text: &'static str) {
+        if let Some(bar) = self.workers.get(worker) {
+            bar.set_style(style(STAGE));
+            bar.set_message(text);
+            bar.enable_steady_tick(Duration::from_millis(200));
         }
     }
 
@@ -181,13 +229,12 @@ impl Reporter {
                 self.note(&text);
             }
         }
-        if let Some(bar) = self.steps.get(worker) {
-            if done == 1 {
-                bar.reset();
-                bar.enable_steady_tick(Duration::from_millis(200));
-            }
+        if let Some(bar) = self.workers.get(worker) {
+            bar.set_style(style(STEPS));
             bar.set_length(total as u64);
             bar.set_position(done as u64);
+            let left = seconds * (total - done) as f64;
+            bar.set_message(format!("{seconds:.2} s a step, {left:.0} s left"));
         }
     }
 
@@ -199,13 +246,16 @@ impl Reporter {
         match outcome.status {
             Status::Ok => {
                 self.ok += 1;
-                if self.inputs > 1 || self.verbosity == Verbosity::Verbose {
+                // A single result is no news to a script, but a person wants to know where it is.
+                let person = !self.json && std::io::stderr().is_terminal();
+                if self.inputs > 1 || person || self.verbosity == Verbosity::Verbose {
                     self.info(&format!(
                         "{} -> {output} ({:.1} s)",
                         outcome.input, outcome.seconds
                     ));
                 }
             }
+            Status::Planned => {}
             Status::Skipped => {
                 self.skipped += 1;
                 self.note(&format!("{}: {output} is there already", outcome.input));
@@ -219,35 +269,17 @@ impl Reporter {
         self.json_line(outcome)
     }
 
-    /// Ends a run that cannot go on: `--json` gets a line for each of `inputs` that had none.
-    ///
-    /// # Errors
-    /// Standard output is closed.
-    pub fn give_up(&mut self, inputs: Vec<Outcome>) -> Result<()> {
-        for outcome in inputs {
-            if !self.told.contains(&outcome.input) {
-                self.json_line(&outcome)?;
-            }
-        }
-        self.finish(false);
-        Ok(())
+    /// Whether it was said what became of an input.
+    pub fn told_of(&self, input: &str) -> bool {
+        self.told.contains(input)
     }
 
-    fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
+    /// # Errors
+    /// Standard output is closed.
+    pub fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
+        self.told.insert(outcome.input.clone());
         if self.json {
-            self.told.insert(outcome.input.clone());
-            let line = Line {
-                input: &outcome.input,
-                output: outcome.output.as_deref(),
-                status: outcome.status,
-                error: outcome.error.as_deref(),
-                width: outcome.size.map(|(width, _)| width),
-                height: outcome.size.map(|(_, height)| height),
-                seed: outcome.seed,
-                steps: outcome.steps,
-                seconds: (outcome.seconds * 1000.0).round() / 1000.0,
-            };
-            let text = serde_json::to_string(&line)?;
+            let text = outcome.json();
             let mut stdout = std::io::stdout().lock();
             writeln!(stdout, "{text}")
                 .and_then(|()| stdout.flush())
@@ -257,8 +289,8 @@ impl Reporter {
     }
 
     /// Ends the bars and, for a run of several inputs, sums it up.
-    pub fn finish(&self, interrupted: bool) {
-        for bar in self.steps.iter().chain([&self.files]) {
+    pub fn finish(&self, end: End) {
+        for bar in self.workers.iter().chain([&self.files]) {
             bar.finish_and_clear();
         }
         if self.verbosity == Verbosity::Verbose
@@ -266,7 +298,7 @@ impl Reporter {
         {
             self.note(&format!("peak memory {:.2} GB", peak as f64 / 1e9));
         }
-        if self.inputs > 1 || interrupted {
+        if self.inputs > 1 || end == End::Interrupted {
             let left = self
                 .inputs
                 .saturating_sub(self.ok + self.skipped + self.failures.len());
@@ -279,7 +311,7 @@ impl Reporter {
             if left > 0 {
                 text = format!("{text}, {left} not done");
             }
-            if interrupted {
+            if end == End::Interrupted {
                 text = format!("interrupted: {text}");
             }
             self.info(&text);

@@ -1,25 +1,25 @@
 //! One run of the tool: plan, then read, compute and write at the same time, and tell of it.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use candle_core::Device;
-use sd_upscale::model::Hub;
-use sd_upscale::plan::{self, Plan};
-use sd_upscale::{Options, Upscaler, device, files, model};
+use sd_upscale::plan::{self, PassedOver, Plan};
+use sd_upscale::{device, files};
 
 use crate::compute::compute;
-use crate::job::{Job, Verbosity};
+use crate::job::Job;
+use crate::model::Model;
 use crate::read::read;
-use crate::report::{Message, Outcome, Reporter, Status};
+use crate::report::{End, Message, Outcome, Reporter, Status};
 use crate::write::write;
+use crate::{signals, threads};
 
 /// Groups read ahead of the computing, and results waiting to be written.
 const AHEAD: usize = 2;
-const INTERRUPTED: u8 = 130;
 
 /// Does the job.
 ///
@@ -37,6 +37,9 @@ pub fn run(job: Job) -> Result<ExitCode> {
     for (path, why) in &plan.passed_over {
         reporter.note(&format!("passed over {}: {why}", path.display()));
     }
+    if let Some(text) = passed_over(&plan) {
+        reporter.info(&text);
+    }
     if plan.in_other_shards > 0 {
         reporter.note(&format!(
             "{} inputs are in other shards",
@@ -44,8 +47,12 @@ pub fn run(job: Job) -> Result<ExitCode> {
         ));
     }
     if job.dry_run {
-        return crate::dry_run::show(&job, &plan, &devices);
+        return crate::dry_run::show(Arc::new(job), &plan, &devices);
     }
+    let (messages, inbox) = channel();
+    let writing = Arc::new(Mutex::new(()));
+    // Before anything is said that someone may not read.
+    signals::watch(messages.clone(), writing.clone())?;
     for (path, error) in &plan.failed {
         let input = path.display().to_string();
         reporter.done(&failed(&job, input, error))?;
@@ -54,11 +61,50 @@ pub fn run(job: Job) -> Result<ExitCode> {
         if inputs == 0 {
             reporter.warning("there is nothing to do: no image or latents file was found");
         }
-        reporter.finish(false);
+        reporter.finish(End::Done);
         return Ok(status(&reporter));
     }
     sweep(&plan);
-    work(Arc::new(job), plan, devices, reporter)
+    let wires = Wires {
+        messages,
+        inbox,
+        writing,
+    };
+    work(Arc::new(job), plan, devices, reporter, wires)
+}
+
+/// How many files of folders are passed over for what they are, by extension: a folder of HEIC would else end in silence.
+fn passed_over(plan: &Plan) -> Option<String> {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for (path, why) in &plan.passed_over {
+        if *why == PassedOver::NotAnImage {
+            let extension = path.extension().unwrap_or_default().to_string_lossy();
+            *kinds.entry(extension.to_lowercase()).or_default() += 1;
+        }
+    }
+    let count: usize = kinds.values().sum();
+    let mut kinds: Vec<(String, usize)> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let shown: Vec<String> = kinds
+        .iter()
+        .take(4)
+        .map(|(extension, count)| match &**extension {
+            "" => format!("{count} without an extension"),
+            extension => format!("{count} .{extension}"),
+        })
+        .collect();
+    let more = if kinds.len() > shown.len() {
+        ", …"
+    } else {
+        ""
+    };
+    let files = if count == 1 { "file" } else { "files" };
+    (count > 0).then(|| {
+        format!(
+            "passed over {count} {files} of kinds that are not read ({}{more}); -v names them",
+            shown.join(", ")
+        )
+    })
 }
 
 /// An input that failed before it was worked on.
@@ -87,111 +133,197 @@ fn sweep(plan: &Plan) {
     }
 }
 
-/// The upscaler on one device. The model's files are found, or fetched, once for all devices.
-fn load(job: &Job, device: &Device, keep_loaded: bool, finding: &Mutex<()>) -> Result<Upscaler> {
-    let _one_at_a_time = finding.lock();
-    let hub = || Hub::from_env(job.verbosity > Verbosity::Quiet);
-    let files = model::locate(&job.model, &job.revision, job.vae.is_none(), hub)?;
-    let vae = job
-        .vae
-        .as_deref()
-        .map(|name| model::locate_vae(name, &files, hub))
-        .transpose()?;
-    Upscaler::new(Options {
-        model: files,
-        vae,
-        device: device.clone(),
-        dtype: job.dtype.unwrap_or_else(|| device::default_dtype(device)),
-        keep_loaded,
-    })
-    .with_context(|| format!("the model {}", job.model))
+/// What the threads of a run share.
+struct Wires {
+    messages: Sender<Message>,
+    inbox: Receiver<Message>,
+    /// Held while a file is written.
+    writing: Arc<Mutex<()>>,
 }
 
-fn work(job: Arc<Job>, plan: Plan, devices: Vec<Device>, reporter: Reporter) -> Result<ExitCode> {
-    let (messages, inbox) = channel();
+fn work(
+    job: Arc<Job>,
+    plan: Plan,
+    devices: Vec<Device>,
+    reporter: Reporter,
+    wires: Wires,
+) -> Result<ExitCode> {
+    let Wires {
+        messages,
+        inbox,
+        writing,
+    } = wires;
     let (groups_out, groups_in) = sync_channel(AHEAD);
     let (finished_out, finished_in) = sync_channel(AHEAD);
     let groups_in = Arc::new(Mutex::new(groups_in));
-    let writing = Arc::new(Mutex::new(()));
-    let finding = Arc::new(Mutex::new(()));
-    watch_for_interrupts(messages.clone())?;
+    let model = Arc::new(Model::new(job.clone()));
 
     let many = plan.tasks.len() > 1;
     let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
     {
-        let (job, messages) = (job.clone(), messages.clone());
+        let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
-        std::thread::spawn(move || read(&job, tasks, claims, groups_out, &messages));
+        let work = move || read(&job, &model, tasks, claims, groups_out, &to_say);
+        threads::start("reading", &messages, work)?;
     }
     for (number, device) in devices.into_iter().enumerate() {
-        let (job, messages) = (job.clone(), messages.clone());
-        let (groups, finished, finding) =
-            (groups_in.clone(), finished_out.clone(), finding.clone());
-        std::thread::spawn(move || {
-            let load = |of_many: bool| load(&job, &device, many || of_many, &finding);
-            compute(&job, number, load, &groups, &finished, &messages);
-        });
+        let (job, to_say) = (job.clone(), messages.clone());
+        let (groups, finished, model) = (groups_in.clone(), finished_out.clone(), model.clone());
+        let work = move || {
+            let load = |of_many: bool| model.load(&device, many || of_many);
+            compute(&job, number, load, &groups, &finished, &to_say);
+        };
+        threads::start("computing", &messages, work)?;
     }
     drop(finished_out);
     {
-        let (job, writing) = (job.clone(), writing.clone());
-        std::thread::spawn(move || {
-            write(&job, finished_in, &writing, &messages);
+        let (job, writing, to_say) = (job.clone(), writing.clone(), messages.clone());
+        let work = move || {
+            write(&job, finished_in, &writing, &to_say);
             // The last of the threads: what it sends ends the run.
-            let _ = messages.send(Message::AllWritten);
-        });
+            let _ = to_say.send(Message::AllWritten);
+        };
+        threads::start("writing", &messages, work)?;
     }
-    talk(reporter, inbox, &writing, |error| {
-        let failed = |input| failed(&job, input, &format!("{error:#}"));
-        inputs.into_iter().map(failed).collect()
-    })
+    drop(messages);
+    let mut talk = Talk {
+        reporter,
+        inputs,
+        job: &job,
+        writing: &writing,
+    };
+    let status = talk.listen(&inbox);
+    if status.is_err() {
+        // The process ends now: until then no file may be begun.
+        std::mem::forget(writing.lock());
+    }
+    status
 }
 
-/// A first interrupt ends the run in order; a second one at once.
-fn watch_for_interrupts(messages: std::sync::mpsc::Sender<Message>) -> Result<()> {
-    let interrupted = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        let again = interrupted.swap(true, Ordering::SeqCst);
-        if again || messages.send(Message::Interrupt).is_err() {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-    })
-    .context("cannot watch for interrupts")
+/// What the run's main thread does: it tells of the others.
+struct Talk<'a> {
+    reporter: Reporter,
+    /// All that are to be done, as they are called in messages.
+    inputs: Vec<String>,
+    job: &'a Job,
+    writing: &'a Mutex<()>,
 }
 
-/// `undone` gives what becomes of the inputs where the run cannot go on.
-fn talk(
-    mut reporter: Reporter,
-    inbox: Receiver<Message>,
-    writing: &Mutex<()>,
-    undone: impl FnOnce(&anyhow::Error) -> Vec<Outcome>,
-) -> Result<ExitCode> {
-    for message in inbox {
-        match message {
-            Message::Note(text) => reporter.note(&text),
-            Message::Info(text) => reporter.info(&text),
-            Message::Warning(text) => reporter.warning(&text),
-            Message::Step {
-                worker,
-                done,
-                total,
-                seconds,
-            } => reporter.step(worker, done, total, seconds),
-            Message::Done(outcome) => reporter.done(&outcome)?,
-            Message::Fatal(error) => {
-                let _no_file_is_half_written = writing.lock();
-                reporter.give_up(undone(&error))?;
-                return Err(error);
+impl Talk<'_> {
+    fn listen(&mut self, inbox: &Receiver<Message>) -> Result<ExitCode> {
+        for message in inbox {
+            match message {
+                Message::Note(text) => self.reporter.note(&text),
+                Message::Info(text) => self.reporter.info(&text),
+                Message::Warning(text) => self.reporter.warning(&text),
+                Message::Stage { worker, text } => self.reporter.stage(worker, text),
+                Message::Step {
+                    worker,
+                    done,
+                    total,
+                    seconds,
+                } => self.reporter.step(worker, done, total, seconds),
+                Message::Done(outcome) => self.reporter.done(&outcome)?,
+                Message::Fatal(error) => {
+                    self.give_up(&error)?;
+                    return Err(error);
+                }
+                Message::Interrupt => self.interrupted(inbox)?,
+                Message::AllWritten => break,
             }
-            Message::Interrupt => {
-                // Writes are whole or not at all; what is computing is given up with the process.
-                let _no_file_is_half_written = writing.lock();
-                reporter.finish(true);
-                std::process::exit(i32::from(INTERRUPTED));
-            }
-            Message::AllWritten => break,
         }
+        let undone = self.undone();
+        if undone > 0 {
+            let error = anyhow!(
+                "{undone} inputs were not done, and nothing says why: this is a fault in this program; please report it"
+            );
+            self.give_up(&error)?;
+            return Err(error);
+        }
+        self.reporter.finish(End::Done);
+        Ok(status(&self.reporter))
     }
-    reporter.finish(false);
-    Ok(status(&reporter))
+
+    /// How many inputs nothing was said of.
+    fn undone(&self) -> usize {
+        let told = |input: &&String| !self.reporter.told_of(input);
+        self.inputs.iter().filter(told).count()
+    }
+
+    /// Ends a run that cannot go on: `--json` gets a line for each input that had none.
+    fn give_up(&mut self, error: &anyhow::Error) -> Result<()> {
+        let error = format!("{error:#}");
+        for input in &self.inputs {
+            if !self.reporter.told_of(input) {
+                let outcome = failed(self.job, input.clone(), &error);
+                self.reporter.json_line(&outcome)?;
+            }
+        }
+        self.reporter.finish(End::Done);
+        Ok(())
+    }
+
+    /// Writes are whole or not at all; what is computing is given up with the process.
+    fn interrupted(&mut self, inbox: &Receiver<Message>) -> Result<()> {
+        let _no_file_is_half_written = self.writing.lock();
+        // What was written before that counts.
+        for message in inbox.try_iter() {
+            if let Message::Done(outcome) = message {
+                self.reporter.done(&outcome)?;
+            }
+        }
+        self.reporter.finish(End::Interrupted);
+        std::process::exit(i32::from(signals::INTERRUPTED));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Args;
+
+    /// What a run of two inputs ends in whose other threads sent `messages` and are gone.
+    fn ends_in(messages: Vec<Message>) -> Result<ExitCode> {
+        let args = Args::parse_from(["sd-upscale", "a.png", "b.png", "-o", "out", "-q"]);
+        let job = Job::try_from(args).unwrap();
+        let (sender, inbox) = channel();
+        for message in messages {
+            sender.send(message).unwrap();
+        }
+        drop(sender);
+        let mut talk = Talk {
+            reporter: Reporter::new(job.verbosity, false, 2, 1),
+            inputs: vec!["a.png".into(), "b.png".into()],
+            job: &job,
+            writing: &Mutex::new(()),
+        };
+        talk.listen(&inbox)
+    }
+
+    fn done(job_input: &str) -> Message {
+        let args = Args::parse_from(["sd-upscale", "a.png"]);
+        let job = Job::try_from(args).unwrap();
+        Message::Done(Outcome::new(&job, job_input.into(), Status::Ok))
+    }
+
+    #[test]
+    fn a_run_in_which_an_input_came_to_nothing_fails() {
+        assert!(ends_in(vec![done("a.png"), done("b.png"), Message::AllWritten]).is_ok());
+        let error = ends_in(vec![done("a.png"), Message::AllWritten]).unwrap_err();
+        assert!(
+            error.to_string().contains("1 inputs were not done"),
+            "{error}"
+        );
+        // All threads are gone without a word.
+        assert!(ends_in(vec![done("b.png")]).is_err());
+        assert!(ends_in(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_dead_threads_error_is_the_runs() {
+        let error = ends_in(vec![done("a.png"), Message::Fatal(anyhow!("it died"))]).unwrap_err();
+        assert_eq!(error.to_string(), "it died");
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, Result, bail};
-use sd_upscale::latents::Latents;
+use sd_upscale::latents::{Latents, PIXELS_KEY};
 use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{self, Format, Picture, alpha, color_fix};
 use sd_upscale::pipeline::sampler::Schedule;
@@ -15,11 +15,13 @@ use sd_upscale::plan::Written;
 use sd_upscale::{Pixels, Settings, files};
 
 use crate::args::ColorFix;
-use crate::item::{Content, Finished, Item, Made, Place, Upscaled};
+use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Size, Upscaled};
 use crate::job::Job;
 use crate::report::{Message, Outcome, Status};
+use crate::threads::guarded;
 
-/// Encodes and writes until there is nothing more. `writing` is held while a file is written.
+/// Encodes and writes until there is nothing more. `writing` is held from before a file is begun until it is said
+/// that it is there, so that whoever holds it knows of all that are.
 pub fn write(
     job: &Job,
     finished: Receiver<Finished>,
@@ -29,10 +31,23 @@ pub fn write(
     for Finished {
         mut item,
         upscaled,
-        scaling_factor,
+        latents,
     } in finished
     {
-        let written = write_one(job, &mut item, upscaled, scaling_factor, writing, messages);
+        let Upscaled { result, low_res } = upscaled;
+        let encoded = guarded(|| encode(job, &mut item, result, latents)).flatten();
+        // A pipe may be full for as long as it likes.
+        let _writing = match item.place {
+            Place::File(_) => Some(writing.lock()),
+            Place::Stdout => None,
+        };
+        let written = encoded.and_then(|encoded| {
+            for warning in &encoded.warnings {
+                let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
+            }
+            put(job, &item, &encoded.bytes, low_res)?;
+            Ok(encoded.size)
+        });
         let outcome = match written {
             Ok(size) => Outcome {
                 size: Some(size),
@@ -49,16 +64,16 @@ pub fn write(
     }
 }
 
-/// The size of what was written: pixels, or latent positions.
-fn write_one(
-    job: &Job,
-    item: &mut Item,
-    upscaled: Upscaled,
-    scaling_factor: f32,
-    writing: &Mutex<()>,
-    messages: &Sender<Message>,
-) -> Result<(usize, usize)> {
-    let (size, bytes) = match upscaled.result {
+/// A result as the bytes of a file.
+struct Encoded {
+    /// Width and height: pixels, or latent positions.
+    size: (usize, usize),
+    bytes: Vec<u8>,
+    warnings: Vec<String>,
+}
+
+fn encode(job: &Job, item: &mut Item, result: Made, form: LatentForm) -> Result<Encoded> {
+    match result {
         Made::Picture(pixels) => {
             let Written::Image(format) = item.kind else {
                 bail!("a picture cannot be written as latents");
@@ -67,10 +82,11 @@ fn write_one(
             let picture = picture(job, item, pixels);
             let encoded = picture::encode(&picture, format, job.quality)
                 .with_context(|| item.source.to_string())?;
-            for warning in encoded.warnings {
-                let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
-            }
-            (size, encoded.bytes)
+            Ok(Encoded {
+                size,
+                bytes: encoded.bytes,
+                warnings: encoded.warnings,
+            })
         }
         Made::Latents {
             values,
@@ -78,31 +94,38 @@ fn write_one(
             width,
         } => {
             let latents = Latents::from_scaled(values, 1, height, width);
-            let metadata = latents_metadata(job, item, (width, height));
+            let metadata = latents_metadata(job, item, Size { width, height }, form);
             let bytes = match item.kind {
-                Written::ComfyLatent => latents.to_comfy(scaling_factor, &metadata)?,
+                Written::ComfyLatent => latents.to_comfy(form.scaling_factor, &metadata)?,
                 _ => latents.to_safetensors(&metadata)?,
             };
-            ((width, height), bytes)
+            Ok(Encoded {
+                size: (width, height),
+                bytes,
+                warnings: Vec::new(),
+            })
         }
-    };
-    let _writing = writing.lock();
+    }
+}
+
+/// Puts a file, and the decoded input where it was asked for, in its place.
+fn put(job: &Job, item: &Item, bytes: &[u8], low_res: Option<Pixels>) -> Result<()> {
     match &item.place {
         Place::File(path) => {
-            write_file(path, &bytes)?;
-            if let (Some(path), Some(pixels)) = (&item.low_res, upscaled.low_res) {
+            write_file(path, bytes)?;
+            if let (Some(path), Some(pixels)) = (&item.low_res, low_res) {
                 write_low_res(job, path, item.kind, pixels)?;
             }
+            Ok(())
         }
         Place::Stdout => {
             let mut stdout = std::io::stdout().lock();
             stdout
-                .write_all(&bytes)
+                .write_all(bytes)
                 .and_then(|()| stdout.flush())
-                .context("cannot write to standard output")?;
+                .context("cannot write to standard output")
         }
     }
-    Ok(size)
 }
 
 /// The decoded input, in the format of the result; PNG beside latents.
@@ -128,7 +151,10 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The upscaled picture with what the input had besides colour: alpha, depth, greyness, metadata.
 fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
-    let size = (pixels.width, pixels.height);
+    let size = Size {
+        width: pixels.width,
+        height: pixels.height,
+    };
     let mut made = Picture::from_pixels(pixels);
     match &mut item.content {
         Content::Picture(low) => {
@@ -165,20 +191,19 @@ fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels) {
 }
 
 /// The settings in the words that viewers of A1111's pictures know.
-fn written_settings(job: &Job, settings: &Settings, (width, height): (usize, usize)) -> Parameters {
+pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameters {
     let schedule = match settings.schedule {
         Schedule::Karras => "Karras",
         Schedule::LogLinear => "Log-linear",
     };
-    let model = Path::new(&job.model).file_name().unwrap_or_default();
     let fields = [
         ("Steps", settings.steps.to_string()),
         ("Sampler", "Euler".into()),
         ("Schedule type", schedule.into()),
         ("CFG scale", settings.guidance.to_string()),
         ("Seed", settings.seed.to_string()),
-        ("Size", format!("{width}x{height}")),
-        ("Model", model.to_string_lossy().into_owned()),
+        ("Size", format!("{}x{}", size.width, size.height)),
+        ("Model", job.model_name()),
         (
             "Version",
             concat!("sd-upscale ", env!("CARGO_PKG_VERSION")).into(),
@@ -195,28 +220,37 @@ fn written_settings(job: &Job, settings: &Settings, (width, height): (usize, usi
     }
 }
 
+/// What latents say of themselves. `size` is in latent positions.
 fn latents_metadata(
     job: &Job,
     item: &Item,
-    (width, height): (usize, usize),
+    size: Size,
+    form: LatentForm,
 ) -> BTreeMap<String, String> {
     let mut metadata = BTreeMap::new();
     if job.strip {
+        // Not how they were made but what they are.
+        metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
         return metadata;
     }
     if let Content::Latents(latents) = &item.content {
         metadata.extend(latents.metadata.clone());
     }
-    let written = written_settings(job, &item.settings, (width, height));
+    let pixels = Size {
+        width: form.pixels * size.width,
+        height: form.pixels * size.height,
+    };
+    let written = written_settings(job, &item.settings, pixels);
     metadata.insert("parameters".into(), written.to_parameters());
     for (key, value) in [
         ("seed", item.settings.seed.to_string()),
         ("steps", item.settings.steps.to_string()),
         ("guidance", item.settings.guidance.to_string()),
         ("schedule", item.settings.schedule.name().to_string()),
-        ("model", job.model.clone()),
+        ("model", job.model_name()),
     ] {
         metadata.insert(format!("sd_upscale.{key}"), value);
     }
+    metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
     metadata
 }

@@ -68,7 +68,7 @@ impl Padding {
     }
 }
 
-/// A convolution's (or linear layer's) weights and bias, packed in panels of [`NB`] output channels:
+/// A convolution's (or linear layer's) weights and bias, packed in panels of `NB` output channels:
 /// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel.
 pub struct PackedConv {
     pub(super) panels: Aligned,

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// An instruction set that the kernels are compiled for. A value is proof that the machine has it: only
 /// [`Isa::available`] makes them.
@@ -23,6 +24,10 @@ pub(super) enum Set {
     /// Arrays of 4, left to the compiler.
     Portable,
 }
+
+/// The environment variable that chooses the kernels' instructions, to compare or to reproduce: `avx512`, `avx2`, `base`
+/// (SSE2 or NEON) or `portable`.
+pub const CHOICE: &str = "SD_UPSCALE_KERNELS";
 
 thread_local! {
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
@@ -48,12 +53,33 @@ impl Isa {
         isas
     }
 
-    /// The one that kernels called from this thread use: the fastest, unless inside [`Isa::force`].
+    /// The one that kernels called from this thread use: the chosen one, unless inside [`Isa::force`].
     pub fn current() -> Isa {
-        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        FORCED
-            .get()
-            .unwrap_or_else(|| *BEST.get_or_init(|| Isa::available()[0]))
+        static CHOSEN: OnceLock<Isa> = OnceLock::new();
+        let chosen = || Isa::chosen().unwrap_or(Isa::available()[0]);
+        FORCED.get().unwrap_or_else(|| *CHOSEN.get_or_init(chosen))
+    }
+
+    /// The one that the environment variable [`CHOICE`] names, in any case; without it the fastest.
+    ///
+    /// # Errors
+    /// It names none that this machine has; the message lists those.
+    pub fn chosen() -> Result<Isa, String> {
+        let available = Isa::available();
+        let Some(wanted) = std::env::var_os(CHOICE).filter(|name| !name.is_empty()) else {
+            return Ok(available[0]);
+        };
+        let named = |isa: &&Isa| wanted.eq_ignore_ascii_case(format!("{isa:?}"));
+        available.iter().find(named).copied().ok_or_else(|| {
+            let names: Vec<String> = available
+                .iter()
+                .map(|isa| format!("{isa:?}").to_lowercase())
+                .collect();
+            format!(
+                "{CHOICE}: this machine has no kernels called {wanted:?}; expected one of {}",
+                names.join(", ")
+            )
+        })
     }
 
     /// Runs `f` with the kernels that it calls held to this instruction set (for tests and benchmarks).

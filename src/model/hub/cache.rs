@@ -1,4 +1,4 @@
-//! The standard Hub cache on disk, shared with `huggingface_hub`:
+//! The standard Hub cache on disk, shared with `huggingface_hub`; its layout is hf-hub's:
 //! `models--ORG--NAME/{blobs/ETAG, snapshots/COMMIT/PATH -> blob, refs/REVISION, .no_exist/COMMIT/PATH}`
 //! and `.locks/models--ORG--NAME/ETAG.lock`.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::errors::Fault;
-use crate::model::layout::Part;
+use crate::model::layout::{Kind, Part, is_fp16, is_plain, wanted, weight_file};
 
 /// One repository at one revision in the cache.
 pub(super) struct RepoCache {
@@ -16,10 +16,8 @@ pub(super) struct RepoCache {
     layout: hf_hub::CacheRepo,
 }
 
-/// Held while a blob is written; let go when dropped.
-pub(super) struct Lock {
-    file: Option<File>,
-}
+/// Held while a blob is written; let go when dropped. `None` on a file system without locks.
+pub(super) type Lock = Option<File>;
 
 impl RepoCache {
     pub fn new(root: &Path, repo: &str, revision: &str) -> Self {
@@ -48,18 +46,17 @@ impl RepoCache {
         }
         let commit = fs::read_to_string(self.folder().join("refs").join(revision)).ok()?;
         let commit = commit.trim();
-        crate::model::layout::is_plain(commit).then(|| commit.to_string())
+        is_plain(commit).then(|| commit.to_string())
     }
 
     /// Notes which commit a branch or tag stands for; a commit needs no note.
     pub fn set_commit(&self, commit: &str) -> Result<(), Fault> {
-        if is_commit(self.repo.revision()) || self.commit().as_deref() == Some(commit) {
+        if self.commit().as_deref() == Some(commit) {
             return Ok(());
         }
-        let refs = self.folder().join("refs");
         self.layout
             .create_ref(commit)
-            .map_err(|e| Fault::disk(&refs, e))
+            .map_err(Fault::disk(&self.folder().join("refs")))
     }
 
     pub fn snapshot(&self, commit: &str) -> PathBuf {
@@ -67,38 +64,39 @@ impl RepoCache {
     }
 
     pub fn blob(&self, etag: &str) -> PathBuf {
-        self.folder().join("blobs").join(etag)
+        self.layout.blob_path(etag)
     }
 
     /// Where a transfer collects a blob. Without a lock nobody else may share the file, so its name is this
     /// process's own.
     pub fn part(&self, etag: &str, lock: &Lock) -> PathBuf {
-        let name = match lock.file {
+        self.blob(&match lock {
             Some(_) => format!("{etag}.incomplete"),
             None => format!("{etag}.{}.incomplete", std::process::id()),
-        };
-        self.folder().join("blobs").join(name)
+        })
     }
 
-    /// The optional files of `parts` of which it is not known whether the commit has them.
-    pub fn unknown_optional(&self, commit: &str, parts: &[Part]) -> bool {
+    /// The files of `parts` that a commit's snapshot lacks and the repository may have: other programs fetch no more
+    /// than they need, among it weights in float16 where there are better ones.
+    pub fn unsettled(&self, commit: &str, parts: &[Part]) -> Vec<(&'static str, Kind)> {
         let snapshot = self.snapshot(commit);
-        crate::model::layout::wanted(parts)
-            .into_iter()
-            .filter(|(_, kind)| *kind == crate::model::layout::Kind::Optional)
-            .any(|(path, _)| !snapshot.join(path).is_file() && !self.known_absent(commit, path))
-    }
-
-    pub fn known_absent(&self, commit: &str, path: &str) -> bool {
-        self.no_exist(commit, path).is_file()
+        let is_here = |name: &str| snapshot.join(name).is_file();
+        let is_settled = |path: &str, kind| match kind {
+            Kind::Weights => weight_file(path, is_here).is_some_and(|file| !is_fp16(&file)),
+            _ => is_here(path),
+        };
+        let mut files = wanted(parts);
+        files.retain(|(path, kind)| {
+            !is_settled(path, *kind) && !self.no_exist(commit, path).is_file()
+        });
+        files
     }
 
     /// Remembers that the commit lacks a file, so that nobody has to ask again.
     pub fn set_absent(&self, commit: &str, path: &str) -> Result<(), Fault> {
         let mark = self.no_exist(commit, path);
         make_parent(&mark)?;
-        File::create(&mark).map_err(|e| Fault::disk(&mark, e))?;
-        Ok(())
+        fs::write(&mark, "").map_err(Fault::disk(&mark))
     }
 
     fn no_exist(&self, commit: &str, path: &str) -> PathBuf {
@@ -108,7 +106,6 @@ impl RepoCache {
     /// Makes `path` of the commit's snapshot point to the blob.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), Fault> {
         let pointer = self.snapshot(commit).join(path);
-        let blob = self.blob(etag);
         make_parent(&pointer)?;
         let up = "../".repeat(path.split('/').count() + 1);
         match symlink(Path::new(&format!("{up}blobs/{etag}")), &pointer) {
@@ -117,7 +114,7 @@ impl RepoCache {
             Err(_) if pointer.is_file() => Ok(()),
             // No symbolic links here, or a dangling one in the way: the snapshot holds the file itself, as
             // `huggingface_hub` does it.
-            Err(_) => fs::rename(&blob, &pointer).map_err(|e| Fault::disk(&pointer, e)),
+            Err(_) => fs::rename(self.blob(etag), &pointer).map_err(Fault::disk(&pointer)),
         }
     }
 
@@ -128,26 +125,22 @@ impl RepoCache {
         patience: Duration,
         waiting: impl FnOnce(),
     ) -> Result<Lock, Fault> {
-        let path = self
-            .root
-            .join(".locks")
-            .join(self.repo.folder_name())
-            .join(format!("{etag}.lock"));
+        let locks = self.root.join(".locks").join(self.repo.folder_name());
+        let path = locks.join(format!("{etag}.lock"));
         make_parent(&path)?;
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(|e| Fault::disk(&path, e))?;
+            .map_err(Fault::disk(&path))?;
         let mut waiting = Some(waiting);
-        let mut size = None;
-        let mut since = Instant::now();
+        let (mut size, mut since) = (None, Instant::now());
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { file: Some(file) }),
+                Ok(()) => return Ok(Some(file)),
                 // Not every network file system has locks.
-                Err(TryLockError::Error(_)) => return Ok(Lock { file: None }),
+                Err(TryLockError::Error(_)) => return Ok(None),
                 Err(TryLockError::WouldBlock) => {}
             }
             if let Some(tell) = waiting.take() {
@@ -158,10 +151,8 @@ impl RepoCache {
                 (size, since) = (now, Instant::now());
             }
             if since.elapsed() >= patience {
-                return Err(Fault::Busy {
-                    lock: path,
-                    patience,
-                });
+                let lock = path;
+                return Err(Fault::Busy { lock, patience });
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -187,17 +178,12 @@ pub(super) fn is_commit(revision: &str) -> bool {
 
 pub(super) fn make_parent(path: &Path) -> Result<(), Fault> {
     match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).map_err(|e| Fault::disk(parent, e)),
+        Some(parent) => fs::create_dir_all(parent).map_err(Fault::disk(parent)),
         None => Ok(()),
     }
 }
 
 #[cfg(unix)]
-fn symlink(target: &Path, link: &Path) -> std::io::Result<()> {
-    std::os::unix::fs::symlink(target, link)
-}
-
+use std::os::unix::fs::symlink;
 #[cfg(windows)]
-fn symlink(target: &Path, link: &Path) -> std::io::Result<()> {
-    std::os::windows::fs::symlink_file(target, link)
-}
+use std::os::windows::fs::symlink_file as symlink;

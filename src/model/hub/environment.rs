@@ -24,6 +24,7 @@ pub struct Environment {
     pub offline: bool,
     /// PEM certificates to trust instead of the public ones, for proxies that have their own (`SSL_CERT_FILE`).
     pub certificates: Option<PathBuf>,
+    /// What to show of a download.
     pub report: Report,
     /// Longest wait for a name's address, and again for a connection.
     pub connect_timeout: Duration,

@@ -34,9 +34,11 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub fn disk(path: &Path, error: io::Error) -> Self {
-        Fault::Disk {
-            path: path.to_path_buf(),
+    /// Makes of an error that `path` met a fault.
+    pub fn disk(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |error| Fault::Disk {
+            path: path.clone(),
             error,
         }
     }
@@ -52,19 +54,16 @@ impl Fault {
 
     /// Whether the repository is there but this file is not in it.
     pub fn is_absent_file(&self) -> bool {
-        let Fault::Status { status: 404, code } = self else {
-            return false;
-        };
-        !matches!(code.as_deref(), Some("RepoNotFound" | "RevisionNotFound"))
+        matches!(self, Fault::Status { status: 404, code }
+            if !matches!(code.as_deref(), Some("RepoNotFound" | "RevisionNotFound")))
     }
 
     /// The cause in a few words, for use within a sentence.
     pub fn cause(&self) -> String {
         match self {
             Fault::Status { status, code } => {
-                let code = code
-                    .as_ref()
-                    .map_or(String::new(), |code| format!(", {code}"));
+                let code = code.iter().map(|code| format!(", {code}"));
+                let code: String = code.collect();
                 let name = match status {
                     401 => "not authorised",
                     403 => "forbidden",
@@ -75,7 +74,7 @@ impl Fault {
                 };
                 format!("{name} (HTTP {status}{code})")
             }
-            Fault::Unreachable(why) | Fault::Lost(why) => why.clone(),
+            Fault::Unreachable(why) | Fault::Lost(why) | Fault::Certificates(why) => why.clone(),
             Fault::Short { got, expected } => {
                 format!("the file ended after {got} of {expected} bytes")
             }
@@ -87,7 +86,6 @@ impl Fault {
                 "HF_HUB_OFFLINE is set, and the model is not whole in {}",
                 looked_in.display()
             ),
-            Fault::Certificates(why) => why.clone(),
             Fault::Busy { lock, patience } => format!(
                 "another process has held {} for {} seconds without progress",
                 lock.display(),
@@ -107,8 +105,9 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub fn new(path: &str, fault: Fault) -> Self {
-        Failure {
+    /// Makes of a fault that befell `path` a failure.
+    pub fn of(path: &str) -> impl Fn(Fault) -> Self {
+        move |fault| Failure {
             path: path.to_string(),
             fault,
             kept: 0,

@@ -19,9 +19,9 @@ pub use self::environment::Environment;
 use self::errors::{Failure, Fault, explain};
 use self::fetch::{Transfer, with_retries};
 pub use self::progress::Report;
-use self::remote::{Meta, Remote};
+use self::remote::{Listing, Remote};
 pub use crate::model::layout::Part;
-use crate::model::layout::{Kind, first_missing, index_name, is_plain, shards, wanted};
+use crate::model::layout::{Kind, first_missing, is_index, is_plain, shards, wanted, weight_file};
 
 /// The repository of the published model.
 pub const DEFAULT_REPO: &str = "stabilityai/sd-x2-latent-upscaler";
@@ -35,9 +35,6 @@ pub struct Hub {
     settings: Environment,
 }
 
-/// A file that is to be in the snapshot: its path in the repository, and what the Hub says of it.
-type Planned = (String, Meta);
-
 impl Hub {
     /// Takes cache, endpoint and token from the environment, see [`Environment::from_env`].
     /// `show_progress` allows messages and progress bars on standard error.
@@ -48,6 +45,7 @@ impl Hub {
         Ok(Hub::new(Environment::from_env(show_progress)?))
     }
 
+    /// A Hub and a cache as `settings` has them.
     pub fn new(settings: Environment) -> Self {
         Hub { settings }
     }
@@ -71,22 +69,19 @@ impl Hub {
     /// # Errors
     /// As [`Hub::snapshot`].
     pub fn vae(&self, repo: &str, revision: &str) -> Result<PathBuf> {
-        if let Some(dir) = self.cached(repo, revision, &[Part::BareVae]) {
-            return Ok(dir);
-        }
-        if let Some(dir) = self.cached(repo, revision, &[Part::Vae]) {
-            return Ok(dir.join("vae"));
-        }
         check_names(repo, revision)?;
-        let parts = [Part::BareVae];
-        match self.obtain(repo, revision, &parts) {
-            Err(failure) if failure.fault.is_absent_file() && failure.path == "config.json" => {
-                Ok(self.snapshot(repo, revision, &[Part::Vae])?.join("vae"))
-            }
-            result => {
-                result.map_err(|failure| explain(&failure, repo, revision, &parts, &self.settings))
-            }
+        let bare = [Part::BareVae];
+        let in_pipeline = || Ok(self.snapshot(repo, revision, &[Part::Vae])?.join("vae"));
+        let is_cached = |part| self.cached(repo, revision, &[part]).is_some();
+        if is_cached(Part::Vae) && !is_cached(Part::BareVae) {
+            return in_pipeline();
         }
+        self.obtain(repo, revision, &bare).or_else(|failure| {
+            if failure.fault.is_absent_file() && failure.path == "config.json" {
+                return in_pipeline();
+            }
+            Err(explain(&failure, repo, revision, &bare, &self.settings))
+        })
     }
 
     /// As [`Hub::snapshot`], without the network; `None` when a needed file is not in the cache.
@@ -100,171 +95,124 @@ impl Hub {
     fn obtain(&self, repo: &str, revision: &str, parts: &[Part]) -> Result<PathBuf, Failure> {
         let settings = &self.settings;
         let cache = RepoCache::new(&settings.cache, repo, revision);
-        let cached = self.cached(repo, revision, parts);
         let commit = cache.commit();
-        if let (Some(dir), Some(commit)) = (&cached, &commit)
-            && (settings.offline || !cache.unknown_optional(commit, parts))
-        {
-            return Ok(dir.clone());
-        }
-        if settings.offline {
-            let looked_in = match &commit {
-                Some(commit) => cache.snapshot(commit),
-                None => cache.folder(),
-            };
-            let path = first_missing(&looked_in, parts).unwrap_or_default();
-            return Err(Failure::new(&path, Fault::Offline { looked_in }));
-        }
-        let remote = Remote::new(settings).map_err(|fault| Failure::new("anything", fault))?;
-        let job = Job {
-            settings,
-            remote: &remote,
-            cache: &cache,
-            repo,
-            revision,
+        let dir = match &commit {
+            Some(commit) => cache.snapshot(commit),
+            None => cache.folder(),
         };
-        match (job.run(parts), cached) {
+        let missing = first_missing(&dir, parts);
+        if settings.offline {
+            return match missing {
+                None => Ok(dir),
+                Some(path) => Err(Failure::of(&path)(Fault::Offline { looked_in: dir })),
+            };
+        }
+        let unsettled = cache.unsettled(commit.as_deref().unwrap_or_default(), parts);
+        let is_usable =
+            missing.is_none() && unsettled.iter().all(|(_, kind)| *kind == Kind::Optional);
+        // The file to name where the list of them cannot be had.
+        let first = unsettled.first().map(|(path, _)| path.to_string());
+        let Some(first) = first.or(missing) else {
+            return Ok(dir);
+        };
+        let remote = Remote::new(settings, repo).map_err(Failure::of("anything"))?;
+        let list = || remote.list(revision);
+        let fetched = with_retries(&remote, &first, || 0, list)
+            .map_err(Failure::of(&first))
+            .and_then(|listing| {
+                Job {
+                    remote: &remote,
+                    cache: &cache,
+                    listing: &listing,
+                }
+                .run(parts)
+            });
+        match fetched {
             // Only a file that the model loads without is in doubt.
-            (Err(failure), Some(dir)) => {
-                let (path, cause) = (&failure.path, failure.fault.cause());
+            Err(Failure { path, fault, .. }) if is_usable => {
+                let cause = fault.cause();
                 settings
                     .report
                     .note(&format!("using the cached {repo} without {path}: {cause}"));
                 Ok(dir)
             }
-            (result, _) => result,
+            result => result,
         }
     }
 }
 
-/// One repository's download.
+/// The files that a commit has, and the cache that some of them are to be in.
 struct Job<'a> {
-    settings: &'a Environment,
-    remote: &'a Remote,
+    remote: &'a Remote<'a>,
     cache: &'a RepoCache,
-    repo: &'a str,
-    revision: &'a str,
+    listing: &'a Listing,
 }
 
 impl Job<'_> {
-    /// Asks what all files are before it fetches any, so that a wrong name or a closed door shows at once.
+    /// Sees that no file lacks before it fetches any, so that a wrong name shows at once. Returns the snapshot.
     fn run(&self, parts: &[Part]) -> Result<PathBuf, Failure> {
-        let mut commit = cache::is_commit(self.revision).then(|| self.revision.to_string());
-        let mut plan = Vec::new();
+        let has = |name: &str| self.listing.has(name);
+        let (mut files, mut indexes) = (Vec::new(), Vec::new());
         for (path, kind) in wanted(parts) {
-            let known = |commit: &String| self.cache.known_absent(commit, path);
-            if kind == Kind::Optional && commit.as_ref().is_some_and(known) {
-                continue;
-            }
-            match self.plan(path, &mut commit, &mut plan) {
-                Err(failure) if failure.fault.is_absent_file() => match (kind, &commit) {
-                    (Kind::Optional, Some(commit)) => {
-                        let marked = self.cache.set_absent(commit, path);
-                        marked.map_err(|fault| Failure::new(path, fault))?;
-                    }
-                    (Kind::Optional, None) => {}
-                    (Kind::Weights, Some(_)) => {
-                        self.plan_shards(path, &mut commit, &mut plan, failure)?
-                    }
-                    _ => return Err(failure),
-                },
-                result => result?,
+            let found = match kind {
+                Kind::Weights => weight_file(path, has),
+                Kind::Required | Kind::Optional => has(path).then(|| path.to_string()),
+            };
+            match found {
+                Some(file) if kind == Kind::Weights && is_index(&file) => indexes.push(file),
+                Some(file) => files.push(file),
+                None if kind == Kind::Optional => {}
+                None => return Err(absent(path)),
             }
         }
-        let commit = commit.unwrap_or_else(|| self.revision.to_string());
-        self.fetch(&commit, &plan)?;
-        self.cache
-            .set_commit(&commit)
-            .map_err(|fault| Failure::new("refs", fault))?;
-        Ok(self.cache.snapshot(&commit))
+        let commit = &self.listing.commit;
+        for (path, _) in wanted(parts).into_iter().filter(|(path, _)| !has(path)) {
+            let marked = self.cache.set_absent(commit, path);
+            marked.map_err(Failure::of(path))?;
+        }
+        self.fetch(&indexes)?;
+        for index in &indexes {
+            let shards = shards(&self.cache.snapshot(commit), index)
+                .map_err(|why| Failure::of(index)(Fault::BadIndex(why)))?;
+            if let Some(shard) = shards.iter().find(|shard| !has(shard)) {
+                return Err(absent(shard));
+            }
+            files.extend(shards);
+        }
+        self.fetch(&files)?;
+        let noted = self.cache.set_commit(commit);
+        noted.map_err(Failure::of("refs"))?;
+        Ok(self.cache.snapshot(commit))
     }
 
-    /// Adds `path` to the plan unless the snapshot has it; the first answer says which commit the revision is.
-    fn plan(
-        &self,
-        path: &str,
-        commit: &mut Option<String>,
-        plan: &mut Vec<Planned>,
-    ) -> Result<(), Failure> {
-        let held = |commit: &String| self.cache.snapshot(commit).join(path).is_file();
-        if commit.as_ref().is_some_and(held) {
-            return Ok(());
-        }
-        let revision = commit.as_deref().unwrap_or(self.revision);
-        let head = || self.remote.head(self.repo, revision, path);
-        let meta = with_retries(self.remote, self.settings, path, || 0, head)
-            .map_err(|fault| Failure::new(path, fault))?;
-        if commit.is_none() {
-            let none = || Fault::NotAHub("no X-Repo-Commit tells the revision's commit".into());
-            let found = meta.commit.clone().ok_or_else(none);
-            *commit = Some(found.map_err(|fault| Failure::new(path, fault))?);
-        }
-        plan.push((path.to_string(), meta));
-        Ok(())
-    }
-
-    /// In place of `weights`, which the repository lacks: the index beside it, and the shards that it names.
-    fn plan_shards(
-        &self,
-        weights: &str,
-        commit: &mut Option<String>,
-        plan: &mut Vec<Planned>,
-        absent: Failure,
-    ) -> Result<(), Failure> {
-        let index = index_name(weights);
-        let mut first = Vec::new();
-        match self.plan(&index, commit, &mut first) {
-            // Neither is there: the single file is the one to tell of.
-            Err(failure) if failure.fault.is_absent_file() => return Err(absent),
-            result => result?,
-        }
-        let known = commit.clone().unwrap_or_default();
-        self.fetch(&known, &first)?;
-        let names = shards(weights, &self.cache.snapshot(&known).join(&index));
-        let bad = |why| Failure::new(&index, Fault::BadIndex(why));
-        for shard in names.map_err(bad)? {
-            self.plan(&shard, commit, plan)?;
-        }
-        Ok(())
-    }
-
-    /// Fetches the planned files that are not in the cache, and links all of them into the snapshot.
-    fn fetch(&self, commit: &str, plan: &[Planned]) -> Result<(), Failure> {
-        let transfers = plan.iter().map(|(path, meta)| Transfer {
-            remote: self.remote,
-            cache: self.cache,
-            settings: self.settings,
-            repo: self.repo,
-            commit,
+    /// Fetches what the cache lacks, and links all of `files` into the snapshot.
+    fn fetch(&self, files: &[String]) -> Result<(), Failure> {
+        let snapshot = self.cache.snapshot(&self.listing.commit);
+        let unlinked = files.iter().filter(|path| !snapshot.join(path).is_file());
+        let transfers = unlinked.map(|path| Transfer {
+            job: self,
             path,
-            meta,
+            meta: self.listing.meta(path),
         });
         let (done, missing): (Vec<_>, Vec<_>) = transfers.partition(Transfer::is_done);
         if missing.len() > 1 {
-            let bytes: u64 = missing
-                .iter()
-                .filter_map(|transfer| transfer.meta.size)
-                .sum();
-            self.settings.report.note(&format!(
+            let settings = self.remote.settings;
+            settings.report.note(&format!(
                 "downloading {} ({} files, {}) to {}",
-                self.repo,
+                self.remote.repo,
                 missing.len(),
-                HumanBytes(bytes),
-                self.settings.cache.display()
+                HumanBytes(missing.iter().filter_map(|file| file.meta.size).sum()),
+                settings.cache.display()
             ));
         }
-        for transfer in done.iter().chain(&missing) {
-            let path = transfer.path;
-            transfer.run().map_err(|(fault, kept)| Failure {
-                kept,
-                ..Failure::new(path, fault)
-            })?;
-            self.cache
-                .link(commit, path, &transfer.meta.etag)
-                .map_err(|fault| Failure::new(path, fault))?;
-        }
-        Ok(())
+        done.iter().chain(&missing).try_for_each(Transfer::run)
     }
+}
+
+/// What the Hub itself would answer for a file that is not in its list.
+fn absent(path: &str) -> Failure {
+    let code = Some("EntryNotFound".to_string());
+    Failure::of(path)(Fault::Status { status: 404, code })
 }
 
 /// Refuses names that could lead out of the cache or that no repository can have.

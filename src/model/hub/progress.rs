@@ -16,6 +16,7 @@ pub enum Report {
     Bars,
     /// One line per file.
     Lines,
+    /// Nothing.
     Quiet,
 }
 

@@ -1,53 +1,105 @@
-//! The Hub's HTTP side: what a file is (`HEAD`) and its bytes (`GET`), with time limits on every wait.
+//! The Hub's HTTP side: what a repository holds, and the bytes of a file, with time limits on every wait.
+//!
+//! hf-hub writes the addresses and headers; an agent of our own sends them, since hf-hub's waits without limit, trusts
+//! the public certificates alone and keeps the Hub's error codes to itself.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
-use ureq::http::{Response, Uri, header};
+use ureq::http::{HeaderMap, Response, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::Environment;
+use super::cache::is_commit;
 use super::errors::Fault;
 use crate::model::layout::is_plain;
 
-/// As many redirects as browsers and `huggingface_hub` follow in practice; the Hub uses one or two.
-const MAX_REDIRECTS: u32 = 10;
-
-/// A connection to a Hub.
-pub(super) struct Remote {
+/// A connection to a repository of a Hub.
+pub(super) struct Remote<'a> {
     agent: Agent,
-    endpoint: String,
-    token: Option<String>,
+    api: Api,
+    /// The access token and the name of this program.
+    headers: HeaderMap,
+    pub settings: &'a Environment,
+    pub repo: &'a str,
     /// Whether any request was answered: then a failing connection is worth another try.
-    answered: AtomicBool,
+    pub answered: Cell<bool>,
+}
+
+/// What a repository holds: the answer to `/api/models/REPO/revision/REVISION?blobs=true`.
+#[derive(Deserialize)]
+pub(super) struct Listing {
+    #[serde(rename = "sha")]
+    pub commit: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+    #[serde(rename = "blobId")]
+    git_hash: Option<String>,
+    size: Option<u64>,
+    /// Of a large file, of which Git, and so the fields above, may know only a pointer.
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+    size: u64,
 }
 
 /// What the Hub says of a file.
-#[derive(Debug)]
 pub(super) struct Meta {
-    /// The commit that the revision stands for.
-    pub commit: Option<String>,
     /// Names the blob: the SHA-256 of large files, a Git hash of small ones.
     pub etag: String,
     /// In bytes.
     pub size: Option<u64>,
 }
 
-impl Remote {
-    pub fn new(settings: &Environment) -> Result<Self, Fault> {
+impl Listing {
+    fn find(&self, path: &str) -> Option<&Sibling> {
+        self.siblings.iter().find(|file| file.rfilename == path)
+    }
+
+    pub fn has(&self, path: &str) -> bool {
+        self.find(path).is_some()
+    }
+
+    pub fn meta(&self, path: &str) -> Meta {
+        let said = self.find(path).and_then(|file| match &file.lfs {
+            Some(lfs) => Some((&lfs.sha256, Some(lfs.size))),
+            None => Some((file.git_hash.as_ref()?, file.size)),
+        });
+        match said {
+            Some((etag, size)) if is_plain(etag) => Meta {
+                etag: etag.clone(),
+                size,
+            },
+            // Some mirrors list names alone. The blob needs no more than a name of its own; its size comes with it.
+            _ => Meta {
+                etag: format!("{}-{}", self.commit, path.replace('/', "-")),
+                size: None,
+            },
+        }
+    }
+}
+
+impl<'a> Remote<'a> {
+    pub fn new(settings: &'a Environment, repo: &'a str) -> Result<Self, Fault> {
         let mut config = Agent::config_builder()
-            .user_agent(concat!(
-                env!("CARGO_PKG_NAME"),
-                "/",
-                env!("CARGO_PKG_VERSION")
-            ))
             // Compressed answers have other lengths and cannot be resumed.
             .accept_encoding("identity")
             .http_status_as_error(false)
-            .max_redirects(0)
             .max_redirects_will_error(false)
+            // Never to the host that large files come from: its addresses are signed.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_resolve(Some(settings.connect_timeout))
             .timeout_connect(Some(settings.connect_timeout))
             .timeout_recv_response(Some(settings.read_timeout))
@@ -57,128 +109,86 @@ impl Remote {
             let roots = RootCerts::new_with_certs(&read_certificates(file)?);
             config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
         }
+        let api = ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
+            .with_endpoint(settings.endpoint.clone())
+            .with_token(settings.token.clone())
+            .with_user_agent(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|error| Fault::NotAHub(error.to_string()))?;
+        let request = api.model(repo.to_string()).info_request();
+        let headers = request.headers_ref().ok_or_else(|| {
+            Fault::NotAHub(format!("HF_ENDPOINT is no address: {}", settings.endpoint))
+        })?;
         Ok(Remote {
             agent: config.build().new_agent(),
-            endpoint: settings.endpoint.clone(),
-            token: settings.token.clone(),
-            answered: AtomicBool::new(false),
+            headers: headers.clone(),
+            api,
+            settings,
+            repo,
+            answered: Cell::new(false),
         })
     }
 
-    pub fn answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
+    /// Asks what the repository holds at `revision`.
+    pub fn list(&self, revision: &str) -> Result<Listing, Fault> {
+        let request = self.at(revision).info_request();
+        let url = request.uri_ref().map(ToString::to_string);
+        let url = url.unwrap_or_default() + "?blobs=true";
+        let text = self.send(&url, 0)?.body_mut().read_to_vec();
+        let text = text.map_err(|error| self.connection_fault(error))?;
+        let mut listing: Listing = serde_json::from_slice(&text).map_err(|error| {
+            Fault::NotAHub(format!("no list of files in JSON at {url}: {error}"))
+        })?;
+        if is_commit(revision) {
+            listing.commit = revision.to_string();
+        }
+        if is_plain(&listing.commit) {
+            return Ok(listing);
+        }
+        let commit = listing.commit;
+        Err(Fault::NotAHub(format!("{commit:?} as commit at {url}")))
     }
 
-    fn url(&self, repo: &str, revision: &str, path: &str) -> String {
-        let revision: String = revision.bytes().map(escape).collect();
-        format!("{}/{repo}/resolve/{revision}/{path}", self.endpoint)
+    /// Asks for the bytes of `path` from `start` on; the answer's status is 200 (all of them) or, where `start` is not
+    /// 0, 206 (the rest) or 416 (there is no rest).
+    pub fn get(&self, commit: &str, path: &str, start: u64) -> Result<Response<Body>, Fault> {
+        self.send(&self.at(commit).url(&escape(path)), start)
     }
 
-    /// Asks what `path` is at `revision`.
-    ///
-    /// Large files are redirected to another host, and only the redirect itself carries their hash; so redirects are
-    /// followed just as far as they carry none.
-    pub fn head(&self, repo: &str, revision: &str, path: &str) -> Result<Meta, Fault> {
-        let mut url = self.url(repo, revision, path);
-        let host = host(&url);
-        let mut commit = None;
-        for _ in 0..MAX_REDIRECTS {
-            let response = self.ask(
-                &url,
-                self.token.as_deref().filter(|_| self::host(&url) == host),
-            )?;
-            let text = |name: &str| header_text(&response, name);
-            commit = text("x-repo-commit").or(commit);
-            let etag = text("x-linked-etag").or_else(|| text("etag"));
-            let status = response.status();
-            if let (true, Some(location)) = (status.is_redirection(), text("location")) {
-                let elsewhere = location.contains("://");
-                if !elsewhere || etag.is_none() {
-                    url = resolve(&url, &location)?;
-                    continue;
-                }
-            } else if !status.is_success() {
-                return Err(status_fault(&response));
-            }
-            let etag = etag.ok_or_else(|| Fault::NotAHub(format!("no ETag for {url}")))?;
-            let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
-            if !is_plain(&etag) {
-                return Err(Fault::NotAHub(format!("{etag:?} as ETag of {url}")));
-            }
-            if let Some(commit) = commit.as_ref().filter(|commit| !is_plain(commit)) {
-                return Err(Fault::NotAHub(format!(
-                    "{commit:?} as X-Repo-Commit of {url}"
-                )));
-            }
-            let size = match (text("x-linked-size"), status.as_u16()) {
-                (Some(size), _) => size.parse().ok(),
-                (None, 200) => text("content-length").and_then(|size| size.parse().ok()),
-                (None, 206) => content_range(&response).and_then(|(_, total)| total),
-                _ => None,
-            };
-            return Ok(Meta { commit, etag, size });
-        }
-        Err(Fault::NotAHub(format!(
-            "more than {MAX_REDIRECTS} redirects, the last to {url}"
-        )))
+    fn at(&self, revision: &str) -> ApiRepo {
+        let (repo, revision) = (self.repo.to_string(), escape(revision));
+        self.api
+            .repo(Repo::with_revision(repo, RepoType::Model, revision))
     }
 
-    /// `HEAD`, or the first byte from servers that do not know `HEAD`.
-    fn ask(&self, url: &str, token: Option<&str>) -> Result<Response<Body>, Fault> {
-        let mut request = self.agent.head(url);
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let response = self.seen(request.call())?;
-        if !matches!(response.status().as_u16(), 405 | 501) {
-            return Ok(response);
-        }
-        let mut request = self.agent.get(url).header(header::RANGE, "bytes=0-0");
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        self.seen(request.call())
-    }
-
-    /// Asks for the bytes of `path` from `start` on; the answer's status is 200 (all), 206 (the rest) or 416.
-    pub fn get(
-        &self,
-        repo: &str,
-        revision: &str,
-        path: &str,
-        start: u64,
-    ) -> Result<Response<Body>, Fault> {
-        let mut request = self.agent.get(self.url(repo, revision, path));
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    /// Sends what hf-hub would, and within this program's limits.
+    fn send(&self, url: &str, start: u64) -> Result<Response<Body>, Fault> {
+        let mut request = self.agent.get(url);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
         }
         if start > 0 {
             request = request.header(header::RANGE, format!("bytes={start}-"));
         }
-        let request = request
-            .config()
-            .max_redirects(MAX_REDIRECTS)
-            // Never to the host that large files come from: its addresses are signed.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .build();
-        let response = self.seen(request.call())?;
+        let response = request
+            .call()
+            .map_err(|error| self.connection_fault(error))?;
+        self.answered.set(true);
         match response.status().as_u16() {
-            200 | 206 | 416 => Ok(response),
-            _ => Err(status_fault(&response)),
+            200 => Ok(response),
+            206 | 416 if start > 0 => Ok(response),
+            status => Err(Fault::Status {
+                status,
+                code: header_text(&response, "x-error-code").filter(|code| is_plain(code)),
+            }),
         }
-    }
-
-    fn seen(&self, result: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Fault> {
-        let response = result.map_err(|error| self.connection_fault(error))?;
-        self.answered.store(true, Ordering::Relaxed);
-        Ok(response)
     }
 
     fn connection_fault(&self, error: ureq::Error) -> Fault {
         use std::io::ErrorKind;
 
         use ureq::{Error, Timeout};
-        let host = host(&self.endpoint);
+        let host = host(&self.settings.endpoint);
         let no_address = || {
             Fault::Unreachable(format!(
                 "{host} has no address: there is no network, or HF_ENDPOINT is wrong"
@@ -218,24 +228,16 @@ impl Remote {
     }
 }
 
-/// First byte and, where known, size of the whole file, from `Content-Range: bytes 5-9/10`.
-pub(super) fn content_range(response: &Response<Body>) -> Option<(u64, Option<u64>)> {
+/// The first byte of a part of a file, from `Content-Range: bytes 5-9/10`.
+pub(super) fn range_start(response: &Response<Body>) -> Option<u64> {
     let text = header_text(response, "content-range")?;
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.parse().ok()?, total.parse().ok()))
+    let (start, _) = text.strip_prefix("bytes ")?.split_once('-')?;
+    start.parse().ok()
 }
 
 fn header_text(response: &Response<Body>, name: &str) -> Option<String> {
-    let text = response.headers().get(name)?.to_str().ok()?.trim();
-    (!text.is_empty()).then(|| text.to_string())
-}
-
-fn status_fault(response: &Response<Body>) -> Fault {
-    Fault::Status {
-        status: response.status().as_u16(),
-        code: header_text(response, "x-error-code").filter(|code| is_plain(code)),
-    }
+    let value = response.headers().get(name)?.to_str().ok()?;
+    Some(value.trim().to_string())
 }
 
 fn host(url: &str) -> String {
@@ -245,45 +247,29 @@ fn host(url: &str) -> String {
         .unwrap_or_else(|| url.to_string())
 }
 
-/// The address that a `Location` header means.
-fn resolve(base: &str, location: &str) -> Result<String, Fault> {
-    if location.contains("://") {
-        return Ok(location.to_string());
-    }
-    let bad = || Fault::NotAHub(format!("a redirect from {base} to {location:?}"));
-    let uri: Uri = base.parse().map_err(|_| bad())?;
-    let scheme = uri.scheme_str().ok_or_else(bad)?;
-    let authority = uri.authority().ok_or_else(bad)?;
-    match location.strip_prefix("//") {
-        Some(rest) => Ok(format!("{scheme}://{rest}")),
-        None if location.starts_with('/') => Ok(format!("{scheme}://{authority}{location}")),
-        None => Err(bad()),
-    }
-}
-
-/// A byte of a revision as it is written in an address, `/` included.
-fn escape(byte: u8) -> String {
-    match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-            (byte as char).to_string()
+/// A revision or path as it is written in an address; the slashes of a revision hf-hub escapes.
+fn escape(text: &str) -> String {
+    let escape = |byte| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+            char::from(byte).to_string()
         }
         _ => format!("%{byte:02X}"),
-    }
+    };
+    text.bytes().map(escape).collect()
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<Certificate<'static>>, Fault> {
     let bad = |why: String| Fault::Certificates(format!("SSL_CERT_FILE {}: {why}", file.display()));
     let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
-    let certificates: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    match certificates.is_empty() {
-        true => Err(bad("expected PEM certificates, found none".into())),
-        false => Ok(certificates),
+    let certificates = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let certificates: Vec<_> = certificates.collect();
+    if certificates.is_empty() {
+        return Err(bad("expected PEM certificates, found none".into()));
     }
+    Ok(certificates)
 }
 
 #[cfg(test)]
@@ -292,18 +278,8 @@ mod tests {
 
     #[test]
     fn a_revision_is_escaped_in_an_address() {
-        let escaped: String = "refs/pr/1 ü".bytes().map(escape).collect();
-        assert_eq!(escaped, "refs%2Fpr%2F1%20%C3%BC");
-    }
-
-    #[test]
-    fn a_redirect_may_be_relative_to_the_host() {
-        let base = "http://127.0.0.1:80/a/b";
-        assert_eq!(
-            resolve(base, "/c?d=1").unwrap(),
-            "http://127.0.0.1:80/c?d=1"
-        );
-        assert_eq!(resolve(base, "https://x.y/z").unwrap(), "https://x.y/z");
-        assert!(resolve(base, "elsewhere").is_err());
+        let revision = escape("refs/pr/1 ü");
+        let repo = Repo::with_revision("a/b".into(), RepoType::Model, revision);
+        assert_eq!(repo.url_revision(), "refs%2Fpr%2F1%20%C3%BC");
     }
 }

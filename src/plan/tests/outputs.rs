@@ -169,7 +169,7 @@ fn a_template_that_is_wrong_or_leaves_the_folder_is_refused() {
         let error = template.parse::<Template>().unwrap_err().to_string();
         assert!(error.contains(says), "{template}: {error}");
         assert!(
-            error.contains("{stem}, {ext}, {seed}, {width}, {height}"),
+            error.contains("{stem}, {ext}, {in_ext}, {seed}, {width}, {height}"),
             "{error}"
         );
     }

@@ -7,14 +7,7 @@ fn the_first_run_fetches_just_the_files_needed_and_the_second_asks_for_nothing()
     let setup = Setup::new();
     let dir = setup.run().unwrap();
     assert_complete(&dir);
-    let mut asked: Vec<_> = setup
-        .server
-        .seen()
-        .into_iter()
-        .map(|seen| seen.file)
-        .collect();
-    asked.sort();
-    asked.dedup();
+    let asked = setup.asked();
     let mut needed: Vec<_> = pipeline()[..12]
         .iter()
         .map(|(file, _)| file.to_string())
@@ -226,8 +219,119 @@ fn a_dangling_link_in_the_cache_is_mended() {
 }
 
 #[test]
-fn a_server_without_head_serves_all_the_same() {
+fn one_request_lists_the_files_and_one_fetches_each() {
     let setup = Setup::new();
-    setup.server.fail("*", Fault::NoHead, 100);
+    setup.run().unwrap();
+    let seen = setup.server.seen();
+    assert!(seen.iter().all(|seen| seen.method == "GET"), "{seen:?}");
+    let count = |file: &str| seen.iter().filter(|seen| seen.file == file).count();
+    assert_eq!(count(LIST), 1);
+    for (file, _) in &pipeline()[..12] {
+        // The Hub sends each on to another address.
+        assert_eq!(count(file), 2, "{file}");
+    }
+    assert_eq!(seen.len(), 1 + 2 * 12);
+}
+
+#[test]
+fn a_repository_without_optional_files_is_whole_and_asked_for_once() {
+    let optional = ["model_index", "special_tokens_map", "tokenizer_config"];
+    let mut files = pipeline();
+    files.retain(|(name, _)| !optional.iter().any(|part| name.contains(part)));
+    let setup = Setup::serving(files);
+    setup.run().unwrap();
+    assert_eq!(setup.server.seen().len(), 1 + 2 * 9);
+    setup.run().unwrap();
+    assert_eq!(setup.server.seen(), []);
+}
+
+#[test]
+fn a_list_of_names_alone_is_enough() {
+    let setup = Setup::new();
+    setup.server.list_names_alone();
+    setup.server.fail(UNET, Fault::CutAfter(40_000), 2);
     assert_complete(&setup.run().unwrap());
+    assert_eq!(setup.transfers(UNET), [0, 40_000, 80_000]);
+    setup.run().unwrap();
+    assert_eq!(setup.server.seen(), []);
+}
+
+/// The pipeline with weights in float16 alone: whole ones, but the UNet's in shards with this index.
+fn fp16_pipeline(index: &'static str) -> Vec<(&'static str, Vec<u8>)> {
+    let shards = [
+        "diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+    ];
+    let map = format!(
+        r#"{{"weight_map":{{"a":"{}","b":"{}"}}}}"#,
+        shards[0], shards[1]
+    );
+    let mut files: Vec<_> = pipeline()
+        .into_iter()
+        .filter(|(name, _)| !name.ends_with(".safetensors"))
+        .collect();
+    files.push(("text_encoder/model.fp16.safetensors", bytes(81, 5000)));
+    files.push((
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        bytes(82, 5000),
+    ));
+    files.push((index, map.into_bytes()));
+    files.push((
+        "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        bytes(83, 5000),
+    ));
+    files.push((
+        "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+        bytes(84, 5000),
+    ));
+    files
+}
+
+#[test]
+fn weights_in_float16_are_fetched_where_there_are_no_others() {
+    for index in [
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "unet/diffusion_pytorch_model.safetensors.fp16.index.json",
+    ] {
+        let files = fp16_pipeline(index);
+        let setup = Setup::serving(files.clone());
+        let dir = setup.run().unwrap();
+        let needless = ["README.md", "unet/diffusion_pytorch_model.bin"];
+        for (file, bytes) in files {
+            let found = fs::read(dir.join(file)).ok();
+            assert_eq!(
+                found,
+                (!needless.contains(&file)).then_some(bytes),
+                "{file}"
+            );
+        }
+        setup.server.seen();
+        setup.run().unwrap();
+        assert_eq!(setup.server.seen(), []);
+    }
+}
+
+#[test]
+fn weights_in_float16_that_another_program_cached_do_not_hide_better_ones() {
+    let variant = "vae/diffusion_pytorch_model.fp16.safetensors";
+    let setup = Setup::new();
+    let dir = setup.run().unwrap();
+    fs::remove_file(dir.join(VAE)).unwrap();
+    fs::write(dir.join(variant), "").unwrap();
+    setup.server.seen();
+    setup.server.fail("*", Fault::Status(503, None), 100);
+    assert_says(&setup.error(), &[VAE, "503"]);
+    setup.server.heal();
+    assert_complete(&setup.run().unwrap());
+    assert!(setup.transfers(VAE).is_empty(), "its blob is still there");
+
+    // Offline, what is here has to do.
+    fs::remove_file(dir.join(VAE)).unwrap();
+    let mut settings = setup.settings();
+    settings.offline = true;
+    let offline = Hub::new(settings);
+    assert_eq!(
+        offline.snapshot(REPO, COMMIT, &Part::PIPELINE).unwrap(),
+        dir
+    );
 }

@@ -16,8 +16,22 @@ fn a_transfer_that_stands_still_goes_on_where_it_stopped() {
     setup.server.fail(UNET, Fault::StallAfter(30_000), 1);
     let start = Instant::now();
     assert_complete(&setup.run().unwrap());
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < BOUND);
     assert_eq!(setup.transfers(UNET), [0, 30_000]);
+}
+
+#[test]
+fn a_list_of_files_that_breaks_off_or_stands_still_is_asked_for_again() {
+    let setup = Setup::new();
+    setup.server.fail(LIST, Fault::CutAfter(100), 1);
+    setup.server.fail(LIST, Fault::StallAfter(100), 1);
+    let start = Instant::now();
+    assert_complete(&setup.run().unwrap());
+    assert!(start.elapsed() < BOUND);
+
+    let setup = Setup::new();
+    setup.server.fail(LIST, Fault::CutAfter(100), 100);
+    assert_says(&setup.error(), &["model_index.json", "same command"]);
 }
 
 #[test]
@@ -59,7 +73,11 @@ fn a_process_killed_while_downloading_leaves_only_a_part_to_resume() {
     let setup = Setup::new();
     setup.server.fail(UNET, Fault::StallAfter(60_000), 1);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "resume::download_for_another_test", "--ignored"])
+        .args([
+            "--exact",
+            "hub::resume::download_for_another_test",
+            "--ignored",
+        ])
         .env("HUB_TEST_ENDPOINT", setup.server.url())
         .env("HUB_TEST_CACHE", setup.cache.path())
         .stdout(std::process::Stdio::null())
@@ -67,10 +85,7 @@ fn a_process_killed_while_downloading_leaves_only_a_part_to_resume() {
         .unwrap();
     let start = Instant::now();
     while fs::metadata(setup.part(UNET)).map_or(0, |part| part.len()) < 60_000 {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "the child downloads nothing"
-        );
+        assert!(start.elapsed() < BOUND, "the child downloads nothing");
         std::thread::sleep(Duration::from_millis(10));
     }
     child.kill().unwrap();

@@ -8,7 +8,10 @@ pub use sd_upscale::model::Hub;
 pub use sd_upscale::model::hub::{Environment, Part, Report};
 use tempfile::TempDir;
 
-pub use crate::hub_server::{COMMIT, Fault, HubServer, REPO, etag};
+pub use crate::hub_server::{COMMIT, Fault, HubServer, LIST, REPO, etag};
+
+/// What no transfer of these tests takes, however busy the machine: a wait without a limit is longer.
+pub const BOUND: Duration = Duration::from_secs(200);
 
 pub const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 pub const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
@@ -116,6 +119,18 @@ impl Setup {
         ))
     }
 
+    /// The files that were asked for, each once, in order of their names.
+    pub fn asked(&self) -> Vec<String> {
+        let seen = self.server.seen().into_iter();
+        let mut asked: Vec<_> = seen
+            .map(|seen| seen.file)
+            .filter(|file| file != LIST)
+            .collect();
+        asked.sort();
+        asked.dedup();
+        asked
+    }
+
     /// First bytes of the requests for the bytes themselves of `file`; 0 stands for the whole.
     pub fn transfers(&self, file: &str) -> Vec<usize> {
         let seen = self.server.seen().into_iter();
@@ -134,10 +149,11 @@ pub fn settings(endpoint: &str, cache: &Path) -> Environment {
         offline: false,
         certificates: None,
         report: Report::Quiet,
-        connect_timeout: Duration::from_secs(2),
-        read_timeout: Duration::from_millis(400),
+        connect_timeout: Duration::from_secs(20),
+        // Far beyond what an answer on loopback takes on a busy machine; the tests of silence wait for it.
+        read_timeout: Duration::from_secs(4),
         retry_pauses: vec![Duration::from_millis(10); 3],
-        lock_patience: Duration::from_millis(500),
+        lock_patience: Duration::from_secs(4),
     }
 }
 

@@ -1,0 +1,130 @@
+//! The run's model: found, or fetched, once for all threads, and loaded once a device.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use sd_upscale::model::{self, Hub, PartFiles, TINY};
+use sd_upscale::{ModelFiles, Options, Upscaler, device};
+
+use crate::item::{Content, Size};
+use crate::job::{Job, Verbosity};
+
+pub struct Model {
+    job: Arc<Job>,
+    found: Mutex<Option<Found>>,
+}
+
+/// The model cannot be had: one error for all inputs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct NoModel(anyhow::Error);
+
+/// What is known of a model without its weights.
+pub struct Facts {
+    /// As the user calls it.
+    name: String,
+    upscaler: Upscaler,
+}
+
+impl Facts {
+    /// Width and height of an input's result, in pixels.
+    ///
+    /// # Errors
+    /// It is latents of another kind than the model's.
+    pub fn result_size(&self, content: &Content) -> Result<Size> {
+        let size = match content {
+            Content::Picture(picture) => Size {
+                width: picture.pixels.width,
+                height: picture.pixels.height,
+            },
+            Content::Latents(latents) => {
+                let theirs = latents.pixels_per_position();
+                let ours = self.upscaler.pixels_per_latent();
+                ensure!(
+                    theirs == ours,
+                    "its latents stand for {theirs}x{theirs} pixels each, and those of the model {} for {ours}x{ours}: \
+                     give --model the upscaler that they belong to, or an image",
+                    self.name
+                );
+                Size {
+                    width: theirs * latents.width,
+                    height: theirs * latents.height,
+                }
+            }
+        };
+        Ok(size.doubled())
+    }
+
+    /// A result's peak of memory in bytes, weights apart.
+    pub fn bytes_needed(&self, result: Size) -> u64 {
+        self.upscaler.bytes_needed(result.width, result.height)
+    }
+}
+
+/// Where its files are.
+#[derive(Clone)]
+struct Found {
+    files: ModelFiles,
+    vae: Option<PartFiles>,
+}
+
+impl Model {
+    pub fn new(job: Arc<Job>) -> Self {
+        Self {
+            job,
+            found: Mutex::new(None),
+        }
+    }
+
+    /// The upscaler on one device; its weights are read when they are needed.
+    ///
+    /// # Errors
+    /// The model cannot be had, or is no latent upscaler.
+    pub fn load(&self, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
+        let Found { files, vae } = self.find()?;
+        let dtype = self.job.dtype;
+        Upscaler::new(Options {
+            model: files,
+            vae,
+            device: device.clone(),
+            dtype: dtype.unwrap_or_else(|| device::default_dtype(device)),
+            keep_loaded,
+        })
+        .with_context(|| format!("the model {}", self.job.model))
+    }
+
+    /// What the model asks of inputs, by its configurations.
+    ///
+    /// # Errors
+    /// [`NoModel`]: those of [`load`](Self::load).
+    pub fn facts(&self) -> Result<Facts> {
+        let upscaler = self.load(&Device::Cpu, false).map_err(NoModel)?;
+        let name = self.job.model.clone();
+        Ok(Facts { name, upscaler })
+    }
+
+    /// The same where nothing has to be fetched for it.
+    pub fn facts_at_hand(&self) -> Option<Facts> {
+        let name = &self.job.model;
+        let local = name == TINY || Path::new(name).is_dir();
+        local.then(|| self.facts().ok()).flatten()
+    }
+
+    fn find(&self) -> Result<Found> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = &*found {
+            return Ok(found.clone());
+        }
+        let job = &self.job;
+        let hub = || Hub::from_env(job.verbosity > Verbosity::Quiet);
+        let files = model::locate(&job.model, &job.revision, job.vae.is_none(), hub)?;
+        let vae = job
+            .vae
+            .as_deref()
+            .map(|name| model::locate_vae(name, &files, hub))
+            .transpose()?;
+        Ok(found.insert(Found { files, vae }).clone())
+    }
+}

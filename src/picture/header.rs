@@ -1,0 +1,81 @@
+//! What a picture's file says before its pixels: size and metadata, without decoding.
+
+use std::io::{BufRead, Seek};
+
+use anyhow::{Context, Result};
+use image::metadata::Orientation;
+use image::{ImageDecoder, ImageReader};
+
+use super::Format;
+use crate::metadata::Metadata;
+
+/// Size and metadata of a picture.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// In pixels, upright.
+    pub width: usize,
+    /// In pixels, upright.
+    pub height: usize,
+    /// What stands before the pixels.
+    pub metadata: Metadata,
+}
+
+impl Header {
+    /// Reads no further than it must.
+    ///
+    /// # Errors
+    /// It is damaged, or of a kind that only decoding tells the size of.
+    pub fn read(format: Format, file: impl BufRead + Seek) -> Result<Self> {
+        if format == Format::Png {
+            return png_header(file);
+        }
+        let kind = match format {
+            Format::Png => image::ImageFormat::Png,
+            Format::Jpeg => image::ImageFormat::Jpeg,
+            Format::WebP => image::ImageFormat::WebP,
+            Format::Tiff => image::ImageFormat::Tiff,
+            Format::Bmp => image::ImageFormat::Bmp,
+            Format::Gif => image::ImageFormat::Gif,
+        };
+        let mut decoder = ImageReader::with_format(file, kind).into_decoder()?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let metadata = Metadata {
+            exif: decoder.exif_metadata().ok().flatten(),
+            ..Metadata::default()
+        };
+        Ok(Self::upright(decoder.dimensions(), orientation, metadata))
+    }
+
+    fn upright((width, height): (u32, u32), turned: Orientation, metadata: Metadata) -> Self {
+        let (width, height) = match turned {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => (height, width),
+            _ => (width, height),
+        };
+        Self {
+            width: width as usize,
+            height: height as usize,
+            metadata,
+        }
+    }
+}
+
+fn png_header(file: impl BufRead + Seek) -> Result<Header> {
+    let reader = png::Decoder::new(file)
+        .read_info()
+        .context("its header is damaged")?;
+    let info = reader.info();
+    let metadata = Metadata::from_png(info);
+    let orientation = metadata
+        .exif
+        .as_deref()
+        .and_then(Orientation::from_exif_chunk)
+        .unwrap_or(Orientation::NoTransforms);
+    Ok(Header::upright(
+        (info.width, info.height),
+        orientation,
+        metadata,
+    ))
+}
