@@ -92,7 +92,6 @@ mod tests {
 
     #[test]
     fn fields_that_share_a_value_make_no_more_than_the_block_has() {
-        // The main directory is also the one that its field points to, which would double everything.
         let shared = sharing(|i| DESCRIPTIVE[usize::from(i) % 10], 5000, &[1; 60_000]);
         let block = Exif::parse(&shared).unwrap();
         let bytes: usize = block

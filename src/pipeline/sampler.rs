@@ -104,7 +104,7 @@ impl SchedulerConfig {
         // torch computes ((1 - a) / a) ** 0.5 in float32
         let sigma = |a: f32| ((1.0 - a) / a).sqrt();
         let (Some(&first), Some(&last)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
-            bail!("scheduler_config.json: num_train_timesteps is 0");
+            bail!("scheduler_config.json: trained_betas is empty");
         };
         // The table's ends pass through ln, linspace and exp in float32 (`interpolation_type: log_linear`).
         let (min, max) = (sigma(first).ln().exp(), sigma(last).ln().exp());

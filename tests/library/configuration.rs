@@ -50,6 +50,7 @@ fn numbers_that_no_model_has_are_refused_by_their_key() {
     for (file, key, value) in [
         (scheduler, "num_train_timesteps", huge.clone()),
         (scheduler, "num_train_timesteps", json!(0)),
+        (scheduler, "trained_betas", json!([])),
         (unet, "block_out_channels", json!(vec![32; 60])),
         (unet, "block_out_channels", json!([])),
         (unet, "layers_per_block", json!(u64::MAX)),
