@@ -5,9 +5,12 @@
 //! nothing else to do), the rate in GFLOP/s by the direct definition (a Winograd convolution may pass the peak), and that
 //! rate's share of the machine's peak, which is the GEMM register tile on data in the cache, on all threads.
 
+mod clock;
+
 use std::hint::black_box;
 use std::time::Instant;
 
+use clock::cpu_seconds;
 use sd_upscale::kernels::cpu::*;
 
 fn main() {
@@ -224,20 +227,4 @@ impl Bench {
             black_box(upsample_k(&x, 1, side, side, c));
         });
     }
-}
-
-/// CPU time of this process so far; 0 where the system has no such call.
-fn cpu_seconds() -> f64 {
-    #[cfg(target_os = "linux")]
-    {
-        let mut t = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: `t` is valid for writing.
-        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
-        t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
-    }
-    #[cfg(not(target_os = "linux"))]
-    0.0
 }

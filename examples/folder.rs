@@ -22,7 +22,7 @@ fn main() -> Result<()> {
 }
 
 /// Upscales what `input` holds into `output`, tells of it line by line, and gives the number of files that failed.
-pub fn upscale(input: &Path, output: &Path, mut say: impl FnMut(&str)) -> Result<usize> {
+pub(crate) fn upscale(input: &Path, output: &Path, mut say: impl FnMut(&str)) -> Result<usize> {
     let plan = plan::plan(&Request {
         inputs: vec![Source::Path(input.into())],
         output: Some(Output::Path(output.into())),

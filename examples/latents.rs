@@ -23,7 +23,7 @@ fn main() -> Result<()> {
 }
 
 /// Scaled latents (4, height, width) -> upscaled ones, (1, 4, 2 height, 2 width).
-pub fn upscale(width: usize, height: usize, values: Vec<f32>) -> Result<Latents> {
+pub(crate) fn upscale(width: usize, height: usize, values: Vec<f32>) -> Result<Latents> {
     let mut upscaler = Upscaler::new(Options::new(ModelFiles::built_in()))?;
     let input = LowRes::latents(width, height, values)?;
     let settings = Settings {
@@ -38,6 +38,6 @@ pub fn upscale(width: usize, height: usize, values: Vec<f32>) -> Result<Latents>
 }
 
 /// One tensor `latents`, as diffusers reads it.
-pub fn save(latents: &Latents, output: &Path) -> Result<()> {
+pub(crate) fn save(latents: &Latents, output: &Path) -> Result<()> {
     files::write(output, &latents.to_safetensors(&BTreeMap::new())?)
 }

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
 }
 
 /// Upscales the image at `input` and writes it to `output`, in the format that its extension names.
-pub fn upscale(input: &Path, output: &Path, prompt: &str) -> Result<()> {
+pub(crate) fn upscale(input: &Path, output: &Path, prompt: &str) -> Result<()> {
     let extension = output.extension().unwrap_or_default().to_string_lossy();
     let format = Format::from_extension(&extension).with_context(|| {
         format!(

@@ -37,8 +37,6 @@
 //! # }
 //! ```
 
-#![warn(missing_docs)]
-
 pub mod device;
 pub mod files;
 #[doc(hidden)] // for the benchmarks

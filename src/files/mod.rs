@@ -14,7 +14,7 @@ use self::sniff::HEAD;
 pub use self::sniff::{FileKind, sniff};
 pub use self::whole::is_complete;
 pub use self::write::{clean_stale, try_write, write};
-use crate::latents::Latents;
+use crate::latents::{self, Latents};
 use crate::limits::ReadLimits;
 use crate::picture::{self, Format, Header, Picture};
 
@@ -34,12 +34,9 @@ pub enum Loaded {
 pub fn read_path(path: &Path, limits: &ReadLimits) -> Result<Loaded> {
     let read = || {
         let mut file = File::open(path)?;
-        ensure!(!file.metadata()?.is_dir(), "it is a folder, not a file");
-        // The first bytes decide, so that a 100 GB file that is no image is not read whole.
-        let mut bytes = Vec::new();
-        file.by_ref().take(HEAD).read_to_end(&mut bytes)?;
-        let kind = sniff(&bytes)?;
-        file.read_to_end(&mut bytes)?;
+        let metadata = file.metadata()?;
+        ensure!(!metadata.is_dir(), "it is a folder, not a file");
+        let (kind, bytes) = read_whole(&mut file, metadata.len(), limits)?;
         let mut loaded = parse(kind, &bytes, limits)?;
         if let (Loaded::Picture(picture), FileKind::Image(format)) = (&mut loaded, kind) {
             picture.warnings.extend(misnamed(path, format));
@@ -93,18 +90,41 @@ pub fn read_bytes(bytes: &[u8], name: &str, limits: &ReadLimits) -> Result<Loade
 /// # Errors
 /// As [`read_path`].
 pub fn read_stdin(limits: &ReadLimits) -> Result<Loaded> {
+    let read = read_whole(&mut std::io::stdin().lock(), 0, limits);
+    read.and_then(|(kind, bytes)| parse(kind, &bytes, limits))
+        .context("cannot read standard input")
+}
+
+/// Reads a source to its end once its beginning has shown that it can be something that is read: a checkpoint of
+/// gigabytes, or a video, is refused by its first bytes. `length` is the source's as far as it is known.
+fn read_whole(
+    source: &mut impl Read,
+    length: u64,
+    limits: &ReadLimits,
+) -> Result<(FileKind, Vec<u8>)> {
     let mut bytes = Vec::new();
-    let stdin = &mut std::io::stdin().lock();
-    let read = stdin
-        .take(HEAD)
-        .read_to_end(&mut bytes)
-        .context("reading failed");
-    let read = read.and_then(|_| {
-        let kind = sniff(&bytes)?;
-        stdin.read_to_end(&mut bytes).context("reading failed")?;
-        parse(kind, &bytes, limits)
-    });
-    read.context("cannot read standard input")
+    let read = |source: &mut dyn Read, bytes: &mut Vec<u8>, most: u64| {
+        let read = source.take(most).read_to_end(bytes);
+        read.context("reading failed")
+    };
+    read(source, &mut bytes, HEAD)?;
+    let kind = sniff(&bytes)?;
+    match kind {
+        FileKind::Safetensors => {
+            let header = 8 + latents::header_length(&bytes, limits)?;
+            let missing = header.saturating_sub(bytes.len());
+            read(source, &mut bytes, missing as u64)?;
+            latents::check_header(&bytes, limits)?;
+        }
+        FileKind::Npz => latents::check_npz_head(&bytes)?,
+        FileKind::Image(_) => {}
+    }
+    limits.check_length(length)?;
+    let most = limits.max_bytes().saturating_add(1);
+    let held = bytes.len() as u64;
+    read(source, &mut bytes, most.saturating_sub(held))?;
+    limits.check_length(bytes.len() as u64)?;
+    Ok((kind, bytes))
 }
 
 fn parse(kind: FileKind, bytes: &[u8], limits: &ReadLimits) -> Result<Loaded> {

@@ -10,6 +10,9 @@ use anyhow::{Result, bail, ensure};
 use crate::limits::ReadLimits;
 use crate::metadata::{FoundPrompt, Metadata, comfy};
 
+pub(crate) use self::npz::check_head as check_npz_head;
+pub(crate) use self::safetensors::{check_header, header_length};
+
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
 /// The metadata key under which files of ours state what [`Latents::pixels_per_position`] gives.
@@ -118,9 +121,7 @@ impl Latents {
         limits: &ReadLimits,
         values: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Self> {
-        let (batch, height, width) = check_shape(name, shape)?;
-        let side = |n: usize| (n as u64).saturating_mul(PIXELS_PER_LATENT);
-        limits.check_pixels(side(width), side(height))?;
+        let (batch, height, width) = check_size(name, shape, limits)?;
         let data = values()?;
         let bad = data.iter().filter(|v| !v.is_finite()).count();
         if let Some(first) = data.iter().position(|v| !v.is_finite()) {
@@ -248,9 +249,30 @@ impl Latents {
     }
 }
 
+/// A name out of a file for a message: one line, and not much of a long one.
+fn shortened(name: &str) -> String {
+    let printable = name.chars().map(|c| if c.is_control() { ' ' } else { c });
+    match name.chars().count() {
+        ..=80 => printable.collect(),
+        _ => printable.take(77).chain("...".chars()).collect(),
+    }
+}
+
+/// [`check_shape`], and that the picture is within `limits`.
+fn check_size(name: &str, shape: &[usize], limits: &ReadLimits) -> Result<(usize, usize, usize)> {
+    let (batch, height, width) = check_shape(name, shape)?;
+    let side = |n: usize| (n as u64).saturating_mul(PIXELS_PER_LATENT);
+    limits.check_pixels(side(width), side(height))?;
+    Ok((batch, height, width))
+}
+
 /// (batch, height, width) of an array of 4-channel latents; other models' latents are refused by name.
 fn check_shape(name: &str, shape: &[usize]) -> Result<(usize, usize, usize)> {
-    let found = format!("tensor `{name}` has shape {shape:?}");
+    let name = shortened(name);
+    let found = match shape.len() {
+        ..=8 => format!("tensor `{name}` has shape {shape:?}"),
+        many => format!("tensor `{name}` has {many} dimensions"),
+    };
     const WANT: &str =
         "expected (4, h, w) or (batch, 4, h, w), the latents of Stable Diffusion 1 or 2";
     let (batch, channels, height, width) = match *shape {

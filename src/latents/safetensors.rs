@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Map, Value};
 
-use super::{LatentKind, Latents};
+use super::{LatentKind, Latents, check_size, shortened};
 use crate::limits::ReadLimits;
 
 /// ComfyUI's mark for raw values (`nodes.py`, `SaveLatent`): an empty tensor of this name.
@@ -23,7 +24,7 @@ impl Latents {
     /// # Errors
     /// It is damaged, holds no latents, or is beyond `limits`.
     pub fn from_safetensors(bytes: &[u8], limits: &ReadLimits) -> Result<Self> {
-        check_header(bytes)?;
+        check_header(bytes, limits)?;
         let file = SafeTensors::deserialize(bytes)
             .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
         let (_, header) = SafeTensors::read_metadata(bytes)
@@ -34,32 +35,8 @@ impl Latents {
             .unwrap_or_default()
             .into_iter()
             .collect();
-
-        let mut names: Vec<&str> = file.names();
-        names.sort_unstable();
-        let name = ["latents", "latent", COMFY_KEY, "samples"]
-            .into_iter()
-            .find(|n| names.contains(n));
-        let name = match (name, names.as_slice()) {
-            (Some(name), _) => name,
-            (None, [only]) => only,
-            (None, []) => bail!("it holds no tensor"),
-            (None, several) => {
-                let weights = several.len() > 8 || several.iter().any(|n| n.ends_with(".weight"));
-                let what = if weights {
-                    ": it looks like a model's weights, not latents"
-                } else {
-                    ""
-                };
-                bail!(
-                    "it holds {} tensors ({}{}){what}; expected one named `latents`, `latent` or `{COMFY_KEY}`, \
-                     or a single tensor",
-                    several.len(),
-                    several[..several.len().min(3)].join(", "),
-                    if several.len() > 3 { ", ..." } else { "" }
-                )
-            }
-        };
+        let names = file.names();
+        let name = choose(names.clone())?;
         let kind = match name {
             COMFY_KEY if names.contains(&COMFY_MARK) => LatentKind::ComfyRaw,
             COMFY_KEY => LatentKind::ComfyScaled,
@@ -111,23 +88,84 @@ impl Latents {
     }
 }
 
-/// Errors that the safetensors crate words for programmers, worded for people.
-fn check_header(bytes: &[u8]) -> Result<()> {
-    let length = bytes
+/// The bytes of the header of a safetensors file of which `head` is the beginning.
+///
+/// # Errors
+/// There are too few bytes to say, or the header is larger than `limits` allow: a few megabytes are a large one.
+pub(crate) fn header_length(head: &[u8], limits: &ReadLimits) -> Result<usize> {
+    let length = head
         .first_chunk::<8>()
         .map(|b| u64::from_le_bytes(*b))
         .with_context(|| {
             format!(
                 "its {} bytes are too few for a safetensors header: it was cut short",
-                bytes.len()
+                head.len()
             )
         })?;
-    let held = bytes.len() as u64 - 8;
-    ensure!(
-        length <= held,
-        "its safetensors header should have {length} bytes, but only {held} follow: it was cut short"
-    );
-    Ok(())
+    limits.budget().need("safetensors header", length)?;
+    usize::try_from(length).context("its safetensors header does not fit in memory")
+}
+
+/// Checks what the header alone tells: that there are latents of a size within `limits`. `head` is the file's beginning,
+/// header included, so that a checkpoint of gigabytes is refused before it is read.
+///
+/// # Errors
+/// As [`Latents::from_safetensors`].
+pub(crate) fn check_header(head: &[u8], limits: &ReadLimits) -> Result<()> {
+    let length = header_length(head, limits)?;
+    let held = head.len() - 8;
+    let header = head[8..].get(..length).with_context(|| {
+        format!("its safetensors header should have {length} bytes, but only {held} follow: it was cut short")
+    })?;
+    let header: Map<String, Value> = serde_json::from_slice(header)
+        .map_err(|e| anyhow::anyhow!("its safetensors header is damaged: {e}"))?;
+    let names = header.keys().map(String::as_str);
+    let name = choose(names.filter(|n| *n != "__metadata__").collect())?;
+    let sides = header[name].get("shape").and_then(Value::as_array);
+    let shape: Option<Vec<usize>> = sides.and_then(|sides| {
+        let side = |side: &Value| usize::try_from(side.as_u64()?).ok();
+        sides.iter().map(side).collect()
+    });
+    let shape = shape.with_context(|| {
+        format!("its safetensors header is damaged: tensor `{name}` has no shape")
+    })?;
+    check_size(name, &shape, limits)?;
+    match header[name].get("dtype").and_then(Value::as_str) {
+        Some("F16" | "BF16" | "F32" | "F64") => Ok(()),
+        other => bail!(
+            "tensor `{name}` holds {} values; expected F16, BF16, F32 or F64",
+            other.unwrap_or("unknown")
+        ),
+    }
+}
+
+/// The tensor that holds the latents, by its name or by being the only one.
+fn choose(mut names: Vec<&str>) -> Result<&str> {
+    names.sort_unstable();
+    let known = ["latents", "latent", COMFY_KEY, "samples"]
+        .into_iter()
+        .find(|n| names.contains(n));
+    match (known, names.as_slice()) {
+        (Some(name), _) => Ok(name),
+        (None, [only]) => Ok(only),
+        (None, []) => bail!("it holds no tensor"),
+        (None, several) => {
+            let weights = several.len() > 8 || several.iter().any(|n| n.ends_with(".weight"));
+            let what = if weights {
+                ": it looks like a model's weights, not latents"
+            } else {
+                ""
+            };
+            let first = several.iter().take(3).map(|n| shortened(n));
+            bail!(
+                "it holds {} tensors ({}{}){what}; expected one named `latents`, `latent` or `{COMFY_KEY}`, \
+                 or a single tensor",
+                several.len(),
+                first.collect::<Vec<_>>().join(", "),
+                if several.len() > 3 { ", ..." } else { "" }
+            )
+        }
+    }
 }
 
 /// A tensor's values, whatever its float type.

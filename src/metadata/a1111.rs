@@ -54,6 +54,22 @@ pub(crate) fn split_settings(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Whether a program that makes pictures wrote a text, and no person or camera: A1111's settings, which begin with the
+/// number of steps, its negative prompt, or JSON with a prompt in it.
+pub(crate) fn is_generated(text: &str) -> bool {
+    let steps = |line: &str| {
+        line.split(',').any(|part| {
+            let number = part.trim().strip_prefix("Steps:");
+            number.is_some_and(|n| n.trim().parse::<u32>().is_ok())
+        })
+    };
+    let text = text.trim();
+    if text.starts_with('{') {
+        return from_parameters(text).is_some();
+    }
+    split_settings(text).1.is_some_and(steps) || text.contains("Negative prompt:")
+}
+
 /// Drops `<lora:name:weight>` and its like: commands to A1111, not words for the text encoder.
 fn without_commands(text: &str) -> String {
     let mut out = String::new();
@@ -138,8 +154,7 @@ impl Parameters {
         if existing.is_empty() {
             return Some(self.to_parameters());
         }
-        if existing.starts_with('{') && serde_json::from_str::<serde_json::Value>(existing).is_ok()
-        {
+        if existing.starts_with('{') && serde_json::from_str::<Value>(existing).is_ok() {
             return None;
         }
         let (body, settings) = split_settings(existing);
@@ -194,7 +209,7 @@ fn upscale_key(key: &str) -> String {
 fn line<'a>(fields: impl Iterator<Item = (String, &'a str)>) -> String {
     let field = |(key, value): (String, &str)| {
         if value.contains([',', ':', '\n', '"']) {
-            format!("{key}: {}", serde_json::Value::from(value))
+            format!("{key}: {}", Value::from(value))
         } else {
             format!("{key}: {value}")
         }

@@ -1,14 +1,21 @@
 //! ComfyUI's `prompt`, the graph of nodes that made a picture: finds the texts behind its sampler.
+//!
+//! Every node is read at most once a side, loops and long chains end, and the texts of all nodes together are bounded:
+//! the work grows with the graph's size and no faster, whoever made it.
 
-use std::collections::{HashSet, VecDeque};
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
 use crate::metadata::FoundPrompt;
 use crate::metadata::a1111::found;
 
-/// The most text, in bytes, that is collected from one graph; 75 tokens of it count.
-const MOST_TEXT: usize = 1 << 20;
+/// How many nodes lie between a sampler and a text at most: graphs that people draw have less than fifty.
+const MAX_DEPTH: usize = 200;
+/// Bytes of text that may be put together on the way. A prompt's first 77 tokens count, a few hundred bytes.
+const MAX_TEXT: usize = 1 << 20;
 
 /// Reads ComfyUI's `prompt`, a graph of nodes: the texts that the sampler behind the saved picture was given.
 pub fn from_graph(json: &str) -> Option<FoundPrompt> {
@@ -16,41 +23,64 @@ pub fn from_graph(json: &str) -> Option<FoundPrompt> {
     let graph: Value = serde_json::from_str(json)
         .or_else(|_| serde_json::from_str(&json.replace("NaN", "null").replace("Infinity", "null")))
         .ok()?;
-    let mut graph = Graph {
-        nodes: graph.as_object()?,
-        budget: 2000,
-        room: MOST_TEXT,
-    };
-    let sampler = graph.sampler()?;
-    let positive = graph.input(sampler, &["positive", "conditioning"])?;
-    let prompt = graph.conditioning(positive, Side::Positive);
-    let negative = graph
-        .input(sampler, &["negative"])
-        .map(|link| graph.conditioning(link, Side::Negative));
-    found(&prompt, &negative.unwrap_or_default(), "a ComfyUI graph")
+    Graph::new(graph.as_object()?).prompts()
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Side {
     Positive,
     Negative,
 }
 
+/// What is asked of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Question {
+    /// The text behind its conditioning; of nodes that pass on both, the one at this slot.
+    Conditioning { slot: u64 },
+    /// Its own text.
+    Text,
+}
+
 /// ComfyUI's nodes by id. A node's input is a value or a link `[id, output slot]`.
 struct Graph<'a> {
     nodes: &'a Map<String, Value>,
-    /// Visits left: a made-up graph may hold loops, or diamonds with endless paths.
-    budget: usize,
-    /// Bytes of text left to collect: the same text may be joined to itself at every visit.
-    room: usize,
+    /// Answers given; `None` while one is sought, which ends loops.
+    answers: HashMap<(&'a str, Question, Side), Option<Rc<str>>>,
+    /// Bytes of text that may still be put together.
+    text_left: usize,
+    /// Inputs looked at, for the test of the work's bound.
+    steps: Cell<usize>,
 }
 
 /// A link's target and output slot.
 type Link<'a> = (&'a str, u64);
 
 impl<'a> Graph<'a> {
+    fn new(nodes: &'a Map<String, Value>) -> Self {
+        Self {
+            nodes,
+            answers: HashMap::new(),
+            text_left: MAX_TEXT,
+            steps: Cell::new(0),
+        }
+    }
+
+    fn prompts(&mut self) -> Option<FoundPrompt> {
+        let sampler = self.sampler()?;
+        let positive = self.input(sampler, &["positive", "conditioning"])?;
+        let negative = self.input(sampler, &["negative"]);
+        let prompt = self.conditioning(positive, Side::Positive, 0);
+        let negative = negative.map(|link| self.conditioning(link, Side::Negative, 0));
+        found(&prompt, &negative.unwrap_or_default(), "a ComfyUI graph")
+    }
+
     fn inputs(&self, id: &str) -> Option<&'a Map<String, Value>> {
         self.nodes.get(id)?.get("inputs")?.as_object()
+    }
+
+    /// Counts the inputs of a node that are about to be looked at.
+    fn count(&self, inputs: &Map<String, Value>) {
+        self.steps.set(self.steps.get() + 1 + inputs.len());
     }
 
     fn class(&self, id: &str) -> &'a str {
@@ -73,29 +103,31 @@ impl<'a> Graph<'a> {
     }
 
     /// The sampler nearest upstream of a node that saves pictures, else the first of the graph.
-    fn sampler(&mut self) -> Option<&'a str> {
+    fn sampler(&self) -> Option<&'a str> {
         let nodes = self.nodes;
         let ids = || nodes.keys().map(String::as_str);
         let saves = |id: &&str| {
             let class = self.class(id);
             class.contains("Save") || class.contains("Preview")
         };
-        let mut queue: VecDeque<&str> = ids().filter(saves).collect();
-        let mut seen: HashSet<&str> = queue.iter().copied().collect();
-        while let Some(id) = queue.pop_front() {
+        let mut queue: Vec<&str> = ids().filter(saves).collect();
+        let mut queued: HashSet<&str> = queue.iter().copied().collect();
+        let mut seen = 0;
+        while let Some(&id) = queue.get(seen) {
+            seen += 1;
             if self.takes_prompts(id) {
                 return Some(id);
             }
-            for (next, _) in self
-                .inputs(id)
-                .into_iter()
-                .flat_map(Map::values)
-                .filter_map(link)
-            {
-                if seen.insert(next) {
-                    queue.push_back(next);
-                }
-            }
+            let Some(inputs) = self.inputs(id) else {
+                continue;
+            };
+            self.count(inputs);
+            let links = inputs.values().filter_map(link);
+            queue.extend(
+                links
+                    .map(|(next, _)| next)
+                    .filter(|next| queued.insert(next)),
+            );
         }
         ids()
             .filter(|id| self.class(id).contains("Sampler"))
@@ -103,33 +135,65 @@ impl<'a> Graph<'a> {
     }
 
     /// The text behind a conditioning, through whatever nodes pass it on.
-    fn conditioning(&mut self, (id, slot): Link<'a>, side: Side) -> String {
-        let Some(inputs) = self.visit(id) else {
-            return String::new();
+    fn conditioning(&mut self, (id, slot): Link<'a>, side: Side, depth: usize) -> Rc<str> {
+        // Of a node's outputs only the second is told from the others.
+        let slot = slot.min(2);
+        self.answer(id, Question::Conditioning { slot }, side, depth)
+    }
+
+    /// A node's answer, from the first time it is asked for.
+    fn answer(&mut self, id: &'a str, question: Question, side: Side, depth: usize) -> Rc<str> {
+        let key = (id, question, side);
+        if let Some(known) = self.answers.get(&key) {
+            return known.clone().unwrap_or_default();
+        }
+        let inputs = self.inputs(id).filter(|_| depth < MAX_DEPTH);
+        let Some(inputs) = inputs else {
+            return Rc::default();
         };
+        self.count(inputs);
+        self.answers.insert(key, None);
+        let text = match question {
+            Question::Text => self.text_of(inputs, side, depth),
+            Question::Conditioning { slot } => self.passed_on(id, slot, inputs, side, depth),
+        };
+        self.answers.insert(key, Some(text.clone()));
+        text
+    }
+
+    fn passed_on(
+        &mut self,
+        id: &str,
+        slot: u64,
+        inputs: &'a Map<String, Value>,
+        side: Side,
+        depth: usize,
+    ) -> Rc<str> {
         if self.class(id) == "ConditioningZeroOut" {
-            return String::new();
+            return Rc::default();
         }
         // Nodes that pass on both (ControlNetApplyAdvanced) give the positive at slot 0, the negative at slot 1.
         let both = link(inputs.get("positive").unwrap_or(&Value::Null))
             .zip(link(inputs.get("negative").unwrap_or(&Value::Null)));
         if let Some((positive, negative)) = both {
-            return self.conditioning(if slot == 1 { negative } else { positive }, side);
+            let passed = if slot == 1 { negative } else { positive };
+            return self.conditioning(passed, side, depth + 1);
         }
         if self.class(id).contains("TextEncode") || !has_conditioning(inputs) {
-            return self.text_of(inputs, side);
+            return self.text_of(inputs, side, depth);
         }
-        let links: Vec<Link> = inputs
+        let links = inputs
             .iter()
             .filter(|(k, _)| is_conditioning(k))
-            .filter_map(|(_, v)| link(v))
+            .filter_map(|(_, v)| link(v));
+        let texts: Vec<Rc<str>> = links
+            .map(|link| self.conditioning(link, side, depth + 1))
             .collect();
-        let texts = links.into_iter().map(|link| self.conditioning(link, side));
-        join(texts.collect(), ", ")
+        self.join(&texts, ", ")
     }
 
     /// The text among a node's inputs, given outright or by links to string nodes.
-    fn text_of(&mut self, inputs: &'a Map<String, Value>, side: Side) -> String {
+    fn text_of(&mut self, inputs: &'a Map<String, Value>, side: Side, depth: usize) -> Rc<str> {
         // Loaders that encode too name both texts; SDXL's encoder has two texts, mostly equal.
         let named: &[&str] = match side {
             Side::Positive => &["positive", "positive_prompt", "text_positive"],
@@ -139,11 +203,9 @@ impl<'a> Graph<'a> {
             "text", "text_g", "text_l", "prompt", "string", "value", "clip_l", "t5xxl",
         ]);
         for key in keys {
-            let text = inputs
-                .get(*key)
-                .map(|value| self.string(value, side))
-                .unwrap_or_default();
-            if !text.is_empty() {
+            let value = inputs.get(*key);
+            let text = value.map(|value| self.string(value, side, depth));
+            if let Some(text) = text.filter(|text| !text.is_empty()) {
                 return text;
             }
         }
@@ -155,35 +217,34 @@ impl<'a> Graph<'a> {
         let parts = inputs
             .iter()
             .filter(|(k, _)| k.starts_with("string") || k.starts_with("text"));
-        let parts: Vec<String> = parts.map(|(_, value)| self.string(value, side)).collect();
-        let between = delimiter.len().saturating_mul(parts.len());
-        self.room = self.room.saturating_sub(between);
-        match self.room {
-            0 => String::new(),
-            _ => join(parts, delimiter),
-        }
+        let parts: Vec<Rc<str>> = parts
+            .map(|(_, value)| self.string(value, side, depth))
+            .collect();
+        self.join(&parts, delimiter)
     }
 
-    fn string(&mut self, value: &'a Value, side: Side) -> String {
+    fn string(&mut self, value: &'a Value, side: Side, depth: usize) -> Rc<str> {
         match (value, link(value)) {
-            (Value::String(text), _) => match self.room.checked_sub(text.len()) {
-                Some(left) => {
-                    self.room = left;
-                    text.clone()
-                }
-                None => String::new(),
-            },
-            (_, Some((id, _))) => self
-                .visit(id)
-                .map(|inputs| self.text_of(inputs, side))
-                .unwrap_or_default(),
-            _ => String::new(),
+            (Value::String(text), _) => self.join(&[Rc::from(&**text)], ""),
+            (_, Some((id, _))) => self.answer(id, Question::Text, side, depth + 1),
+            _ => Rc::default(),
         }
     }
 
-    fn visit(&mut self, id: &str) -> Option<&'a Map<String, Value>> {
-        self.budget = self.budget.checked_sub(1)?;
-        self.inputs(id)
+    /// The texts that are not blank, one after the other, as far as they may go.
+    fn join(&mut self, texts: &[Rc<str>], between: &str) -> Rc<str> {
+        let mut joined = String::new();
+        for text in texts.iter().filter(|t| !t.trim().is_empty()) {
+            let between = if joined.is_empty() { "" } else { between };
+            let length = between.len() + text.len();
+            let Some(left) = self.text_left.checked_sub(length) else {
+                break;
+            };
+            self.text_left = left;
+            joined.push_str(between);
+            joined.push_str(text);
+        }
+        joined.into()
     }
 }
 
@@ -202,15 +263,6 @@ fn link(value: &Value) -> Option<Link<'_>> {
         [Value::String(id), slot] => Some((id, slot.as_u64()?)),
         _ => None,
     }
-}
-
-fn join(texts: Vec<String>, between: &str) -> String {
-    let texts: Vec<&str> = texts
-        .iter()
-        .map(String::as_str)
-        .filter(|t| !t.trim().is_empty())
-        .collect();
-    texts.join(between)
 }
 
 #[cfg(test)]
@@ -260,42 +312,6 @@ mod tests {
     }
 
     #[test]
-    fn large_graphs_take_time_and_text_by_their_size() {
-        let start = std::time::Instant::now();
-        let node = |i: usize| {
-            let links: Map<String, Value> = (1..4)
-                .map(|k| (k.to_string(), json!([(3 * i + k).to_string(), 0])))
-                .collect();
-            (
-                i.to_string(),
-                json!({"class_type": "SaveX", "inputs": links}),
-            )
-        };
-        let wide: Map<String, Value> = (0..40_000).map(node).collect();
-        assert_eq!(comfy(Value::Object(wide)), None);
-        // Every node joins the one before to itself, with a long text between.
-        let doubled = |i: usize| {
-            let before = json!([(i + 1).to_string(), 0]);
-            let inputs =
-                json!({"string_a": before, "string_b": before, "delimiter": "x".repeat(1000)});
-            (
-                i.to_string(),
-                json!({"class_type": "Join", "inputs": inputs}),
-            )
-        };
-        let mut deep: Map<String, Value> = (0..3000).map(doubled).collect();
-        deep.insert(
-            "s".into(),
-            json!({"class_type": "KSampler", "inputs": {"positive": ["0", 0]}}),
-        );
-        let text = json!({"class_type": "Text", "inputs": {"text": "a".repeat(10_000)}});
-        deep.insert("11".into(), text);
-        let (prompt, _) = comfy(Value::Object(deep)).unwrap_or_default();
-        assert!(prompt.len() <= 2 * MOST_TEXT, "{} bytes", prompt.len());
-        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
-    }
-
-    #[test]
     fn junk_loops_and_endless_diamonds_end() {
         assert_eq!(from_graph("not json"), None);
         assert_eq!(from_graph("[1, 2]"), None);
@@ -321,5 +337,115 @@ mod tests {
         let nan = r#"{"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}, "is_changed": [NaN]},
                       "2": {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "denoise": Infinity}}}"#;
         assert_eq!(from_graph(nan).unwrap().prompt, "a cat");
+    }
+
+    const NODES: usize = 40_000;
+
+    /// A node for each number, with a sampler before them.
+    fn large(node: impl Fn(usize) -> Value) -> Map<String, Value> {
+        let sampler = json!({"class_type": "KSampler", "inputs": {"positive": ["0", 0], "negative": ["1", 0]}});
+        let saved = json!({"class_type": "SaveImage", "inputs": {"images": ["s", 0]}});
+        let mut graph = Map::from_iter([("s".to_owned(), sampler), ("save".to_owned(), saved)]);
+        graph.extend((0..NODES).map(|i| (i.to_string(), node(i))));
+        graph
+    }
+
+    #[test]
+    fn the_work_grows_with_the_graph_and_no_faster() {
+        let class = |class: &str, inputs: Value| json!({"class_type": class, "inputs": inputs});
+        let next = |i: usize, by: usize| ((i + by) % NODES).to_string();
+        let many: Vec<(String, Value)> = (0..NODES)
+            .map(|i| (format!("text_{i}"), json!([i.to_string(), 0])))
+            .collect();
+        let wide = Value::Object(Map::from_iter(many));
+        for (what, graph) in [
+            (
+                "a chain",
+                large(|i| class("Reroute", json!({"conditioning": [next(i, 1), 0]}))),
+            ),
+            (
+                "a chain of texts",
+                large(|i| class("Join", json!({"text_a": [next(i, 1), 0], "text_b": "x"}))),
+            ),
+            (
+                "diamonds",
+                large(|i| {
+                    class(
+                        "ConditioningCombine",
+                        json!({"conditioning_1": [next(i, 1), 0], "conditioning_2": [next(i, 2), 0]}),
+                    )
+                }),
+            ),
+            (
+                "texts that double",
+                large(|i| {
+                    class(
+                        "Join",
+                        json!({"text_a": [next(i, 1), 0], "text_b": [next(i, 1), 0]}),
+                    )
+                }),
+            ),
+            (
+                "both passed on",
+                large(|i| {
+                    class(
+                        "ControlNetApplyAdvanced",
+                        json!({"positive": [next(i, 1), 0], "negative": [next(i, 1), 1]}),
+                    )
+                }),
+            ),
+            (
+                "pictures that all save",
+                large(|i| class("SaveImage", json!({"images": [next(i, 1), 0]}))),
+            ),
+            (
+                "texts alone",
+                large(|_| class("CLIPTextEncode", json!({"text": "a cat"}))),
+            ),
+            (
+                "one node that joins all",
+                large(|i| {
+                    class(
+                        "Join",
+                        if i == 0 {
+                            wide.clone()
+                        } else {
+                            json!({"text": "x".repeat(99)})
+                        },
+                    )
+                }),
+            ),
+            ("no way to the sampler", {
+                let mut graph = large(|i| class("VAEDecode", json!({"samples": [next(i, 1), 0]})));
+                graph.remove("s");
+                graph
+            }),
+        ] {
+            let inputs = |node: &Value| node["inputs"].as_object().map_or(0, Map::len);
+            let size: usize = graph.values().map(|node| 1 + inputs(node)).sum();
+            let mut read = Graph::new(&graph);
+            let text = read.prompts();
+            // Once on the way to the sampler; then each side, as conditioning from two slots and as text.
+            let steps = read.steps.get();
+            assert!(
+                steps <= 7 * size,
+                "{what}: {steps} steps for a graph of {size}"
+            );
+            let length = text.map_or(0, |text| text.prompt.len() + text.negative.len());
+            assert!(length <= MAX_TEXT, "{what}: {length} bytes of text");
+        }
+    }
+
+    #[test]
+    fn a_text_that_two_nodes_share_is_given_to_both() {
+        let encode =
+            |from: &str| json!({"class_type": "CLIPTextEncode", "inputs": {"text": [from, 0]}});
+        let graph = json!({
+            "t": {"class_type": "PrimitiveString", "inputs": {"value": "a cat"}},
+            "1": encode("t"), "2": encode("t"),
+            "3": {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": ["1", 0], "conditioning_2": ["2", 0]}},
+            "4": {"class_type": "KSampler", "inputs": {"positive": ["3", 0], "negative": ["1", 0]}},
+        });
+        assert_eq!(comfy(graph), Some(("a cat, a cat".into(), "a cat".into())));
     }
 }

@@ -1,63 +1,57 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use std::collections::HashSet;
+use crate::metadata::exif::{
+    ByteOrder, Directory, Exif, MAKE, MODEL, USER_COMMENT, turn_comment, unit,
+};
 
-use crate::metadata::exif::{ByteOrder, EXIF_IFD, Entry, Exif, GPS_IFD, MAKE, MODEL, unit};
-
-/// Points to a directory that few write and none read; not carried into another file's structure.
-const INTEROP_IFD: u16 = 0xA005;
-
-/// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution.
-const DESCRIPTIVE: [u16; 10] = [
-    0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298,
+/// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution, rating, and
+/// Windows' own (title, comment, author, keywords, subject).
+const DESCRIPTIVE: [u16; 19] = [
+    0x010D, 0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746,
+    0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, 0x4749,
 ];
 
-impl Exif {
-    /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block.
-    pub fn from_tiff(file: &[u8]) -> Option<Self> {
-        let tiff = Self::parse(file)?;
-        let main = tiff.entries(None);
-        let parts = [EXIF_IFD, GPS_IFD].map(|pointer| (pointer, tiff.entries(Some(pointer))));
-        let any = !main.is_empty() || parts.iter().any(|(_, entries)| !entries.is_empty());
-        any.then(|| Self::of(tiff.order, main, parts))
+/// GeoTIFF: which place of a map a pixel shows, by the pixel's number, which is another's once the picture is enlarged.
+const ON_A_MAP: [u16; 6] = [0x830E, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1];
+
+impl<'a> Exif<'a> {
+    /// What a TIFF file's directories say about the picture (not about its storage), as an EXIF block. `None` where
+    /// they say nothing, and nothing of them is lost.
+    pub fn from_tiff(file: &'a [u8]) -> Option<Self> {
+        let mut exif = Self::parse_only(file, |directory, tag| {
+            directory != Directory::Main || DESCRIPTIVE.contains(&tag) || ON_A_MAP.contains(&tag)
+        })?;
+        exif.drop_fields(&ON_A_MAP, "its place on the map (GeoTIFF)");
+        exif.drop_far_note();
+        (!exif.is_empty() || !exif.lost().is_empty()).then_some(exif)
     }
 
-    /// The fields that a TIFF file written on this machine can take over, their values in its byte order.
-    /// `directory` is [`EXIF_IFD`], [`GPS_IFD`], or `None` for the descriptive ones of the main directory.
-    pub fn for_tiff(&self, directory: Option<u16>) -> Vec<Entry> {
-        let mut entries = self.entries(directory);
-        if self.order != ByteOrder::NATIVE {
-            for (_, kind, value) in &mut entries {
+    /// The value of a field of a TIFF file's main directory.
+    pub fn tiff_value(file: &[u8], tag: u16) -> Option<Vec<u8>> {
+        let only = |directory, found| directory == Directory::Main && found == tag;
+        let exif = Exif::parse_only(file, only)?;
+        Some(exif.field(Directory::Main, tag)?.value.to_vec())
+    }
+
+    /// The fields that a TIFF file written on this machine can take over: tag, type, and value in its byte order.
+    pub fn for_tiff(&self, directory: Directory) -> Vec<(u16, u16, Vec<u8>)> {
+        let fields = self.fields(directory).iter();
+        let wanted =
+            fields.filter(|f| directory != Directory::Main || DESCRIPTIVE.contains(&f.tag));
+        let convert = |(tag, kind, mut value): (u16, u16, Vec<u8>)| {
+            if self.order != ByteOrder::NATIVE {
                 value
-                    .chunks_exact_mut(number(*kind))
+                    .chunks_exact_mut(number(kind))
                     .for_each(<[u8]>::reverse);
+                if tag == USER_COMMENT {
+                    turn_comment(&mut value);
+                }
             }
-        }
-        entries
-    }
-
-    /// The fields of a directory that another file can take over. Of a tag that stands twice the first, as readers
-    /// take it. All values together are no longer than the block: fields that share one could be made of any size.
-    fn entries(&self, directory: Option<u16>) -> Vec<Entry> {
-        let at = directory.map_or(self.main(), |tag| self.directory(tag));
-        let fields = at.and_then(|at| self.fields(at)).unwrap_or_default();
-        let mut seen = HashSet::new();
-        let mut room = self.size();
-        let mut entries = Vec::new();
-        for field in fields {
-            let kept = match directory {
-                None => DESCRIPTIVE.contains(&field.tag),
-                Some(_) => field.tag != INTEROP_IFD,
-            };
-            let value = self.value(field).filter(|_| kept && seen.insert(field.tag));
-            let Some(value) = value else { continue };
-            let Some(left) = room.checked_sub(value.len()) else {
-                break;
-            };
-            room = left;
-            entries.push((field.tag, field.kind, value.to_vec()));
-        }
-        entries
+            (tag, kind, value)
+        };
+        wanted
+            .map(|f| convert((f.tag, f.kind, f.value.to_vec())))
+            .collect()
     }
 }
 
@@ -72,65 +66,48 @@ fn number(kind: u16) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::exif::USER_COMMENT;
+    use crate::metadata::exif::Comment;
 
-    /// A little-endian block of a main directory of `count` fields that share one value, and that value.
-    fn sharing(tag: impl Fn(u16) -> u16, count: u16, value: &[u8]) -> Vec<u8> {
-        let mut block = b"II*\0\x08\0\0\0".to_vec();
-        block.extend(count.to_le_bytes());
-        let at = 8 + 2 + 12 * u32::from(count) + 4;
-        for i in 0..count {
-            block.extend(tag(i).to_le_bytes());
-            block.extend(7u16.to_le_bytes());
-            block.extend((value.len() as u32).to_le_bytes());
-            block.extend(at.to_le_bytes());
+    #[test]
+    fn a_comment_that_only_the_blocks_order_tells_is_read_the_same_from_a_tiff() {
+        for text in ["日本", "Rome"] {
+            let units = text.encode_utf16().flat_map(u16::to_be_bytes);
+            let value: Vec<u8> = b"UNICODE\0".iter().copied().chain(units).collect();
+            let mut camera = Exif::new(ByteOrder::Big);
+            camera.set(Directory::Exif, USER_COMMENT, 7, value);
+            let mut written = Exif::new(ByteOrder::NATIVE);
+            for (tag, kind, value) in camera.for_tiff(Directory::Exif) {
+                written.set(Directory::Exif, tag, kind, value);
+            }
+            assert_eq!(written.comment(), Comment::Text(text.into()));
         }
-        block.extend([0; 4]);
-        block.extend(value);
-        block
     }
 
     #[test]
-    fn fields_that_share_a_value_make_no_more_than_the_block_has() {
-        let shared = sharing(|i| DESCRIPTIVE[usize::from(i) % 10], 5000, &[1; 60_000]);
-        let block = Exif::parse(&shared).unwrap();
-        let bytes: usize = block
-            .for_tiff(None)
-            .iter()
-            .map(|(.., value)| value.len())
-            .sum();
-        assert!(bytes <= shared.len());
-        let exif = Exif::from_tiff(&shared).unwrap();
-        assert!(exif.size() <= 2 * shared.len());
-    }
-
-    #[test]
-    fn many_fields_of_a_tiff_are_written_in_their_own_size() {
-        let mut file = sharing(|_| EXIF_IFD, 1, b"");
-        let at = file.len() as u32;
-        file[18..22].copy_from_slice(&at.to_le_bytes());
-        file.extend(6000u16.to_le_bytes());
-        for i in 0..6000u16 {
-            file.extend([&i.to_le_bytes()[..], &[1, 0, 1, 0, 0, 0, 5, 0, 0, 0]].concat());
-        }
+    fn many_fields_of_one_large_value_take_no_more_than_the_file() {
+        // 72 KB of TIFF: 6,000 fields that share all of it, which took 4.6 GB.
+        let mut file = b"II*\0\x08\0\0\0".to_vec();
+        let fields = 3000u16;
+        file.extend((fields + 1).to_le_bytes());
+        let directory = |file: &mut Vec<u8>, first: u16| {
+            for i in 0..fields {
+                file.extend((first + i).to_le_bytes());
+                file.extend(2u16.to_le_bytes());
+                file.extend(70_000u32.to_le_bytes());
+                file.extend(0u32.to_le_bytes());
+            }
+        };
+        directory(&mut file, 0x0100);
+        let at = file.len() as u32 + 12 + 4;
+        file.extend([0x69, 0x87, 4, 0, 1, 0, 0, 0]);
+        file.extend(at.to_le_bytes());
+        file.extend([0; 4]);
+        file.extend(fields.to_le_bytes());
+        directory(&mut file, 0x9000);
+        assert!(file.len() > 70_000 && file.len() < 73_000);
         let exif = Exif::from_tiff(&file).unwrap();
-        assert!(
-            exif.size() <= file.len() + 64,
-            "{} of {}",
-            exif.size(),
-            file.len()
-        );
-        assert_eq!(exif.for_tiff(Some(EXIF_IFD)).len(), 6000);
-    }
-
-    #[test]
-    fn of_a_tag_that_stands_twice_the_first_is_kept() {
-        let entry = |value: u8| (USER_COMMENT, 7, vec![value; 9]);
-        let exif = Exif::of(
-            ByteOrder::Big,
-            vec![],
-            [(EXIF_IFD, vec![entry(1), entry(2)]), (GPS_IFD, vec![])],
-        );
-        assert_eq!(exif.for_tiff(Some(EXIF_IFD)), [entry(1)]);
+        assert!(exif.is_empty() && exif.to_bytes().unwrap().len() < 32);
+        let lost = Exif::parse(&file).unwrap().lost().join(";");
+        assert!(lost.contains("damaged EXIF fields"), "{lost}");
     }
 }

@@ -7,7 +7,8 @@ pub(crate) mod exif;
 pub(crate) mod exif_tiff;
 
 pub use self::a1111::{FoundPrompt, Parameters};
-use self::exif::{ByteOrder, Exif};
+use self::exif::{ByteOrder, Comment, Directory, Exif, NOTE};
+use crate::limits::{Budget, ReadLimits};
 
 /// Metadata as the formats share it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,55 +41,78 @@ const POSTPROCESSING: &str = "postprocessing";
 /// ComfyUI's PNG text keys; in WebP it keeps them in EXIF as `prompt:{...}` and `workflow:{...}`.
 const COMFY: [(&str, u16); 2] = [("prompt", exif::MODEL), ("workflow", exif::MAKE)];
 
-/// The compressed texts of a file are not inflated beyond this, all together: ComfyUI workflows reach a few megabytes.
-const MAX_TEXT_BYTES: usize = 32 << 20;
-
 impl Metadata {
-    /// Everything a PNG's chunks hold; compressed text is left out from the first on that cannot be inflated, or that
-    /// makes more than [`MAX_TEXT_BYTES`] with those before it.
-    pub(crate) fn from_png(info: &png::Info) -> Self {
+    /// Everything a PNG's chunks hold; text that cannot be inflated, or does not fit into `budget`, is left out.
+    pub(crate) fn from_png(info: &png::Info, budget: &mut Budget) -> Self {
         let mut metadata = Self {
-            exif: info.exif_metadata.as_ref().map(|e| e.to_vec()),
-            icc: info.icc_profile.as_ref().map(|p| p.to_vec()),
+            exif: budget.keep("EXIF", info.exif_metadata.as_ref().map(|e| e.to_vec())),
+            icc: budget.keep(
+                "the colour profile",
+                info.icc_profile.as_ref().map(|p| p.to_vec()),
+            ),
             ..Self::default()
         };
         for chunk in &info.uncompressed_latin1_text {
-            metadata.add_text(&chunk.keyword, &chunk.text);
+            metadata.add_text(&chunk.keyword, chunk.text.clone(), budget);
         }
-        let mut room = MAX_TEXT_BYTES;
+        // Text that turns out too long has been inflated for nothing, which may not be asked for without end.
+        let mut work = budget.left().saturating_mul(8);
         for chunk in &info.compressed_latin1_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(room);
-            let text = inflated.and_then(|()| chunk.get_text()).ok();
-            metadata.add_inflated(&chunk.keyword, text, &mut room);
+            let limit = budget.left().min(work);
+            let inflated = chunk.decompress_text_with_limit(limit);
+            let text = inflated.and_then(|()| chunk.get_text());
+            work -= text.as_ref().map_or(limit, String::len).min(work);
+            metadata.add_inflated(&chunk.keyword, text, budget);
         }
         for chunk in &info.utf8_text {
             let mut chunk = chunk.clone();
-            let inflated = chunk.decompress_text_with_limit(room);
-            let text = inflated.and_then(|()| chunk.get_text()).ok();
-            metadata.add_inflated(&chunk.keyword, text, &mut room);
+            let limit = budget.left().min(work);
+            let inflated = chunk.decompress_text_with_limit(limit);
+            let text = inflated.and_then(|()| chunk.get_text());
+            work -= text.as_ref().map_or(limit, String::len).min(work);
+            metadata.add_inflated(&chunk.keyword, text, budget);
         }
         metadata
     }
 
-    /// Adds a text, which takes of the `room` for those to come. One that did not inflate takes all of it: it may have
-    /// been inflated to the last byte that was allowed, and so may the next.
-    fn add_inflated(&mut self, key: &str, text: Option<String>, room: &mut usize) {
-        *room = room.saturating_sub(text.as_ref().map_or(*room, String::len));
-        if let Some(text) = text {
-            self.add_text(key, &text);
+    /// The parts that fit into `limits`, and a sentence on those that do not.
+    pub(crate) fn within(self, limits: &ReadLimits) -> (Self, Option<String>) {
+        let mut budget = limits.budget();
+        let kept = Self {
+            exif: budget.keep("EXIF", self.exif),
+            icc: budget.keep("the colour profile", self.icc),
+            xmp: budget.keep("XMP", self.xmp),
+            text: self.text,
+        };
+        (kept, budget.warning())
+    }
+
+    fn add_inflated(
+        &mut self,
+        key: &str,
+        text: Result<String, png::DecodingError>,
+        budget: &mut Budget,
+    ) {
+        match text {
+            Ok(text) => self.add_text(key, text, budget),
+            Err(error) if is_too_long(&error) => budget.refuse(format!("the text `{key}`")),
+            Err(_) => {}
         }
     }
 
-    fn add_text(&mut self, key: &str, text: &str) {
+    fn add_text(&mut self, key: &str, text: String, budget: &mut Budget) {
+        if !budget.take(|| format!("the text `{key}`"), text.len()) {
+            return;
+        }
         match key {
-            XMP_KEY => self.xmp = Some(text.as_bytes().to_vec()),
+            XMP_KEY => self.xmp = Some(text.into_bytes()),
             // ImageMagick's EXIF in text; a real eXIf chunk comes first, as it is what others rewrite.
             "Raw profile type exif" | "Raw profile type APP1" => {
-                let raw = raw_profile(text).filter(|raw| Exif::parse(raw).is_some());
+                let raw = raw_profile(&text).filter(|raw| Exif::parse(raw).is_some());
                 self.exif = self.exif.take().or(raw);
             }
-            _ => self.text.push((key.to_owned(), text.to_owned())),
+            _ => self.text.push((key.to_owned(), text)),
         }
     }
 
@@ -107,89 +131,133 @@ impl Metadata {
         }
     }
 
-    fn block(&self) -> Option<Exif> {
+    fn block(&self) -> Option<Exif<'_>> {
         Exif::parse(self.exif.as_deref()?)
     }
 
-    /// The prompt that the file's metadata states: A1111's `parameters` (PNG text or EXIF comment), or ComfyUI's graph.
-    pub fn prompt(&self) -> Option<FoundPrompt> {
-        let comment = || self.block()?.user_comment();
-        let a1111 = || a1111::from_parameters(&as_utf8(self.text(PARAMETERS)?));
-        let in_comment = || {
-            // A camera's comment is no prompt: only text with settings, or JSON, counts.
-            let text = comment()?;
-            let marked =
-                a1111::split_settings(&text).1.is_some() || text.contains("Negative prompt:");
-            (marked || text.starts_with('{')).then(|| a1111::from_parameters(&text))?
+    /// What a program that makes pictures wrote into the EXIF comment, or into the history beside a person's comment.
+    fn generated_in_exif(&self) -> Option<String> {
+        let block = self.block()?;
+        let comment = match block.comment() {
+            Comment::Text(text) => Some(text),
+            Comment::Empty | Comment::Opaque => None,
         };
+        [comment, block.history()]
+            .into_iter()
+            .flatten()
+            .find(|text| a1111::is_generated(text))
+    }
+
+    /// The prompt that the file's metadata states: A1111's `parameters` (PNG text or EXIF), or ComfyUI's graph. What a
+    /// camera or a person wrote into the EXIF comment is none.
+    pub fn prompt(&self) -> Option<FoundPrompt> {
+        let a1111 = || a1111::from_parameters(&as_utf8(self.text(PARAMETERS)?));
+        let in_exif = || a1111::from_parameters(&self.generated_in_exif()?);
         let graph = || comfy::from_graph(&as_utf8(self.text("prompt")?));
-        let in_exif = || {
+        let graph_in_exif = || {
             let block = self.block()?;
             [exif::MODEL, exif::MAKE].into_iter().find_map(|tag| {
-                let text = block.text(tag)?;
+                let text = block.text(Directory::Main, tag)?;
                 let json = text
                     .strip_prefix("prompt:")
                     .or(text.strip_prefix("Prompt:"))?;
                 comfy::from_graph(json)
             })
         };
-        a1111().or_else(in_comment).or_else(graph).or_else(in_exif)
+        a1111()
+            .or_else(in_exif)
+            .or_else(graph)
+            .or_else(graph_in_exif)
     }
 
-    /// A1111's `parameters`, from text or from the EXIF comment.
+    /// A1111's `parameters`, from text or from EXIF, where a program that makes pictures wrote them.
     pub fn parameters(&self) -> Option<String> {
         let text = self.text(PARAMETERS).map(str::to_owned);
-        text.or_else(|| self.block()?.user_comment())
+        text.or_else(|| self.generated_in_exif())
     }
 
-    /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Parameters::after`]).
+    /// Adds our settings to what the file says about its making, of which nothing is lost (see [`Parameters::after`]). An
+    /// EXIF comment of a camera or a person stays as it is.
     pub fn add_settings(&mut self, settings: &Parameters) {
         let existing = self.parameters();
         match settings.after(existing.as_deref().unwrap_or_default()) {
             Some(text) => self.set_text(PARAMETERS, text),
-            None => self.set_text(POSTPROCESSING, settings.to_parameters()),
+            None => {
+                let earlier = self.text(POSTPROCESSING).map(str::to_owned);
+                let earlier = earlier.or_else(|| self.block()?.history());
+                let text = settings.after(earlier.as_deref().unwrap_or_default());
+                let text = text.unwrap_or_else(|| settings.to_parameters());
+                self.set_text(POSTPROCESSING, text);
+            }
         }
     }
 
-    /// The EXIF block for a file of upright pixels of this size.
-    pub(crate) fn exif_for(&self, width: usize, height: usize, text: TextGoes) -> Option<Vec<u8>> {
-        let parameters = match text {
-            TextGoes::IntoExif => self.text(PARAMETERS),
-            TextGoes::Elsewhere => None,
+    /// The EXIF block for a file of upright pixels of this size; its own list of what is lost includes what could not be
+    /// put into it.
+    pub(crate) fn exif_block(
+        &self,
+        width: usize,
+        height: usize,
+        text: TextGoes,
+    ) -> Option<Exif<'_>> {
+        let texts: Vec<&str> = match text {
+            TextGoes::IntoExif => [PARAMETERS, POSTPROCESSING]
+                .iter()
+                .filter_map(|key| self.text(key))
+                .collect(),
+            TextGoes::Elsewhere => Vec::new(),
         };
-        let mut block = match (self.block(), parameters) {
-            (Some(block), _) => block,
+        let mut block = match self.block() {
+            Some(block) => block,
             // Big-endian, so that the comment's UTF-16BE is in the block's own order.
-            (None, Some(_)) => Exif::new(ByteOrder::Big),
-            (None, None) => return None,
+            None if !texts.is_empty() => Exif::new(ByteOrder::Big),
+            None => return None,
         };
         block.fit(width, height);
-        if let Some(text) = parameters {
-            block.set_user_comment(text);
+        for text in texts {
+            put_text(&mut block, text);
         }
-        Some(block.into_bytes())
+        Some(block)
+    }
+
+    /// [`Self::exif_block`] as bytes.
+    pub(crate) fn exif_for(&self, width: usize, height: usize, text: TextGoes) -> Option<Vec<u8>> {
+        self.exif_block(width, height, text)?.to_bytes()
     }
 
     /// [`Self::exif_for`] with ComfyUI's graph and workflow where ComfyUI keeps them in WebP files.
     pub(crate) fn exif_for_webp(&self, width: usize, height: usize) -> Option<Vec<u8>> {
-        let block = self.exif_for(width, height, TextGoes::IntoExif);
+        let block = self.exif_block(width, height, TextGoes::IntoExif);
         let graphs: Vec<_> = COMFY
             .iter()
             .filter_map(|(key, tag)| Some((key, *tag, self.text(key)?)))
             .collect();
         if graphs.is_empty() {
-            return block;
+            return block?.to_bytes();
         }
-        let mut block = block
-            .as_deref()
-            .and_then(Exif::parse)
-            .unwrap_or_else(|| Exif::new(ByteOrder::Big));
+        let mut block = block.unwrap_or_else(|| Exif::new(ByteOrder::Big));
         for (key, tag, json) in graphs {
-            if block.text(tag).is_none() {
-                block.set_text(tag, &format!("{key}:{json}"));
+            if block.field(Directory::Main, tag).is_none() {
+                block.set_text(Directory::Main, tag, &format!("{key}:{json}"));
             }
         }
-        Some(block.into_bytes())
+        block.to_bytes()
+    }
+
+    /// What of the EXIF block does not go into a file: a list for a message. `in_tiff`: a TIFF file has no place where
+    /// the camera's maker note can keep its offset.
+    pub(crate) fn lost_exif(&self, in_tiff: bool) -> Vec<String> {
+        let Some(mut block) = self.block() else {
+            return match self.exif {
+                Some(_) => vec!["EXIF (damaged)".into()],
+                None => Vec::new(),
+            };
+        };
+        let mut lost = block.lost().to_vec();
+        if in_tiff && block.drop_bound_note() {
+            lost.push(NOTE.into());
+        }
+        lost
     }
 
     /// The XMP packet with its orientation, if it states one, set to upright.
@@ -221,14 +289,43 @@ impl Metadata {
 
     /// Text that only PNG can hold: everything but what goes into EXIF.
     pub(crate) fn lost_outside_png(&self, webp: bool) -> Vec<&str> {
-        let elsewhere =
-            |key: &str| key == PARAMETERS || (webp && COMFY.iter().any(|(k, _)| *k == key));
+        let elsewhere = |key: &str| {
+            [PARAMETERS, POSTPROCESSING].contains(&key)
+                || (webp && COMFY.iter().any(|(k, _)| *k == key))
+        };
         self.text
             .iter()
             .map(|(k, _)| k.as_str())
             .filter(|k| !elsewhere(k))
             .collect()
     }
+}
+
+/// Puts a text into the comment, or, where that holds something of another's, beside it into the history.
+fn put_text(block: &mut Exif, text: &str) {
+    let comment_goes_on = match block.comment() {
+        Comment::Empty => true,
+        Comment::Text(comment) => text.starts_with(&comment),
+        Comment::Opaque => false,
+    };
+    if comment_goes_on {
+        block.set_comment(text);
+        return;
+    }
+    let history = block.history().unwrap_or_default();
+    let history = history.trim();
+    // Another's history goes on with ours on a line of its own.
+    if history.is_empty() || text.starts_with(history) {
+        block.set_history(text);
+    } else {
+        block.set_history(&format!("{history}\n{text}"));
+    }
+}
+
+/// Whether inflating ended at its limit, not at damage.
+fn is_too_long(error: &png::DecodingError) -> bool {
+    // The error's kind is the crate's own; its `Debug` text names it.
+    format!("{error:?}").contains("OutOfDecompressionSpace")
 }
 
 /// Some programs write UTF-8 into chunks that are Latin-1 by the standard.
@@ -286,22 +383,6 @@ mod tests {
     }
 
     #[test]
-    fn the_compressed_texts_of_a_png_are_bounded_all_together() {
-        let large = |key: &str| {
-            let mut chunk = png::text_metadata::ZTXtChunk::new(key, "x".repeat(20 << 20));
-            chunk.compress_text().unwrap();
-            chunk
-        };
-        let mut info = png::Info::with_size(1, 1);
-        info.compressed_latin1_text = vec![large("first"), large("second"), large("third")];
-        info.uncompressed_latin1_text =
-            vec![png::text_metadata::TEXtChunk::new("parameters", "a cat")];
-        let metadata = Metadata::from_png(&info);
-        let keys: Vec<&str> = metadata.text.iter().map(|(key, _)| &**key).collect();
-        assert_eq!(keys, ["parameters", "first"]);
-    }
-
-    #[test]
     fn imagemagicks_profile_text_is_decoded() {
         assert_eq!(
             raw_profile("\nexif\n       4\n45786966\n").unwrap(),
@@ -310,14 +391,125 @@ mod tests {
         assert_eq!(raw_profile("\nexif\n       5\n45786966\n"), None);
     }
 
-    #[test]
-    fn a_cameras_comment_is_no_prompt() {
+    fn with_comment(value: &[u8]) -> Metadata {
         let mut exif = Exif::new(ByteOrder::Little);
-        exif.set_user_comment("holiday in Rome");
+        exif.set(Directory::Exif, 0x9286, 7, value.to_vec());
+        Metadata {
+            exif: exif.to_bytes(),
+            ..Metadata::default()
+        }
+    }
+
+    fn ours(prompt: &str) -> Parameters {
+        let fields = [
+            ("Steps", "20"),
+            ("Sampler", "Euler"),
+            ("Seed", "0"),
+            ("Upscaler", "sd-upscale"),
+        ];
+        Parameters {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            fields: fields.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+        }
+    }
+
+    /// What a JPEG, WebP or TIFF file gives back.
+    fn through_exif(metadata: &Metadata) -> Metadata {
+        Metadata {
+            exif: metadata.exif_for(2, 2, TextGoes::IntoExif),
+            ..Metadata::default()
+        }
+    }
+
+    #[test]
+    fn a_cameras_or_a_persons_comment_is_no_prompt_and_stays_to_the_byte() {
+        for value in [
+            &b"ASCII\0\0\0holiday in Rome"[..],
+            b"UNICODE\0h\0o\0l\0i\0d\0a\0y\0",
+            b"ASCII\0\0\0Place: Rome, With: Anna, Day: Monday",
+            b"ASCII\0\0\0ISO: 100, Lens: 50 mm, Mode: P\n",
+            b"\0\0\0\0\0\0\0\0{\"mirror\": false, \"hdr\": \"off\"}",
+            b"JIS\0\0\0\0\0\x1b$B%F%9%H\x1b(B",
+            b"\0\0\0\0\0\0\0\0\xff\xfe\x01\x02",
+        ] {
+            let mut metadata = with_comment(value);
+            assert_eq!(metadata.prompt(), None, "{value:?}");
+            metadata.add_settings(&ours("a cat"));
+            assert_eq!(
+                metadata.text(PARAMETERS),
+                Some(&*ours("a cat").to_parameters())
+            );
+            let once = through_exif(&metadata);
+            assert_eq!(once.prompt().unwrap().prompt, "a cat", "{value:?}");
+            // Twice: the first run's settings go on, the comment stays.
+            let mut twice = once.clone();
+            twice.add_settings(&ours("a cat"));
+            let twice = through_exif(&twice);
+            assert_eq!(twice.prompt().unwrap().prompt, "a cat", "{value:?}");
+            let block = twice.block().unwrap();
+            assert_eq!(&*block.field(Directory::Exif, 0x9286).unwrap().value, value);
+            assert_eq!(block.history().unwrap().matches("sd-upscale").count(), 2);
+        }
+    }
+
+    #[test]
+    fn an_empty_prompt_beside_a_comment_is_not_replaced_by_it() {
+        let mut metadata = with_comment(b"ASCII\0\0\0holiday in Rome");
+        metadata.add_settings(&ours(""));
+        let again = through_exif(&metadata);
+        assert_eq!(again.prompt(), None);
+        assert_eq!(
+            again.block().unwrap().comment(),
+            Comment::Text("holiday in Rome".into())
+        );
+    }
+
+    #[test]
+    fn a_blank_comment_is_taken_and_a_generators_goes_on() {
+        for value in [&b"ASCII\0\0\0       "[..], b"\0\0\0\0\0\0\0\0\0\0\0"] {
+            let mut metadata = with_comment(value);
+            metadata.add_settings(&ours("a cat"));
+            let block = through_exif(&metadata);
+            let block = block.block().unwrap();
+            assert_eq!(
+                block.comment(),
+                Comment::Text(ours("a cat").to_parameters())
+            );
+            assert_eq!(block.history(), None);
+        }
+        let theirs = "a dog\nSteps: 30, Sampler: DDIM, CFG scale: 7, Seed: 99";
+        let mut metadata = with_comment(format!("ASCII\0\0\0{theirs}").as_bytes());
+        metadata.add_settings(&ours("a cat"));
+        let again = through_exif(&metadata);
+        assert_eq!(again.prompt().unwrap().prompt, "a dog");
+        match again.block().unwrap().comment() {
+            Comment::Text(text) => assert!(text.starts_with(theirs) && text.contains("sd-upscale")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn json_in_the_comment_stays_whole_with_our_settings_beside_it() {
+        let json = r#"{"sui_image_params": {"prompt": "a dog"}}"#;
+        let mut metadata = with_comment(format!("ASCII\0\0\0{json}").as_bytes());
+        for runs in 1..=2 {
+            metadata.add_settings(&ours("a cat"));
+            metadata = through_exif(&metadata);
+            assert_eq!(metadata.prompt().unwrap().prompt, "a dog");
+            let block = metadata.block().unwrap();
+            assert_eq!(block.comment(), Comment::Text(json.into()));
+            assert_eq!(block.history().unwrap().matches("sd-upscale").count(), runs);
+        }
+    }
+
+    #[test]
+    fn a_damaged_block_is_named_as_lost() {
         let metadata = Metadata {
-            exif: Some(exif.into_bytes()),
+            exif: Some(b"II*\0\x04\0\0\0".to_vec()),
             ..Metadata::default()
         };
-        assert_eq!(metadata.prompt(), None);
+        assert_eq!(metadata.lost_exif(false), ["EXIF (damaged)"]);
+        assert!(Metadata::default().lost_exif(true).is_empty());
     }
 }

@@ -1,17 +1,19 @@
 //! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights.
 
 mod built_in;
+mod config;
 pub mod hub;
 mod layout;
 mod locate;
 mod weights;
 
-use std::ops::RangeInclusive;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 pub use self::built_in::BUILT_IN_FILES;
+pub(crate) use self::config::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
 pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
 pub use self::locate::{TINY, locate, locate_vae};
 pub use self::weights::Weights;
@@ -53,8 +55,15 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => {
                 let path = folder.join(relative);
-                match std::fs::read(&path) {
-                    Ok(bytes) => Ok(Some(bytes)),
+                match read_small(&path) {
+                    Ok(bytes) => {
+                        ensure!(
+                            bytes.len() as u64 <= MOST_SMALL,
+                            "{} has more than {MOST_SMALL} bytes, which no configuration and no vocabulary needs",
+                            path.display()
+                        );
+                        Ok(Some(bytes))
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     Err(error) => {
                         Err(error).with_context(|| format!("cannot read {}", path.display()))
@@ -73,12 +82,7 @@ impl ModelFiles {
     /// # Errors
     /// The file is missing, is not JSON, or lacks what `T` needs; the message names file and field.
     pub fn json<T: serde::de::DeserializeOwned>(&self, relative: &str) -> Result<T> {
-        serde_json::from_slice(&self.read(relative)?).with_context(|| {
-            format!(
-                "{}: not the configuration expected here",
-                self.name(relative)
-            )
-        })
+        config::from_json(&self.name(relative), &self.read(relative)?)
     }
 
     /// A relative path as it is shown in messages.
@@ -115,28 +119,15 @@ impl ModelFiles {
     }
 }
 
-/// The largest width, in channels or features, that a configuration may state: four times the widest that is published.
-pub(crate) const MOST_CHANNELS: usize = 1 << 16;
-/// The most layers of one kind that a configuration may state.
-pub(crate) const MOST_LAYERS: usize = 1 << 10;
-/// The most levels, each of half the side of the one before: sides are multiples of 2 to the power of this less 1.
-pub(crate) const MOST_LEVELS: usize = 10;
+/// Bytes of the largest file that is read whole: a vocabulary takes 1 MB.
+const MOST_SMALL: u64 = 32 << 20;
 
-/// Holds a configuration's number to a range, so that sizes and loops made of it stay what a model can have.
-///
-/// # Errors
-/// It lies outside; the message names `key`, such as `unet/config.json: out_channels`.
-pub(crate) fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<()> {
-    let (least, most) = range.into_inner();
-    ensure!(
-        least != most || value == least,
-        "{key} is {value}; expected {least}"
-    );
-    ensure!(
-        (least..=most).contains(&value),
-        "{key} is {value}; expected {least} to {most}"
-    );
-    Ok(())
+/// A file's bytes, of one that is too large a byte more than [`MOST_SMALL`].
+fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MOST_SMALL + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Where the files of one part are, which need not be the model's own: another model's, a repository of its own, or a

@@ -239,6 +239,55 @@ impl Weights {
         self.shape(name).is_some()
     }
 
+    /// Holds a number of config.json to the size that a dimension of a tensor has, where the checkpoint has it: a
+    /// wrong number is named by its `key` (`unet/config.json: in_channels`), not by the first tensor of another shape.
+    ///
+    /// # Errors
+    /// The two differ.
+    pub fn agrees(&self, key: &str, value: usize, name: &str, dimension: usize) -> Result<()> {
+        let shape = self.shape(name).unwrap_or_default();
+        match shape.get(dimension) {
+            Some(&found) if found != value => {
+                let mut expected = shape.to_vec();
+                expected[dimension] = value;
+                bail!(
+                    "{key} is {value}, but the weights in {} are of {found} (tensor `{}` has shape {shape:?}, expected {expected:?}); the two do not belong together",
+                    self.names(),
+                    self.key(name)
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for how many parts there are of a list, such as `down_blocks`, where there are any.
+    ///
+    /// # Errors
+    /// As [`agrees`](Self::agrees).
+    pub fn agrees_in_number(&self, key: &str, value: usize, list: &str) -> Result<()> {
+        let prefix = format!("{}.", self.key(list));
+        let number = |name: &str| -> Option<usize> {
+            let (number, _) = name.strip_prefix(&prefix)?.split_once('.')?;
+            number.parse().ok()
+        };
+        let last = match &self.names {
+            Some(names) => names.keys().filter_map(|name| number(name)).max(),
+            None => self
+                .store
+                .entries
+                .keys()
+                .filter_map(|name| number(name))
+                .max(),
+        };
+        match last.map(|last| last.saturating_add(1)) {
+            Some(found) if found != value => bail!(
+                "{key} is {value}, but the weights in {} have {found} (`{prefix}0` and so on); the two do not belong together",
+                self.names(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn names(&self) -> String {
         let names: Vec<&str> = self.store.files.iter().map(|(name, _)| &**name).collect();
         names.join(", ")

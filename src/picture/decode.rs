@@ -37,6 +37,12 @@ fn png(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     decoder.set_transformations(png::Transformations::EXPAND);
     let info = decoder.read_header_info()?;
     limits.check_pixels(u64::from(info.width), u64::from(info.height))?;
+    // Beside the chunks as they stand in the file, twice, and some rows: what metadata may be inflated to.
+    let mut budget = limits.budget();
+    let rows = 64 * (info.width as usize).saturating_add(1024);
+    decoder.set_limits(png::Limits {
+        bytes: budget.left().saturating_add(3 * bytes.len() + rows),
+    });
     let mut reader = decoder.read_info()?;
     let size = reader
         .output_buffer_size()
@@ -71,9 +77,10 @@ fn png(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
     }
     .context("it holds fewer pixels than its size says")?;
 
-    let metadata = Metadata::from_png(reader.info());
+    let metadata = Metadata::from_png(reader.info(), &mut budget);
     let orientation = orientation_of(metadata.exif.as_deref());
-    let warnings = dropped_frames(frames as usize);
+    let mut warnings = dropped_frames(frames as usize);
+    warnings.extend(budget.warning());
     Ok(Picture::from_decoded(
         image,
         orientation,
@@ -132,18 +139,23 @@ fn tiff(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
             "its directory points past its end: if it was cut short, metadata may be missing";
         picture.warnings.push(warning.into());
     }
-    let file = Exif::parse(bytes);
-    let field = |tag| {
-        let file = file.as_ref()?;
-        file.value(file.field(file.main()?, tag)?)
-            .map(<[u8]>::to_vec)
-    };
-    picture.metadata = Metadata {
-        exif: Exif::from_tiff(bytes).map(Exif::into_bytes),
-        icc: field(exif::ICC),
-        xmp: field(exif::XMP),
+    let block = Exif::from_tiff(bytes);
+    let lost = block.as_ref().map(Exif::lost).unwrap_or_default();
+    if !lost.is_empty() {
+        let warning = format!("not read: {}", lost.join(", "));
+        picture.warnings.push(warning);
+    }
+    let (metadata, warning) = Metadata {
+        exif: block
+            .filter(|block| !block.is_empty())
+            .and_then(|block| block.to_bytes()),
+        icc: Exif::tiff_value(bytes, exif::ICC),
+        xmp: Exif::tiff_value(bytes, exif::XMP),
         text: Vec::new(),
-    };
+    }
+    .within(limits);
+    picture.metadata = metadata;
+    picture.warnings.extend(warning);
     Ok(picture)
 }
 
@@ -171,19 +183,21 @@ fn finish<D: ImageDecoder>(
     mut decoder: D,
     format: Format,
     limits: &ReadLimits,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Picture> {
     limits.check_decoder(&decoder)?;
     let mut allocation = Limits::no_limits();
     allocation.max_alloc = Some(limits.max_bytes());
     decoder.set_limits(allocation)?;
     // Metadata that cannot be read is no reason to refuse the pixels.
-    let metadata = Metadata {
+    let (metadata, warning) = Metadata {
         exif: decoder.exif_metadata().ok().flatten(),
         icc: decoder.icc_profile().ok().flatten(),
         xmp: decoder.xmp_metadata().ok().flatten(),
         text: Vec::new(),
-    };
+    }
+    .within(limits);
+    warnings.extend(warning);
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let image = DynamicImage::from_decoder(decoder)?;
     Ok(Picture::from_decoded(

@@ -67,10 +67,15 @@ pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<
 /// What of the metadata the format cannot hold, in a sentence.
 fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
     let metadata = &picture.metadata;
+    let exif = match format {
+        Format::Bmp => Vec::new(),
+        _ => metadata.lost_exif(format == Format::Tiff),
+    };
     let mut lost: Vec<&str> = match format {
         Format::Png => Vec::new(),
         _ => metadata.lost_outside_png(format == Format::WebP),
     };
+    lost.extend(exif.iter().map(String::as_str));
     let icc = metadata.icc_for(format.keeps_gray(picture.alpha.is_some()) && picture.gray);
     if metadata.icc.is_some() && (icc.is_none() || format == Format::Bmp) {
         lost.push("the colour profile");
@@ -304,7 +309,9 @@ fn on_white(picture: &Picture) -> Picture {
         .chunks_exact_mut(3)
         .zip(picture.alpha.iter().flatten())
     {
-        pixel.iter_mut().for_each(|v| *v = *v * a + (1.0 - a));
+        for v in pixel {
+            *v = *v * a + (1.0 - a);
+        }
     }
     flat
 }

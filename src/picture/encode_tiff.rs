@@ -11,7 +11,7 @@ use tiff::tags::{Tag, Type};
 
 use super::{Depth, Format, Picture, to_u8, to_u16};
 use crate::metadata::TextGoes;
-use crate::metadata::exif::{self, EXIF_IFD, Exif, GPS_IFD};
+use crate::metadata::exif::{self, Directory};
 
 type File<'a> = TiffEncoder<&'a mut Cursor<Vec<u8>>>;
 
@@ -48,24 +48,38 @@ where
     [C::Inner]: TiffValue,
 {
     let (width, height) = (picture.pixels.width, picture.pixels.height);
-    let block = picture.metadata.exif_for(width, height, TextGoes::IntoExif);
-    let block = block.as_deref().and_then(Exif::parse);
-    let mut pointers = Vec::new();
-    for directory in [EXIF_IFD, GPS_IFD] {
-        let fields = block
+    let mut block = picture
+        .metadata
+        .exif_block(width, height, TextGoes::IntoExif);
+    if let Some(block) = &mut block {
+        block.drop_bound_note();
+    }
+    let fields = |directory| {
+        block
             .as_ref()
-            .map(|b| b.for_tiff(Some(directory)))
-            .unwrap_or_default();
-        if !fields.is_empty() {
+            .map(|block| block.for_tiff(directory))
+            .unwrap_or_default()
+    };
+    // Those that are pointed to before those that point.
+    let mut pointers: Vec<(Directory, u16, u32)> = Vec::new();
+    for directory in [Directory::Interop, Directory::Exif, Directory::Gps] {
+        let (fields, inner) = (fields(directory), take(&mut pointers, directory));
+        if let (Some((parent, tag)), false) =
+            (directory.pointer(), fields.is_empty() && inner.is_empty())
+        {
             let mut extra = encoder.extra_directory()?;
             put(&mut extra, fields)?;
-            pointers.push((directory, extra.finish_with_offsets()?.offset));
+            for (_, tag, offset) in inner {
+                extra.write_tag(Tag::Unknown(tag), offset)?;
+            }
+            let offset = extra.finish_with_offsets()?.offset;
+            pointers.push((parent, tag, offset));
         }
     }
     let mut image = encoder.new_image::<C>(width as u32, height as u32)?;
     let main = image.encoder();
-    put(main, block.map(|b| b.for_tiff(None)).unwrap_or_default())?;
-    for (tag, offset) in pointers {
+    put(main, fields(Directory::Main))?;
+    for (_, tag, offset) in pointers {
         main.write_tag(Tag::Unknown(tag), offset)?;
     }
     if let Some(icc) = picture.metadata.icc_for(picture.gray) {
@@ -79,6 +93,16 @@ where
     }
     image.write_data(data)?;
     Ok(())
+}
+
+/// Takes out the pointers that belong into `directory`.
+fn take(
+    pointers: &mut Vec<(Directory, u16, u32)>,
+    directory: Directory,
+) -> Vec<(Directory, u16, u32)> {
+    let (inner, rest) = pointers.drain(..).partition(|(of, ..)| *of == directory);
+    *pointers = rest;
+    inner
 }
 
 /// Writes fields of (tag, type, value in this machine's byte order) into a directory; types that TIFF does not know are left out.

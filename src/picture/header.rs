@@ -7,6 +7,7 @@ use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 
 use super::Format;
+use crate::limits::ReadLimits;
 use crate::metadata::Metadata;
 
 /// Size and metadata of a picture.
@@ -67,7 +68,7 @@ fn png_header(file: impl BufRead + Seek) -> Result<Header> {
         .read_info()
         .context("its header is damaged")?;
     let info = reader.info();
-    let metadata = Metadata::from_png(info);
+    let metadata = Metadata::from_png(info, &mut ReadLimits::default().budget());
     let orientation = metadata
         .exif
         .as_deref()

@@ -137,9 +137,8 @@ pub(crate) fn gif_frames(bytes: &[u8]) -> (usize, bool) {
 pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
     use tiff::decoder::Decoder;
     use tiff::tags::Tag;
-    let mut decoder = match Decoder::new(std::io::Cursor::new(bytes)) {
-        Ok(decoder) => decoder,
-        Err(_) => return false,
+    let Ok(mut decoder) = Decoder::new(std::io::Cursor::new(bytes)) else {
+        return false;
     };
     let mut list = |tag| decoder.get_tag_u64_vec(tag).ok();
     let offsets = list(Tag::StripOffsets).or_else(|| list(Tag::TileOffsets));

@@ -24,7 +24,7 @@ use self::prompts::Prompts;
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
-    Event, LowRes, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
+    Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
 use crate::device::Placement;
@@ -96,7 +96,7 @@ impl Upscaler {
         let channels = vae_config.latent_channels;
         ensure!(
             unet_config.in_channels == 2 * channels && unet_config.out_channels > channels,
-            "unet/config.json: in_channels {} and out_channels {} do not go with a VAE of {channels} latent channels (expected {} and {})",
+            "unet/config.json: in_channels {} and out_channels {} do not go with the latent_channels {channels} of vae/config.json (expected {} and {})",
             unet_config.in_channels,
             unet_config.out_channels,
             2 * channels,
@@ -221,6 +221,11 @@ impl Upscaler {
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
         ensure!(settings.steps > 0, "at least one step is needed");
+        ensure!(
+            (0.0..=MAX_GUIDANCE).contains(&settings.guidance),
+            "a guidance of {} was given; expected 0 to {MAX_GUIDANCE}",
+            settings.guidance
+        );
         self.check_memory(inputs)?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];

@@ -85,8 +85,10 @@ fn encode(
     let tokens = tokenizer.encode(text)?;
     if let Some(cut) = &tokens.cut {
         on_event(Event::Warning(format!(
-            "the prompt is longer than the {} tokens that the model reads; this was left out: \"{cut}\"",
-            encoder.positions()
+            "the prompt is longer than the {} tokens that the model reads; {} tokens were left out, from \"{}\"",
+            encoder.positions(),
+            cut.tokens,
+            cut.begins
         )))?;
     }
     let conditioning = encoder.encode(&tokens)?;

@@ -1,6 +1,8 @@
 //! Noise schedules, preconditioning, guidance and the Euler sampler: plain functions over sigmas and a
 //! `denoise` closure. Nothing here knows a network.
 
+use std::ops::RangeInclusive;
+
 use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -9,6 +11,11 @@ use crate::model::within;
 
 /// The longest table of training steps that a configuration may state; models have 1000.
 const MOST_TRAIN_STEPS: usize = 1_000_000;
+
+/// How much of a picture becomes noise in one training step: more than float32 can lose, and never all of it.
+const BETAS: RangeInclusive<f64> = 1e-7..=0.9999;
+/// Noise levels: models have 0.03 to 150, those of zero terminal SNR 4096.
+const SIGMAS: RangeInclusive<f64> = 1e-5..=1e5;
 
 /// How the noise levels between the largest and the smallest are spaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +101,7 @@ impl SchedulerConfig {
     /// # Errors
     /// A beta schedule or prediction type that the upscaler's pipeline does not have.
     pub fn sigma_range(&self) -> Result<SigmaRange> {
+        self.check_numbers()?;
         if !matches!(&*self.prediction_type, "original_sample" | "sample") {
             bail!(
                 "scheduler_config.json: prediction_type `{}` is not supported; the latent upscaler predicts `original_sample`",
@@ -104,7 +112,7 @@ impl SchedulerConfig {
         // torch computes ((1 - a) / a) ** 0.5 in float32
         let sigma = |a: f32| ((1.0 - a) / a).sqrt();
         let (Some(&first), Some(&last)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
-            bail!("scheduler_config.json: trained_betas is empty");
+            bail!("scheduler_config.json: num_train_timesteps is 0");
         };
         // The table's ends pass through ln, linspace and exp in float32 (`interpolation_type: log_linear`).
         let (min, max) = (sigma(first).ln().exp(), sigma(last).ln().exp());
@@ -115,7 +123,7 @@ impl SchedulerConfig {
         for (low, high) in [(f64::from(min), f64::from(max)), karras] {
             ensure!(
                 0.0 < low && low <= high && high.is_finite(),
-                "scheduler_config.json: its noise levels reach from {low} to {high}; expected numbers above 0, the larger one last"
+                "scheduler_config.json: its noise levels (of beta_start, beta_end and num_train_timesteps or trained_betas, or sigma_min and sigma_max) reach from {low} to {high}; expected finite numbers above 0, the larger one last"
             );
         }
         Ok(SigmaRange {
@@ -133,10 +141,35 @@ impl SchedulerConfig {
         })
     }
 
+    fn check_numbers(&self) -> Result<()> {
+        let of = |key: &str| format!("scheduler_config.json: {key}");
+        within(
+            &of("num_train_timesteps"),
+            self.num_train_timesteps,
+            1..=MOST_TRAIN_STEPS,
+        )?;
+        within(&of("beta_start"), self.beta_start, BETAS)?;
+        within(&of("beta_end"), self.beta_end, BETAS)?;
+        if let Some(betas) = &self.trained_betas {
+            let number = of("the number of trained_betas");
+            within(&number, betas.len(), 1..=MOST_TRAIN_STEPS)?;
+            for &beta in betas {
+                within(&of("trained_betas"), f64::from(beta), BETAS)?;
+            }
+        }
+        for (key, sigma) in [("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)] {
+            sigma.map_or(Ok(()), |sigma| within(&of(key), sigma, SIGMAS))?;
+        }
+        let spacing = &*self.timestep_spacing;
+        ensure!(
+            matches!(spacing, "linspace" | "leading" | "trailing"),
+            "scheduler_config.json: timestep_spacing `{spacing}` is not known (linspace, leading, trailing)"
+        );
+        Ok(())
+    }
+
     fn alphas_cumprod(&self) -> Result<Vec<f32>> {
         let steps = self.num_train_timesteps;
-        let key = "scheduler_config.json: num_train_timesteps";
-        within(key, steps, 1..=MOST_TRAIN_STEPS)?;
         let (start, end) = (self.beta_start, self.beta_end);
         let betas = match (&self.trained_betas, &*self.beta_schedule) {
             (Some(betas), _) => betas.clone(),

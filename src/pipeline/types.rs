@@ -36,6 +36,10 @@ impl Options {
     }
 }
 
+/// The largest guidance scale. Pictures burn out above some 20; ComfyUI's own sliders end here, and what a network gives,
+/// times this, stays far from overflow.
+pub const MAX_GUIDANCE: f64 = 100.0;
+
 /// How to upscale one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -45,7 +49,8 @@ pub struct Settings {
     pub negative_prompt: String,
     /// Denoising steps, at least 1.
     pub steps: usize,
-    /// 0 ignores the prompt; up to 1 uses it in one pass; above 1 is classifier-free guidance in two passes.
+    /// 0 ignores the prompt; up to 1 uses it in one pass; above 1, up to [`MAX_GUIDANCE`], is classifier-free guidance in
+    /// two passes.
     pub guidance: f64,
     /// The noise that PyTorch's CPU generator gives for this seed.
     pub seed: u64,

@@ -141,8 +141,8 @@ fn beside(request: &Request) -> Result<Destination, UsageError> {
 fn to_path(path: &Path, one_file: bool, request: &Request) -> Result<Destination, UsageError> {
     let shown = path.display();
     let found = fs::metadata(path).ok();
-    let is_folder = found.as_ref().is_some_and(|m| m.is_dir());
-    let is_file = found.as_ref().is_some_and(|m| m.is_file());
+    let is_folder = found.as_ref().is_some_and(fs::Metadata::is_dir);
+    let is_file = found.as_ref().is_some_and(fs::Metadata::is_file);
     if path.as_os_str().is_empty() {
         return usage("-o is empty: give a file, a folder, or - for standard output".into());
     }

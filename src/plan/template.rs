@@ -180,8 +180,8 @@ impl Part {
             Part::Text(_) | Part::Stem => (1, 0),
             Part::Ext | Part::InExt | Part::Seed | Part::Width | Part::Height => {
                 let lettered = matches!(self, Part::Ext | Part::InExt);
-                let fits = |c: char| c.is_ascii_digit() || lettered && c.is_ascii_alphabetic();
-                let run = rest.find(|c| !fits(c));
+                let alphabetic = |c: char| lettered && c.is_ascii_alphabetic();
+                let run = rest.find(|c: char| !c.is_ascii_digit() && !alphabetic(c));
                 (1, run.unwrap_or(rest.len()))
             }
         };

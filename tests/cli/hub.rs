@@ -54,12 +54,9 @@ fn the_first_run_downloads_and_the_next_ones_ask_for_nothing() {
     );
     let pixels = |path: &Path| image(path).to_rgb8();
     assert!(pixels(&setup.output()) == pixels(&setup.folder.path().join("local.png")));
-    for offline in [false, true] {
+    for again in [Setup::run, Setup::offline] {
         fs::remove_file(setup.output()).unwrap();
-        match offline {
-            false => setup.run().ends_in(0),
-            true => setup.offline().ends_in(0),
-        };
+        again(&setup).ends_in(0);
         assert!(setup.output().exists());
         assert_eq!(setup.server.seen(), []);
     }

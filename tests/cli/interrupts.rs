@@ -26,15 +26,21 @@ fn start(folder: &Path, arguments: &str) -> Child {
         .unwrap()
 }
 
+/// What is under a folder that may not be there yet.
+fn files_if_any(folder: &Path) -> Vec<String> {
+    if folder.exists() {
+        files(folder)
+    } else {
+        Vec::new()
+    }
+}
+
 /// Outputs in `out`, without temporary files.
 fn outputs(folder: &Path) -> Vec<String> {
-    match folder.join("out").exists() {
-        true => files(&folder.join("out"))
-            .into_iter()
-            .filter(|name| !name.starts_with('.'))
-            .collect(),
-        false => Vec::new(),
-    }
+    files_if_any(&folder.join("out"))
+        .into_iter()
+        .filter(|name| !name.starts_with('.'))
+        .collect()
 }
 
 fn wait_for_outputs(folder: &Path, count: usize) {
@@ -59,18 +65,18 @@ fn signal(child: &Child, signal: i32) {
 }
 
 /// A pipe with a name, which a run that reads it waits for until someone writes there.
-pub fn named_pipe(path: &Path) {
+pub(super) fn named_pipe(path: &Path) {
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: the path ends in a zero byte.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
 }
 
 /// Writes to a named pipe once someone reads it.
-pub struct PipeWriter(fs::File);
+pub(super) struct PipeWriter(fs::File);
 
 impl PipeWriter {
     /// Waits until someone has opened the pipe to read it.
-    pub fn of(path: &Path) -> Self {
+    pub(super) fn of(path: &Path) -> Self {
         let start = Instant::now();
         loop {
             let open = fs::File::options()
@@ -87,7 +93,7 @@ impl PipeWriter {
     }
 
     /// Less than what a pipe holds.
-    pub fn write(mut self, bytes: &[u8]) {
+    pub(super) fn write(mut self, bytes: &[u8]) {
         assert!(bytes.len() < 65536);
         self.0.write_all(bytes).unwrap();
     }
@@ -193,10 +199,7 @@ fn an_interrupted_download_goes_on_at_the_next_run() {
     // Some of a weights file is there.
     let partial = || {
         let hf = folder.path().join("hf");
-        let found = match hf.exists() {
-            true => files(&hf).into_iter().find(is_cut),
-            false => None,
-        };
+        let found = files_if_any(&hf).into_iter().find(is_cut);
         found.is_some_and(|name| fs::metadata(hf.join(name)).is_ok_and(|m| m.len() > 40_000))
     };
     while !partial() {
@@ -252,11 +255,7 @@ fn after_50_kills_at_random_moments_a_rerun_has_every_output_whole() {
         assert_eq!(child.wait().unwrap().code(), None, "it ended by itself");
         all_are_whole(folder.path());
         let out = folder.path().join("out");
-        torn += if out.exists() {
-            files(&out).len() - outputs(folder.path()).len()
-        } else {
-            0
-        };
+        torn += files_if_any(&out).len() - outputs(folder.path()).len();
     }
     println!("{KILLS} runs were killed; {torn} temporary files seen");
     let output = end(start(folder.path(), "in -o out -s 1 --skip-existing"));

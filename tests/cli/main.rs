@@ -14,7 +14,7 @@ mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
 #[cfg(target_os = "linux")]
-pub mod interrupts;
+mod interrupts;
 mod latents;
 #[cfg(target_os = "linux")]
 mod outputs;

@@ -197,6 +197,8 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         ("in.png other.png -o one.png", "one.png"),
         ("in.png --json -o -", "standard output"),
         ("in.png -q -v", "--verbose"),
+        ("in.png -o out.png -g 1e30", "up to 100"),
+        ("in.png -o out.png -g NaN", "up to 100"),
         ("in.png --nonsense", "--nonsense"),
         ("-", "-o"),
     ] {
@@ -226,4 +228,18 @@ fn a_negative_prompt_without_guidance_is_warned_of() {
     run(folder.path(), "in.png -o out.png -n blurry -g 2")
         .ends_in(0)
         .never_says("--negative-prompt");
+}
+
+#[test]
+fn a_prompt_of_ten_thousand_characters_is_warned_of_in_a_short_line() {
+    let folder = folder_of(&[("in.png", 8, 8)]);
+    let prompt = "cat,dog,".repeat(1250);
+    let ran = run(folder.path(), &format!("in.png -o out.png -p {prompt}"));
+    let ran = ran.ends_in(0).says(&["tokens were left out, from \""]);
+    let warning = ran
+        .stderr
+        .lines()
+        .find(|line| line.contains("were left out"))
+        .unwrap();
+    assert!(warning.len() < 250, "{warning}");
 }

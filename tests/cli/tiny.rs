@@ -53,7 +53,7 @@ fn psnr(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
         let difference = f64::from(*a) - f64::from(*b);
         difference * difference
     });
-    let mean = squares.sum::<f64>() / (3 * a.width() * a.height()) as f64;
+    let mean = squares.sum::<f64>() / f64::from(3 * a.width() * a.height());
     10.0 * (255.0 * 255.0 / mean).log10()
 }
 

@@ -73,11 +73,12 @@ pub fn corpus() -> Vec<Damaged> {
     corpus
 }
 
-/// What `fuzz/` found, cut down to what it takes.
+/// What the target `picture` of `fuzz/` found, cut down to what it takes.
 fn found_by_fuzzing() -> Vec<Damaged> {
     let mut paths: Vec<_> = std::fs::read_dir(data("fuzz"))
         .unwrap()
         .map(|e| e.unwrap().path())
+        .filter(|path| path.is_file())
         .collect();
     paths.sort();
     let read = |path: std::path::PathBuf| Damaged {

@@ -1,6 +1,6 @@
 //! A small Hugging Face Hub on loopback: one model repository, with the redirects and headers of the real one,
 //! and faults on demand. Point `HF_ENDPOINT` (or `Environment::endpoint`) to `HubServer::url`.
-#![allow(dead_code)] // Each test file that includes this one uses a part of it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -97,9 +97,10 @@ impl HubServer {
         fn walk(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) {
             for entry in std::fs::read_dir(folder).unwrap().flatten() {
                 let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-                match entry.path().is_dir() {
-                    true => walk(&entry.path(), &format!("{name}/"), files),
-                    false => files.push((name, std::fs::read(entry.path()).unwrap())),
+                if entry.path().is_dir() {
+                    walk(&entry.path(), &format!("{name}/"), files);
+                } else {
+                    files.push((name, std::fs::read(entry.path()).unwrap()));
                 }
             }
         }
@@ -154,9 +155,10 @@ impl HubServer {
 /// The hash that the Hub gives a file's blob: SHA-256 for large files; for small ones 40 digits, here of the same.
 pub fn etag(file: &str, bytes: &[u8]) -> String {
     let hash = format!("{:x}", Sha256::digest(bytes));
-    match is_large(file) {
-        true => hash,
-        false => hash[..40].to_string(),
+    if is_large(file) {
+        hash
+    } else {
+        hash[..40].to_string()
     }
 }
 
@@ -223,7 +225,7 @@ fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::Result<
     )
 }
 
-#[allow(clippy::too_many_arguments)] // The parts of one request.
+#[allow(clippy::too_many_arguments, reason = "the parts of one request")]
 fn answer(
     mut stream: TcpStream,
     port: u16,
@@ -339,9 +341,10 @@ fn answer(
             &[&location, &commit, "Content-Length: 0"],
         );
     }
-    let etag = match cdn {
-        true => "ETag: \"the-storage-has-its-own\"".to_string(),
-        false => format!("ETag: W/\"{etag}\""),
+    let etag = if cdn {
+        "ETag: \"the-storage-has-its-own\"".to_string()
+    } else {
+        format!("ETag: W/\"{etag}\"")
     };
     send_bytes(stream, method, bytes, range, fault, pace, &[&etag, &commit])
 }

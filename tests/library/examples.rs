@@ -7,13 +7,13 @@ use sd_upscale::limits::ReadLimits;
 
 use crate::data::data;
 
-#[allow(dead_code)] // `main`
+#[allow(dead_code, reason = "`main`")]
 #[path = "../../examples/folder.rs"]
 mod folder;
-#[allow(dead_code)] // `main`
+#[allow(dead_code, reason = "`main`")]
 #[path = "../../examples/latents.rs"]
 mod latents;
-#[allow(dead_code)] // `main`
+#[allow(dead_code, reason = "`main`")]
 #[path = "../../examples/one_image.rs"]
 mod one_image;
 

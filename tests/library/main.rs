@@ -1,12 +1,14 @@
 //! The library: files in and out, damaged ones, the Hub's files.
 
-mod configuration;
+mod bounds;
+mod config;
 #[path = "../common/damage.rs"]
 mod damage;
 mod damaged;
 #[path = "../common/data.rs"]
 mod data;
 mod examples;
+mod exiftool;
 mod house;
 mod hub;
 #[path = "../common/hub_server.rs"]

@@ -9,6 +9,7 @@ mod common;
 #[path = "../common/data.rs"]
 mod data;
 mod networks;
+mod oracle;
 mod precision;
 mod sampling;
 mod text;

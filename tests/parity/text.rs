@@ -31,12 +31,29 @@ fn token_ids_are_those_of_transformers_for_every_text() {
 }
 
 #[test]
-fn the_warning_of_a_long_prompt_quotes_what_was_cut() {
+fn the_warning_of_a_long_prompt_tells_where_it_was_cut_and_how_much_in_one_line() {
     let tokenizer = Tokenizer::new(&ModelFiles::Folder(data("")), 77).unwrap();
     let words: Vec<String> = (0..75).map(|_| "cat".to_string()).collect();
     let text = format!("{} Behind the END", words.join(" "));
-    let cut = tokenizer.encode(&text).unwrap().cut;
-    assert_eq!(cut.as_deref(), Some("Behind the END"));
+    let cut = tokenizer.encode(&text).unwrap().cut.unwrap();
+    assert_eq!(cut.begins, "Behind the END");
+    assert!(cut.tokens >= 3);
+    // However long, and whatever the words.
+    for (word, times) in [
+        ("cat\n", 2500),
+        ("Üß日本", 2500),
+        ("x", 20_000_000),
+        (" \t", 9),
+    ] {
+        let text = format!("{text} {}", word.repeat(times));
+        let cut = tokenizer.encode(&text).unwrap().cut.unwrap();
+        assert!(cut.begins.starts_with("Behind the END"), "{cut:?}");
+        assert!(
+            cut.begins.len() < 70 && !cut.begins.contains('\n'),
+            "{cut:?}"
+        );
+        assert!(word.trim().is_empty() || cut.tokens > 100, "{cut:?}");
+    }
 }
 
 #[test]

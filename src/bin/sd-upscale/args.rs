@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
+use sd_upscale::pipeline::MAX_GUIDANCE;
 use sd_upscale::plan::{Shard, Template};
 
 /// Upscale images and latents 2x with the Stable Diffusion x2 latent upscaler
@@ -205,7 +206,9 @@ pub enum ScaleName {
 
 fn guidance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        _ => Err("expected a number of 0 or more".into()),
+        Ok(value) if (0.0..=MAX_GUIDANCE).contains(&value) => Ok(value),
+        _ => Err(format!(
+            "expected a number of 0 or more, up to {MAX_GUIDANCE}; above 20 or so pictures burn out"
+        )),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::Deref;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// From this size on, buffers ask the system for huge pages: faulting in 4 KiB pages one by one costs a convolution
 /// over a large map a good part of its time.
@@ -80,7 +80,7 @@ pub(super) struct Scratch(Option<Aligned>);
 impl Scratch {
     /// For at least `len` values.
     pub fn take(len: usize) -> Self {
-        let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |b: &Aligned| b.len >= len && b.len <= 4 * len.max(1 << 14);
         let best = (0..pool.len())
             .filter(|&i| fits(&pool[i]))
@@ -100,7 +100,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         pool.extend(self.0.take());
         // The oldest go first, so that sizes no longer in use do not pile up.
         let count = 6 * rayon::current_num_threads() + 4;

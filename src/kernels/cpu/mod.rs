@@ -7,8 +7,11 @@
 //! for any number of threads and any place in a batch. The functions panic where shapes do not fit: they are for layers that
 //! know theirs.
 
-// Register tiles are walked by index, which the compiler unrolls; strides and pointers make for long argument lists.
-#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
+#![allow(
+    clippy::needless_range_loop,
+    clippy::too_many_arguments,
+    reason = "register tiles are walked by index, which the compiler unrolls; strides and pointers are many"
+)]
 
 mod act;
 mod attention;

@@ -78,7 +78,7 @@ pub fn group_norm_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) 
             let n = n as f64;
             let channel = |(&shift, &[s, q]): (&f32, &[f64; 2])| Moments {
                 n,
-                mean: shift as f64 + s / n,
+                mean: f64::from(shift) + s / n,
                 m2: q - s * s / n,
             };
             let channels: Vec<Moments> = shift.iter().zip(&sums).map(channel).collect();
@@ -147,8 +147,8 @@ unsafe fn sum_chunk_body<S: Simd>(
                 }
                 let (s, q) = (s.to_array(), q.to_array());
                 for (to, (s, q)) in sums[j..][..m].iter_mut().zip(s.into_iter().zip(q)) {
-                    to[0] += s as f64;
-                    to[1] += q as f64;
+                    to[0] += f64::from(s);
+                    to[1] += f64::from(q);
                 }
             }
         }
@@ -167,7 +167,7 @@ impl GroupStats {
             "weight and bias are (b, c) or (1, c)"
         );
         let of = |i: usize| i % weight.len();
-        self.prologue(act, |i| (weight[of(i)] as f64, bias[of(i)] as f64))
+        self.prologue(act, |i| (f64::from(weight[of(i)]), f64::from(bias[of(i)])))
     }
 
     fn batch(&self) -> usize {
@@ -180,10 +180,10 @@ impl GroupStats {
         let pair = |i: usize| {
             let group = i / size;
             let (gain, offset) = gain(i);
-            let scale = gain * self.rstd[group] as f64;
+            let scale = gain * f64::from(self.rstd[group]);
             (
                 scale as f32,
-                (offset - scale * self.mean[group] as f64) as f32,
+                (offset - scale * f64::from(self.mean[group])) as f32,
             )
         };
         let (scale, shift) = (0..self.batch() * self.channels).map(pair).unzip();
@@ -240,14 +240,14 @@ unsafe fn layer_norm_rows_body<S: Simd>(
             v.to_array()
                 .iter()
                 .take(S::LANES)
-                .fold(tail, |a, &x| a + x as f64)
+                .fold(tail, |a, &x| a + f64::from(x))
         };
         for (i, x) in x.chunks_exact(c).enumerate() {
             let mut s = S::splat(0.0);
             for j in (0..whole).step_by(S::LANES) {
                 s = s.add(S::load(x.as_ptr().add(j)));
             }
-            let mean = total(s, x[whole..].iter().map(|&x| x as f64).sum()) / c as f64;
+            let mean = total(s, x[whole..].iter().map(|&x| f64::from(x)).sum()) / c as f64;
             let (m, mut q) = (S::splat(mean as f32), S::splat(0.0));
             for j in (0..whole).step_by(S::LANES) {
                 let d = S::load(x.as_ptr().add(j)).sub(m);
@@ -255,9 +255,12 @@ unsafe fn layer_norm_rows_body<S: Simd>(
             }
             let variance = total(
                 q,
-                x[whole..].iter().map(|&x| (x as f64 - mean).powi(2)).sum(),
+                x[whole..]
+                    .iter()
+                    .map(|&x| (f64::from(x) - mean).powi(2))
+                    .sum(),
             ) / c as f64;
-            let rstd = (1.0 / (variance + eps as f64).sqrt()) as f32;
+            let rstd = (1.0 / (variance + f64::from(eps)).sqrt()) as f32;
             let (r, out) = (S::splat(rstd), out.add(i * c));
             for j in (0..whole).step_by(S::LANES) {
                 let y = S::load(x.as_ptr().add(j)).sub(m).mul(r);

@@ -2,14 +2,14 @@
 
 mod tokenizer;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
-pub use self::tokenizer::{Tokenizer, Tokens};
+pub use self::tokenizer::{Cut, Tokenizer, Tokens};
 use crate::device::Placement;
 use crate::layers::{Activation, LayerNorm, Linear, Mask, attention};
-use crate::model::{MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
+use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
 
 /// The largest vocabulary that a configuration may state; CLIP's has 49,408 words.
 const MOST_WORDS: usize = 1 << 24;
@@ -77,16 +77,65 @@ impl TextConfig {
                 1..=MOST_CHANNELS,
             ),
             ("num_hidden_layers", self.num_hidden_layers, 1..=MOST_LAYERS),
-            // The start and the end token at least.
+            // The start token, a word and the end token at least.
             (
                 "max_position_embeddings",
                 self.max_position_embeddings,
-                2..=MOST_POSITIONS,
+                3..=MOST_POSITIONS,
             ),
         ] {
             within(&format!("text_encoder/config.json: {key}"), value, range)?;
         }
+        within(
+            "text_encoder/config.json: layer_norm_eps",
+            self.layer_norm_eps,
+            EPS,
+        )?;
+        ensure!(
+            self.eos_token_id
+                .is_none_or(|id| (id as usize) < self.vocab_size || id == 2),
+            "text_encoder/config.json: eos_token_id is beyond the vocab_size of {}",
+            self.vocab_size
+        );
         Ok(())
+    }
+
+    /// Holds the numbers to the weights.
+    fn check_weights(&self, w: &Weights) -> Result<()> {
+        let of = |key: &str| format!("text_encoder/config.json: {key}");
+        for (key, value, name, dimension) in [
+            (
+                "vocab_size",
+                self.vocab_size,
+                "embeddings.token_embedding.weight",
+                0,
+            ),
+            (
+                "hidden_size",
+                self.hidden_size,
+                "embeddings.token_embedding.weight",
+                1,
+            ),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                "embeddings.position_embedding.weight",
+                0,
+            ),
+            (
+                "intermediate_size",
+                self.intermediate_size,
+                "encoder.layers.0.mlp.fc1.weight",
+                0,
+            ),
+        ] {
+            w.agrees(&of(key), value, name, dimension)?;
+        }
+        w.agrees_in_number(
+            &of("num_hidden_layers"),
+            self.num_hidden_layers,
+            "encoder.layers",
+        )
     }
 }
 
@@ -129,6 +178,7 @@ impl TextEncoder {
         } else {
             w.clone()
         };
+        config.check_weights(&w)?;
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         ensure!(
             config.num_attention_heads > 0 && width.is_multiple_of(config.num_attention_heads),
@@ -150,7 +200,8 @@ impl TextEncoder {
             })
         };
         Ok(Self {
-            activation: Activation::from_name(&config.hidden_act)?,
+            activation: Activation::from_name(&config.hidden_act)
+                .context("text_encoder/config.json: hidden_act")?,
             embeddings,
             layers: (0..config.num_hidden_layers)
                 .map(layer)

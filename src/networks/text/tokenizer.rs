@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
@@ -23,9 +23,23 @@ const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 pub struct Tokens {
     /// Start token, text, end token, padding: always of the model's full length.
     pub ids: Vec<u32>,
-    /// The end of the prompt, where it was too long to be used whole.
-    pub cut: Option<String>,
+    /// What was left out, where the prompt was too long to be used whole.
+    pub cut: Option<Cut>,
 }
+
+/// The end of a prompt that the model does not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// How many tokens it has; of a prompt of more than 64 KiB, at least.
+    pub tokens: usize,
+    /// Its first words, as the user wrote them.
+    pub begins: String,
+}
+
+/// Bytes of a prompt that are looked at: a thousand times what a model reads.
+const MOST_TEXT: usize = 1 << 16;
+/// The most entries of a vocabulary, and merges of two; CLIP has 49,408.
+const MOST_WORDS: usize = 1 << 20;
 
 /// Text to token ids, the same ids as transformers' CLIPTokenizer gives.
 pub struct Tokenizer {
@@ -62,6 +76,12 @@ impl Tokenizer {
     /// vocab.json or merges.txt is missing or damaged, or the vocabulary lacks a special token.
     pub fn new(files: &ModelFiles, positions: usize) -> Result<Self> {
         let vocab: HashMap<String, u32> = files.json("tokenizer/vocab.json")?;
+        ensure!(
+            vocab.len() <= MOST_WORDS,
+            "{} holds {} tokens; expected at most {MOST_WORDS}",
+            files.name("tokenizer/vocab.json"),
+            vocab.len()
+        );
         let special: Special = match files.try_read("tokenizer/special_tokens_map.json")? {
             Some(_) => files.json("tokenizer/special_tokens_map.json")?,
             None => Special::default(),
@@ -80,15 +100,20 @@ impl Tokenizer {
         let end = name(&special.eos_token, &config.eos_token, "<|endoftext|>");
         let unknown = name(&special.unk_token, &config.unk_token, "<|endoftext|>");
         let pad = name(&special.pad_token, &config.pad_token, "<|endoftext|>");
-        let id = |token: &str| {
+        let id = |key: &str, token: &str| {
             vocab.get(token).copied().ok_or_else(|| {
                 anyhow!(
-                    "{}: the special token `{token}` is not in the vocabulary",
+                    "{}: the special token `{token}` ({key}) is not in the vocabulary",
                     files.name("tokenizer/vocab.json")
                 )
             })
         };
-        let (start_id, end_id, pad_id) = (id(&start)?, id(&end)?, id(&pad)?);
+        let (start_id, end_id, pad_id) = (
+            id("bos_token", &start)?,
+            id("eos_token", &end)?,
+            id("pad_token", &pad)?,
+        );
+        id("unk_token", &unknown)?;
         let model = BPE::builder()
             .vocab_and_merges(
                 vocab
@@ -129,14 +154,18 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's own; none is known for valid UTF-8.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let looked_at = beginning(text.trim_start(), MOST_TEXT);
         let encoding = self
             .inner
-            .encode(text, false)
+            .encode(looked_at, false)
             .map_err(|error| anyhow!(error))
             .context("cannot tokenize the prompt")?;
         let room = self.length.saturating_sub(2);
         let words = encoding.get_ids();
-        let cut = (words.len() > room).then(|| self.cut_text(text, &encoding, room));
+        let cut = (words.len() > room).then(|| Cut {
+            tokens: words.len() - room,
+            begins: first_words(looked_at, &encoding, room),
+        });
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
         ids.extend(words.iter().take(room));
@@ -144,14 +173,31 @@ impl Tokenizer {
         ids.resize(self.length, self.pad);
         Ok(Tokens { ids, cut })
     }
+}
 
-    /// The part of `text` behind its first `room` tokens, as the user wrote it.
-    fn cut_text(&self, text: &str, encoding: &tokenizers::Encoding, room: usize) -> String {
-        let start = encoding
-            .get_offsets()
-            .get(room)
-            .map_or(0, |(start, _)| *start);
-        text.get(start..).unwrap_or(text).trim().to_string()
+/// The beginning of a text, of at most `most` bytes.
+fn beginning(text: &str, most: usize) -> &str {
+    let mut ends = (0..=most.min(text.len())).rev();
+    let end = ends.find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}
+
+/// The first words of the part of `text` behind its first `room` tokens, as the user wrote them, in one line.
+fn first_words(text: &str, encoding: &tokenizers::Encoding, room: usize) -> String {
+    let offsets = encoding.get_offsets();
+    let start = offsets.get(room).map_or(0, |(start, _)| *start);
+    let rest = text.get(start..).unwrap_or(text);
+    let words = rest
+        .split_whitespace()
+        .take(8)
+        .collect::<Vec<_>>()
+        .join(" ");
+    let shown = beginning(&words, 60);
+    let whole = shown.len() == words.len() && rest.split_whitespace().nth(8).is_none();
+    if whole {
+        shown.to_owned()
+    } else {
+        format!("{} ...", shown.trim_end())
     }
 }
 
@@ -185,6 +231,11 @@ fn merges(files: &ModelFiles) -> Result<Vec<(String, String)>> {
     let name = "tokenizer/merges.txt";
     let text = String::from_utf8(files.read(name)?)
         .with_context(|| format!("{} is not UTF-8", files.name(name)))?;
+    ensure!(
+        text.lines().count() <= MOST_WORDS,
+        "{} has more than {MOST_WORDS} lines",
+        files.name(name)
+    );
     text.lines()
         .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
         .map(|line| {

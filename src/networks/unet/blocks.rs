@@ -37,7 +37,7 @@ impl AdaGroupNorm {
         let groups = (channels / GROUP_SIZE).max(1);
         ensure!(
             channels.is_multiple_of(groups),
-            "unet/config.json: {channels} channels are not a multiple of the {groups} groups of {GROUP_SIZE} that they are normalised in"
+            "unet/config.json: block_out_channels: {channels} channels are not a multiple of the {groups} groups of {GROUP_SIZE} that they are normalised in"
         );
         Ok(Self {
             groups,
@@ -152,6 +152,12 @@ impl AttentionBlock {
         );
         let heads = channels / head;
         let width = heads * head;
+        w.agrees(
+            &format!("unet/config.json: attention_head_dim is {head}: the width of all heads"),
+            width,
+            "attn2.to_q.weight",
+            0,
+        )?;
         let context = build
             .config
             .cross_attention_dim
@@ -338,5 +344,37 @@ impl Block {
             Resample::Not => x.clone(),
         };
         Ok((x, resampled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn widths_that_do_not_divide_into_groups_are_refused_by_their_key() {
+        let empty: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+        let placement = Placement::new(&Device::Cpu, DType::F32);
+        let w = Weights::built_in("empty", empty, &placement).unwrap();
+        let config = UNetConfig::default();
+        let build = Builder {
+            config: &config,
+            activation: Activation::Gelu,
+            time_width: 64,
+            cross_attentions: 0,
+        };
+        for (channels, refused) in [
+            (31, false),
+            (63, false),
+            (64, false),
+            (65, true),
+            (97, true),
+        ] {
+            let error = AdaGroupNorm::new(&build, channels, 1e-5, &w).err().unwrap();
+            let named = error.to_string().contains("block_out_channels");
+            assert_eq!(named, refused, "{channels}: {error}");
+        }
     }
 }

@@ -3,14 +3,17 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
+use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Weights, within};
 
 /// The largest kernel of the first and last convolution.
 const MOST_KERNEL: usize = 7;
 
 /// One value for all levels, or one a level.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number of 0 or more, or a list of them, one a level"
+)]
 pub enum PerLevel {
     Same(usize),
     Each(Vec<usize>),
@@ -155,6 +158,85 @@ impl UNetConfig {
         ] {
             value.map_or(Ok(()), |value| within(key, value, 1..=most))?;
         }
+        ensure!(
+            self.time_embedding_dim
+                .is_none_or(|dim| dim.is_multiple_of(2)),
+            "unet/config.json: time_embedding_dim is odd; half of its features are cosines, half sines"
+        );
+        crate::model::within("unet/config.json: norm_eps", self.norm_eps, EPS)
+    }
+
+    /// Holds the numbers to the weights.
+    pub(super) fn check_weights(&self, w: &Weights) -> Result<()> {
+        let of = |key: &str| format!("unet/config.json: {key}");
+        let levels = self.block_out_channels.len();
+        w.agrees_in_number(
+            &of("the number of block_out_channels"),
+            levels,
+            "down_blocks",
+        )?;
+        for level in 0..levels {
+            let block = format!("down_blocks.{level}");
+            let at = |key: &str| of(&format!("{key} of level {level}"));
+            for (key, value, name) in [
+                (
+                    "block_out_channels",
+                    self.block_out_channels[level],
+                    "resnets.0.conv1.weight",
+                ),
+                (
+                    "cross_attention_dim",
+                    self.cross_attention_dim.get(level, "cross_attention_dim")?,
+                    "attentions.0.attn2.norm_cross.weight",
+                ),
+            ] {
+                w.agrees(&at(key), value, &format!("{block}.{name}"), 0)?;
+            }
+            let layers = self.layers_per_block.get(level, "layers_per_block")?;
+            w.agrees_in_number(&at("layers_per_block"), layers, &format!("{block}.resnets"))?;
+        }
+        for (key, value, name, dimension) in [
+            ("in_channels", Some(self.in_channels), "conv_in.weight", 1),
+            (
+                "conv_in_kernel",
+                Some(self.conv_in_kernel),
+                "conv_in.weight",
+                2,
+            ),
+            (
+                "out_channels",
+                Some(self.out_channels),
+                "conv_out.weight",
+                0,
+            ),
+            (
+                "conv_out_kernel",
+                Some(self.conv_out_kernel),
+                "conv_out.weight",
+                2,
+            ),
+            (
+                "time_embedding_dim",
+                self.time_embedding_dim,
+                "time_embedding.linear_1.weight",
+                0,
+            ),
+            (
+                "time_cond_proj_dim",
+                self.time_cond_proj_dim,
+                "time_embedding.cond_proj.weight",
+                1,
+            ),
+        ] {
+            value.map_or(Ok(()), |value| w.agrees(&of(key), value, name, dimension))?;
+        }
+        let normed = w.contains("conv_norm_out.weight");
+        ensure!(
+            self.norm_num_groups.is_some() == normed,
+            "unet/config.json: norm_num_groups is {:?}, but the weights {} the norm that it is for (conv_norm_out)",
+            self.norm_num_groups.unwrap_or(0),
+            if normed { "have" } else { "lack" }
+        );
         Ok(())
     }
 }

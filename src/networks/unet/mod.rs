@@ -3,7 +3,7 @@
 mod blocks;
 mod config;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use self::blocks::{Block, Builder};
@@ -69,9 +69,11 @@ impl UNet {
 
     fn new(config: UNetConfig, w: &Weights) -> Result<Self> {
         config.check()?;
+        config.check_weights(w)?;
         let first = config.block_out_channels[0];
         let time_width = config.time_embedding_dim.unwrap_or(2 * first);
-        let activation = Activation::from_name(&config.act_fn)?;
+        let activation =
+            Activation::from_name(&config.act_fn).context("unet/config.json: act_fn")?;
         let mut build = Builder {
             config: &config,
             activation,
@@ -92,7 +94,9 @@ impl UNet {
             activation,
             linear_2: Linear::new(time_width, time_width, &embedding.pp("linear_2"))?,
             post_activation: match &config.timestep_post_act {
-                Some(name) => Activation::from_name(name)?,
+                Some(name) => {
+                    Activation::from_name(name).context("unet/config.json: timestep_post_act")?
+                }
                 None => Activation::None,
             },
         };

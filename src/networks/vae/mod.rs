@@ -2,7 +2,7 @@
 
 mod original_names;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
@@ -80,7 +80,58 @@ impl VaeConfig {
         within("out_channels", self.out_channels, 3..=3)?;
         within("latent_channels", self.latent_channels, 1..=MOST_CHANNELS)?;
         within("layers_per_block", self.layers_per_block, 1..=MOST_LAYERS)?;
-        within("norm_num_groups", self.norm_num_groups, 1..=MOST_CHANNELS)
+        within("norm_num_groups", self.norm_num_groups, 1..=MOST_CHANNELS)?;
+        let groups = self.norm_num_groups;
+        for width in widths {
+            ensure!(
+                width.is_multiple_of(groups),
+                "vae/config.json: norm_num_groups is {groups}, which does not divide the {width} of block_out_channels"
+            );
+        }
+        // Stable Diffusion's are 0.13 to 1.5; a product and a quotient of latents with it must stay finite.
+        let factor = 1e-4..=1e4;
+        crate::model::within(
+            "vae/config.json: scaling_factor",
+            self.scaling_factor,
+            factor,
+        )?;
+        Activation::from_name(&self.act_fn).context("vae/config.json: act_fn")?;
+        Ok(())
+    }
+
+    /// Holds the numbers to the weights, as far as these have the two halves.
+    fn check_weights(&self, w: &Weights) -> Result<()> {
+        let of = |key: &str| format!("vae/config.json: {key}");
+        let widths = &self.block_out_channels;
+        let levels = of("the number of block_out_channels");
+        for (index, &width) in widths.iter().enumerate() {
+            let down = format!("encoder.down_blocks.{index}");
+            let up = format!("decoder.up_blocks.{}", widths.len() - 1 - index);
+            let layers = self.layers_per_block;
+            for list in ["encoder.down_blocks", "decoder.up_blocks"] {
+                w.agrees_in_number(&levels, widths.len(), list)?;
+            }
+            for block in [&down, &up] {
+                let conv = format!("{block}.resnets.0.conv1.weight");
+                w.agrees(&of("block_out_channels"), width, &conv, 0)?;
+            }
+            w.agrees_in_number(&of("layers_per_block"), layers, &format!("{down}.resnets"))?;
+            let above = of("layers_per_block and one more");
+            w.agrees_in_number(&above, layers + 1, &format!("{up}.resnets"))?;
+        }
+        let channels = self.latent_channels;
+        w.agrees(
+            &of("latent_channels"),
+            channels,
+            "decoder.conv_in.weight",
+            1,
+        )?;
+        w.agrees(
+            &of("latent_channels, twice,"),
+            2 * channels,
+            "encoder.conv_out.weight",
+            0,
+        )
     }
 
     /// Pixels to a latent position, in each direction.
@@ -93,7 +144,9 @@ impl VaeConfig {
 fn weights(files: &PartFiles, config: &VaeConfig, placement: &Placement) -> Result<Weights> {
     let levels = config.block_out_channels.len();
     let weights = files.weights("diffusion_pytorch_model", placement)?;
-    Ok(weights.renamed(|key| original_names::to_diffusers(key, levels)))
+    let weights = weights.renamed(|key| original_names::to_diffusers(key, levels));
+    config.check_weights(&weights)?;
+    Ok(weights)
 }
 
 struct Resnet {

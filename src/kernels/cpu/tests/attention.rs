@@ -56,7 +56,7 @@ fn attention_matches_the_definition() {
             );
             // Sharp enough that the maximum moves from block to block.
             for scale in [0.3f32, 4.0] {
-                let want = naive(&to_f64(&q), &to_f64(&k), &to_f64(&v), s, scale as f64);
+                let want = naive(&to_f64(&q), &to_f64(&k), &to_f64(&v), s, f64::from(scale));
                 let error = relative_error(&attention(&q, &k, &v, s, scale), &want);
                 // Scores reach 4 * 130 / 3 or so: f32 holds them to 1e-5, which their exponentials inherit.
                 assert!(

@@ -31,7 +31,7 @@ fn naive(
             i / cout / ow % oh,
             i / cout / ow / oh,
         );
-        let mut sum = bias.map_or(0.0, |b| b[o] as f64);
+        let mut sum = bias.map_or(0.0, |b| f64::from(b[o]));
         for ky in 0..kh {
             for kx in 0..kw {
                 let (y, x0) = (
@@ -41,7 +41,7 @@ fn naive(
                 if y < h && x0 < w {
                     for c in 0..cin {
                         sum += x[((b * h + y) * w + x0) * cin + c]
-                            * weight[((o * cin + c) * kh + ky) * kw + kx] as f64;
+                            * f64::from(weight[((o * cin + c) * kh + ky) * kw + kx]);
                     }
                 }
             }
@@ -110,7 +110,7 @@ fn convolutions_of_odd_sizes_match_the_definition() {
             let want: Vec<f64> = want
                 .iter()
                 .zip(&residual)
-                .map(|(a, b)| a + *b as f64)
+                .map(|(a, b)| a + f64::from(*b))
                 .collect();
             let input = Input::new(&x, b, h, w, cin);
             let got = conv2d(&input, &conv, Some(&residual));
@@ -153,7 +153,8 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
                     } else {
                         x2[pixel * c2 + ch - c1]
                     };
-                    let v = v as f64 * scale[item * c + ch] as f64 + shift[item * c + ch] as f64;
+                    let v = f64::from(v) * f64::from(scale[item * c + ch])
+                        + f64::from(shift[item * c + ch]);
                     match act {
                         Act::None => v,
                         Act::Gelu => v / 2.0 * (1.0 + erf(v * 0.5f64.sqrt())),
@@ -207,7 +208,7 @@ fn linear_layers_match_the_definition() {
             );
             want.iter_mut()
                 .zip(&residual)
-                .for_each(|(w, &r)| *w += r as f64);
+                .for_each(|(w, &r)| *w += f64::from(r));
             let input = Input::new(&x, 1, 1, n, cin);
             let error = relative_error(&linear(&input, &layer, Some(&residual), Act::None), &want);
             // Sums of up to 1601 products in f32, one after the other.
@@ -215,7 +216,9 @@ fn linear_layers_match_the_definition() {
                 error < 5e-6,
                 "({n}, {cin}) to {cout} on {isa:?}: relative error {error:e}"
             );
-            want.iter_mut().for_each(|w| *w /= 1.0 + (-*w).exp());
+            for w in &mut want {
+                *w /= 1.0 + (-*w).exp();
+            }
             let error = relative_error(&linear(&input, &layer, Some(&residual), Act::Silu), &want);
             assert!(
                 error < 5e-6,

@@ -20,7 +20,7 @@ pub fn random(n: usize, seed: u64) -> Vec<f32> {
 }
 
 pub fn to_f64(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| x as f64).collect()
+    x.iter().map(|&x| f64::from(x)).collect()
 }
 
 /// The largest difference relative to the largest magnitude.
@@ -28,7 +28,7 @@ pub fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
-        let d = (*g as f64 - w).abs();
+        let d = (f64::from(*g) - w).abs();
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
     });
     worst / scale
@@ -57,8 +57,8 @@ pub fn erf(x: f64) -> f64 {
     }
     let (mut term, mut sum) = (x, x);
     for n in 1..200 {
-        term *= -x * x / n as f64;
-        sum += term / (2 * n + 1) as f64;
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
     }
     sum * std::f64::consts::FRAC_2_SQRT_PI
 }

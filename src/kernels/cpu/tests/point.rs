@@ -6,7 +6,7 @@ use crate::kernels::cpu::*;
 /// The largest absolute difference, beyond `relative` times the value.
 fn excess(got: &[f32], want: &[f64], relative: f64) -> f64 {
     got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
-        let d = (*g as f64 - w).abs() - relative * w.abs();
+        let d = (f64::from(*g) - w).abs() - relative * w.abs();
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
     })
 }
@@ -15,7 +15,7 @@ fn excess(got: &[f32], want: &[f64], relative: f64) -> f64 {
 fn activations_match_their_definitions() {
     let mut x: Vec<f32> = (-40_000..=40_000).map(|i| i as f32 * 2.5e-4).collect();
     x.extend([-1e30, -200.0, -100.0, -88.5, 88.5, 100.0, 1e30, 1e-30, -0.0]);
-    let want = |f: fn(f64) -> f64| -> Vec<f64> { x.iter().map(|&x| f(x as f64)).collect() };
+    let want = |f: fn(f64) -> f64| -> Vec<f64> { x.iter().map(|&x| f(f64::from(x))).collect() };
     on_each_isa(|isa| {
         // erf to 3e-7 and half a dozen roundings: gelu is off by up to |x| / 2 times the first, before erf is 1 at 5.7.
         let gelu = excess(
@@ -66,7 +66,7 @@ fn naive_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) -> (Vec<f
             .iter()
             .enumerate()
             .filter(|(j, _)| j % c / size == i % groups)
-            .map(|(_, &x)| x as f64)
+            .map(|(_, &x)| f64::from(x))
             .collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let var = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / values.len() as f64;
@@ -143,15 +143,17 @@ fn normalised_maps_match_the_definition() {
                     let (b, ch) = (i / (h * w * c), i % c);
                     let g = b * groups + ch / (c / groups);
                     let (gain, offset) = gain(b, ch);
-                    let y = (x[i] as f64 - mean[g]) * rstd[g] * gain + offset;
+                    let y = (f64::from(x[i]) - mean[g]) * rstd[g] * gain + offset;
                     y / (1.0 + (-y).exp())
                 };
                 (0..x.len()).map(at).collect()
             };
             let input = Input::new(&x, b, h, w, c);
             let plain = materialise(&input.prologue(&stats.affine(&weight, &bias, Act::Silu)));
-            let error =
-                relative_error(&plain, &want(&|_, ch| (weight[ch] as f64, bias[ch] as f64)));
+            let error = relative_error(
+                &plain,
+                &want(&|_, ch| (f64::from(weight[ch]), f64::from(bias[ch]))),
+            );
             assert!(
                 error < 1e-6,
                 "GroupNorm, {c} channels on {isa:?}: {error:e}"
@@ -160,7 +162,7 @@ fn normalised_maps_match_the_definition() {
             let ada = materialise(&input.prologue(&stats.affine(&gain, &shift, Act::Silu)));
             let error = relative_error(
                 &ada,
-                &want(&|b, ch| (gain[b * c + ch] as f64, shift[b * c + ch] as f64)),
+                &want(&|b, ch| (f64::from(gain[b * c + ch]), f64::from(shift[b * c + ch]))),
             );
             assert!(
                 error < 1e-6,
@@ -181,8 +183,8 @@ fn layer_norm_matches_the_definition() {
                 let var = to_f64(x).iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
                 (0..c)
                     .map(|j| {
-                        (x[j] as f64 - mean) / (var + 1e-5).sqrt() * weight[j] as f64
-                            + bias[j] as f64
+                        (f64::from(x[j]) - mean) / (var + 1e-5).sqrt() * f64::from(weight[j])
+                            + f64::from(bias[j])
                     })
                     .collect()
             };
@@ -207,7 +209,7 @@ fn naive_resample(x: &[f32], (h, w, c): (usize, usize, usize), up: bool) -> Vec<
         }
     };
     let padded = |y: usize, x0: usize, ch: usize| {
-        x[(reflect(y as isize - 1, h) * w + reflect(x0 as isize - 1, w)) * c + ch] as f64
+        f64::from(x[(reflect(y as isize - 1, h) * w + reflect(x0 as isize - 1, w)) * c + ch])
     };
     let (oh, ow) = if up { (2 * h, 2 * w) } else { (h / 2, w / 2) };
     let mut out = vec![0.0; oh * ow * c];
