@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, Seek};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 
-use super::Format;
+use super::{Format, structure};
 use crate::limits::ReadLimits;
 use crate::metadata::Metadata;
 
@@ -26,9 +26,17 @@ impl Header {
     ///
     /// # Errors
     /// It is damaged, or of a kind that only decoding tells the size of.
-    pub fn read(format: Format, file: impl BufRead + Seek) -> Result<Self> {
+    pub fn read(format: Format, mut file: impl BufRead + Seek) -> Result<Self> {
         if format == Format::Png {
             return png_header(file);
+        }
+        // The decoder makes room for whatever length a chunk of metadata states.
+        if format == Format::WebP {
+            ensure!(
+                structure::webp_chunks_fit(&mut file)?,
+                "it ends before the length its header states: the file was cut short"
+            );
+            file.rewind()?;
         }
         let kind = match format {
             Format::Png => image::ImageFormat::Png,
@@ -79,4 +87,28 @@ fn png_header(file: impl BufRead + Seek) -> Result<Header> {
         orientation,
         metadata,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[test]
+    fn metadata_of_a_webp_that_claims_a_gigabyte_is_refused_before_room_is_made_for_it() {
+        let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\0\0\0\0\0\0".to_vec();
+        file.extend(b"VP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0");
+        let whole = file.len();
+        file.extend(b"EXIF\0\0\0\x40Exif");
+        let sized = |length: usize| {
+            let mut file = file[..length].to_vec();
+            file[4..8].copy_from_slice(&(length as u32 - 8).to_le_bytes());
+            Header::read(Format::WebP, Cursor::new(file))
+        };
+        let header = sized(whole).unwrap();
+        assert_eq!((header.width, header.height), (1, 1));
+        let error = sized(file.len()).unwrap_err().to_string();
+        assert!(error.contains("cut short"), "{error}");
+    }
 }

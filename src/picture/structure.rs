@@ -1,6 +1,8 @@
 //! The outer structure of image files, walked without decoding a pixel: is the file whole, how many frames, where are
 //! the segments. Used to refuse truncated files, to judge outputs under `--skip-existing`, and to place metadata.
 
+use std::io::{self, Read, Seek, SeekFrom};
+
 /// Where a JPEG's parts lie.
 pub(crate) struct JpegMap {
     /// Each marker segment before the first scan: its marker byte, and the range of its payload.
@@ -67,6 +69,27 @@ pub(crate) fn webp_chunks(bytes: &[u8]) -> Option<Vec<([u8; 4], std::ops::Range<
         chunks.push((name, payload));
     }
     Some(chunks)
+}
+
+/// Whether [`webp_chunks`] would find every chunk within the file; reads nothing but their heads.
+pub(crate) fn webp_chunks_fit(file: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let held = file.seek(SeekFrom::End(0))?;
+    let mut length_at = |at| {
+        let mut length = [0; 4];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut length)?;
+        io::Result::Ok(u64::from(u32::from_le_bytes(length)))
+    };
+    let end = 8 + length_at(4)?;
+    let mut at = 12;
+    while end <= held && at + 8 <= end {
+        let length = length_at(at + 4)?;
+        if at + 8 + length > end {
+            return Ok(false);
+        }
+        at += 8 + length + length % 2;
+    }
+    Ok(end <= held)
 }
 
 /// Whether a PNG's chunks run unbroken from the signature to IEND.
