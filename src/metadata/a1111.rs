@@ -316,6 +316,14 @@ mod tests {
     }
 
     #[test]
+    fn a_text_without_a_line_of_settings_is_kept_to_the_letter_too() {
+        let existing = "a dog\nNegative prompt: ugly,";
+        let text = ours().after(existing).unwrap();
+        assert!(text.starts_with(&format!("{existing}\n")), "{text}");
+        assert_eq!(from_parameters(&text).unwrap().negative, "ugly,");
+    }
+
+    #[test]
     fn a_plain_comment_becomes_a_quoted_field_and_json_is_left_alone() {
         let text = ours().after("Rome, 2019\nwith: Anna").unwrap();
         assert!(

@@ -24,7 +24,7 @@ pub(crate) const ICC: u16 = 0x8773;
 /// Tags of the EXIF directory.
 const IMAGE_HISTORY: u16 = 0x9213;
 const MAKER_NOTE: u16 = 0x927C;
-const USER_COMMENT: u16 = 0x9286;
+pub(crate) const USER_COMMENT: u16 = 0x9286;
 const PIXEL_WIDTH: u16 = 0xA002;
 const PIXEL_HEIGHT: u16 = 0xA003;
 
@@ -767,17 +767,36 @@ fn trimmed(text: &str) -> &str {
 /// A1111 writes big-endian; others follow the block's order. A text's most frequent high byte is 0, which tells.
 fn decode_utf16(bytes: &[u8], block: ByteOrder) -> String {
     let pairs = bytes.as_chunks::<2>().0;
-    let zeros = |i: usize| pairs.iter().filter(|p| p[i] == 0).count();
-    let order = match zeros(0).cmp(&zeros(1)) {
-        Ordering::Greater => ByteOrder::Big,
-        Ordering::Less => ByteOrder::Little,
-        Ordering::Equal => block,
-    };
+    let order = order_of_utf16(pairs).unwrap_or(block);
     let unit = |p: &[u8; 2]| match order {
         ByteOrder::Big => u16::from_be_bytes(*p),
         ByteOrder::Little => u16::from_le_bytes(*p),
     };
     String::from_utf16_lossy(&pairs.iter().map(unit).collect::<Vec<_>>())
+}
+
+/// The byte order that a text tells by itself.
+fn order_of_utf16(pairs: &[[u8; 2]]) -> Option<ByteOrder> {
+    let zeros = |i: usize| pairs.iter().filter(|p| p[i] == 0).count();
+    match zeros(0).cmp(&zeros(1)) {
+        Ordering::Greater => Some(ByteOrder::Big),
+        Ordering::Less => Some(ByteOrder::Little),
+        Ordering::Equal => None,
+    }
+}
+
+/// Turns the value of a `UserComment` for a block of the other byte order: a text that does not tell its own, such as
+/// one without a Latin letter, is read in the block's.
+pub(super) fn turn_comment(value: &mut [u8]) {
+    let Some((b"UNICODE\0", text)) = value.split_at_mut_checked(8).map(|(c, t)| (&*c, t)) else {
+        return;
+    };
+    let pairs = text.as_chunks_mut::<2>().0;
+    if order_of_utf16(pairs).is_none() {
+        for pair in pairs {
+            pair.reverse();
+        }
+    }
 }
 
 #[cfg(test)]

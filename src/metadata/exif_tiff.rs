@@ -1,6 +1,8 @@
 //! EXIF out of a TIFF file's own directories, and into those of one that is written.
 
-use crate::metadata::exif::{ByteOrder, Directory, Exif, MAKE, MODEL, unit};
+use crate::metadata::exif::{
+    ByteOrder, Directory, Exif, MAKE, MODEL, USER_COMMENT, turn_comment, unit,
+};
 
 /// Descriptive tags that a TIFF's main directory shares with EXIF's: what, who, when, with what, resolution, rating, and
 /// Windows' own (title, comment, author, keywords, subject).
@@ -34,6 +36,9 @@ impl<'a> Exif<'a> {
                 value
                     .chunks_exact_mut(number(kind))
                     .for_each(<[u8]>::reverse);
+                if tag == USER_COMMENT {
+                    turn_comment(&mut value);
+                }
             }
             (tag, kind, value)
         };
@@ -54,6 +59,22 @@ fn number(kind: u16) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::exif::Comment;
+
+    #[test]
+    fn a_comment_that_only_the_blocks_order_tells_is_read_the_same_from_a_tiff() {
+        for text in ["日本", "Rome"] {
+            let units = text.encode_utf16().flat_map(u16::to_be_bytes);
+            let value: Vec<u8> = b"UNICODE\0".iter().copied().chain(units).collect();
+            let mut camera = Exif::new(ByteOrder::Big);
+            camera.set(Directory::Exif, USER_COMMENT, 7, value);
+            let mut written = Exif::new(ByteOrder::NATIVE);
+            for (tag, kind, value) in camera.for_tiff(Directory::Exif) {
+                written.set(Directory::Exif, tag, kind, value);
+            }
+            assert_eq!(written.comment(), Comment::Text(text.into()));
+        }
+    }
 
     #[test]
     fn many_fields_of_one_large_value_take_no_more_than_the_file() {

@@ -2,13 +2,13 @@
 
 use std::io::{BufRead, Seek};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 
-use super::Format;
 use super::decode::TiffStated;
 use super::tiff::{self, Directory};
+use super::{Format, structure};
 use crate::limits::ReadLimits;
 use crate::metadata::{Metadata, orientation};
 
@@ -28,7 +28,15 @@ impl Header {
     ///
     /// # Errors
     /// It is damaged, or of a kind that only decoding tells the size of.
-    pub fn read(format: Format, file: impl BufRead + Seek) -> Result<Self> {
+    pub fn read(format: Format, mut file: impl BufRead + Seek) -> Result<Self> {
+        // The decoder makes room for whatever length a chunk of metadata states.
+        if format == Format::WebP {
+            ensure!(
+                structure::webp_chunks_fit(&mut file)?,
+                "it ends before the length its header states: the file was cut short"
+            );
+            file.rewind()?;
+        }
         let kind = match format {
             Format::Png => return png_header(file),
             Format::Jpeg => image::ImageFormat::Jpeg,
@@ -88,4 +96,26 @@ fn tiff_header(mut file: impl BufRead + Seek) -> Result<Header> {
         stated.orientation,
         stated.metadata,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[test]
+    fn metadata_of_a_webp_that_claims_a_gigabyte_is_refused_before_room_is_made_for_it() {
+        let claiming = |length: u32| {
+            let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\0\0\0\0\0\0".to_vec();
+            file.extend(b"VP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0");
+            file.extend([b"EXIF", &length.to_le_bytes()[..], b"Exif"].concat());
+            file[4] = file.len() as u8 - 8;
+            Header::read(Format::WebP, Cursor::new(file))
+        };
+        let header = claiming(4).unwrap();
+        assert_eq!((header.width, header.height), (1, 1));
+        let error = claiming(1 << 30).unwrap_err().to_string();
+        assert!(error.contains("cut short"), "{error}");
+    }
 }

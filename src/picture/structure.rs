@@ -1,6 +1,7 @@
 //! The outer structure of image files, walked without decoding a pixel: is the file whole, how many frames, where are
 //! the segments. Used to refuse truncated files, to judge outputs under `--skip-existing`, and to place metadata.
 
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 /// Where a JPEG's parts lie.
@@ -88,6 +89,27 @@ pub(crate) fn png_checksum_is_right(chunk: &[u8]) -> bool {
     let mut sum = flate2::Crc::new();
     sum.update(&data[4..]);
     sum.sum().to_be_bytes() == stated
+}
+
+/// Whether [`webp_chunks`] would find every chunk within the file; reads nothing but their heads.
+pub(crate) fn webp_chunks_fit(file: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let held = file.seek(SeekFrom::End(0))?;
+    let mut length_at = |at| {
+        let mut length = [0; 4];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut length)?;
+        io::Result::Ok(u64::from(u32::from_le_bytes(length)))
+    };
+    let end = 8 + length_at(4)?;
+    let mut at = 12;
+    while end <= held && at + 8 <= end {
+        let length = length_at(at + 4)?;
+        if at + 8 + length > end {
+            return Ok(false);
+        }
+        at += 8 + length + length % 2;
+    }
+    Ok(end <= held)
 }
 
 /// Whether a PNG's chunks run unbroken from the signature to IEND.
@@ -180,7 +202,7 @@ pub(crate) fn map_gif(bytes: &[u8]) -> GifMap {
 pub(crate) fn tiff_is_whole(bytes: &[u8]) -> bool {
     use tiff::decoder::Decoder;
     use tiff::tags::Tag;
-    let Ok(mut decoder) = Decoder::new(std::io::Cursor::new(bytes)) else {
+    let Ok(mut decoder) = Decoder::new(Cursor::new(bytes)) else {
         return false;
     };
     let mut list = |tag| decoder.get_tag_u64_vec(tag).ok();

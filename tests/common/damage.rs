@@ -67,9 +67,25 @@ pub fn corpus() -> Vec<Damaged> {
         doubled.splice(at..at, bytes[at..end].to_vec());
         add("repeated".into(), doubled);
     }
+    corpus.extend(found_by_fuzzing());
     corpus.extend(absurd());
     corpus.extend(wrong_types(&mut random));
     corpus
+}
+
+/// What the target `picture` of `fuzz/` found, cut down to what it takes.
+fn found_by_fuzzing() -> Vec<Damaged> {
+    let mut paths: Vec<_> = std::fs::read_dir(data("fuzz"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    paths.sort();
+    let read = |path: std::path::PathBuf| Damaged {
+        name: format!("fuzz-{}", path.file_name().unwrap().to_str().unwrap()),
+        bytes: std::fs::read(&path).unwrap(),
+    };
+    paths.into_iter().map(read).collect()
 }
 
 /// Small files that claim to be huge, or whose numbers do not fit together.
