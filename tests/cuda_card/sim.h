@@ -1,0 +1,236 @@
+// What a CUDA kernel's source needs to compile for the host: the language's words, the thread's coordinates, the
+// 16-bit floats (every operation rounded to nearest even, as on the card), vector types, barriers and shuffles.
+#pragma once
+#include <immintrin.h>
+#include <algorithm>
+#include <cassert>
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <math.h>
+#include <stdint.h>
+
+#define __CUDA_ARCH__ 800
+#define __CUDA_ARCH_SIMULATED__ 1 // in place of tensor-core instructions, inline assembly and asynchronous copies: plain C++
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 0
+#ifndef __global__
+#define __global__
+#endif
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __shared__ static // one block with barriers at a time: device.cpp holds a lock
+
+struct SimIndex { unsigned x, y, z; };
+struct SimThread { SimIndex thread, block, block_size, grid_size; };
+extern __attribute__((visibility("hidden"), tls_model("initial-exec"))) thread_local SimThread sim_thread;
+#define threadIdx sim_thread.thread
+#define blockIdx sim_thread.block
+#define blockDim sim_thread.block_size
+#define gridDim sim_thread.grid_size
+constexpr int warpSize = 32;
+
+struct dim3 { unsigned x, y, z; dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
+struct float2 { float x, y; };
+struct float3 { float x, y, z; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct uint2 { unsigned x, y; };
+struct int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// device.cpp
+void sim_barrier();
+void sim_exchange(const void *mine, void *theirs, int size, unsigned mask, int lane);
+void *sim_dynamic_shared();
+[[noreturn]] void sim_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int sim_lane();
+
+inline void __syncthreads() { sim_barrier(); }
+inline void __syncwarp(unsigned mask = ~0u) { int x = 0, y; sim_exchange(&x, &y, sizeof x, mask, sim_lane()); }
+template <class T> T sim_shuffle(T value, unsigned mask, int lane) {
+    T other;
+    sim_exchange(&value, &other, sizeof value, mask, lane);
+    return other;
+}
+// Lanes outside the group of `width` give the value back, as on the card.
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32) {
+    int lane = sim_lane(), to = lane ^ by;
+    return sim_shuffle(value, mask, to / width > lane / width ? lane : to);
+}
+template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
+    int lane = sim_lane(), to = lane + (int)by;
+    return sim_shuffle(value, mask, to / width != lane / width ? lane : to);
+}
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
+    int lane = sim_lane(), to = lane - (int)by;
+    return sim_shuffle(value, mask, to < lane / width * width ? lane : to);
+}
+template <class T> T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
+    return sim_shuffle(value, mask, sim_lane() / width * width + (from & (width - 1)));
+}
+
+template <class T> struct SimSameAs { using type = T; };
+template <class T> using SimSame = typename SimSameAs<T>::type;
+// One host thread runs a launch at a time, so plain operations are atomic within it.
+template <class T> T atomicAdd(T *p, SimSame<T> v) { T old = *p; *p = old + v; return old; }
+template <class T> T atomicMax(T *p, SimSame<T> v) { T old = *p; *p = old < v ? v : old; return old; }
+template <class T> T atomicMin(T *p, SimSame<T> v) { T old = *p; *p = v < old ? v : old; return old; }
+template <class T> T atomicExch(T *p, SimSame<T> v) { T old = *p; *p = v; return old; }
+template <class T> T atomicCAS(T *p, SimSame<T> expected, SimSame<T> v) { T old = *p; if (old == expected) *p = v; return old; }
+template <class T> T __ldg(const T *p) { return *p; }
+
+template <class To, class From> To sim_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+inline unsigned __float_as_uint(float x) { return sim_bits<unsigned>(x); }
+inline int __float_as_int(float x) { return sim_bits<int>(x); }
+inline float __uint_as_float(unsigned x) { return sim_bits<float>(x); }
+inline float __int_as_float(int x) { return sim_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return sim_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return sim_bits<double>(x); }
+
+template <class T> using SimNumber = std::enable_if_t<std::is_arithmetic_v<T>>;
+
+struct __half {
+    unsigned short bits;
+    __half() = default;
+    template <class T, class = SimNumber<T>> __half(T x) : bits(_cvtss_sh((float)x, 0)) {}
+    operator float() const { return _cvtsh_ss(bits); }
+};
+struct __nv_bfloat16 {
+    unsigned short bits;
+    __nv_bfloat16() = default;
+    template <class T, class = SimNumber<T>> __nv_bfloat16(T x) {
+        unsigned u = __float_as_uint((float)x);
+        bits = (u & 0x7fffffff) > 0x7f800000 ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    }
+    __nv_bfloat16(__half x) : __nv_bfloat16((float)x) {}
+    operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct __half2 { __half x, y; };
+#define SIM_ARITHMETIC(T)                                                                    \
+    inline T operator+(T a, T b) { return (float)a + (float)b; }                             \
+    inline T operator-(T a, T b) { return (float)a - (float)b; }                             \
+    inline T operator*(T a, T b) { return (float)a * (float)b; }                             \
+    inline T operator/(T a, T b) { return (float)a / (float)b; }                             \
+    inline T operator-(T a) { a.bits ^= 0x8000; return a; }                                  \
+    inline T &operator+=(T &a, T b) { return a = a + b; }                                    \
+    inline T &operator-=(T &a, T b) { return a = a - b; }                                    \
+    inline T &operator*=(T &a, T b) { return a = a * b; }                                    \
+    inline T &operator/=(T &a, T b) { return a = a / b; }                                    \
+    inline bool operator<(T a, T b) { return (float)a < (float)b; }                          \
+    inline bool operator>(T a, T b) { return (float)a > (float)b; }                          \
+    inline bool operator<=(T a, T b) { return (float)a <= (float)b; }                        \
+    inline bool operator>=(T a, T b) { return (float)a >= (float)b; }                        \
+    inline bool operator==(T a, T b) { return (float)a == (float)b; }                        \
+    inline bool operator!=(T a, T b) { return (float)a != (float)b; }                        \
+    inline bool __hisnan(T a) { return (float)a != (float)a; }                               \
+    inline T __hmax_nan(T a, T b) { return __hisnan(a) || __hisnan(b) ? T(NAN) : a < b ? b : a; } \
+    inline T __hmin_nan(T a, T b) { return __hisnan(a) || __hisnan(b) ? T(NAN) : b < a ? b : a; } \
+    inline T __hmax(T a, T b) { return fmaxf(a, b); }                                        \
+    inline T __hmin(T a, T b) { return fminf(a, b); }                                        \
+    inline T __hadd(T a, T b) { return a + b; }                                              \
+    inline T __hmul(T a, T b) { return a * b; }                                              \
+    inline T __hfma(T a, T b, T c) { return fmaf(a, b, c); }                                 \
+    inline T __habs(T a) { a.bits &= 0x7fff; return a; }                                     \
+    inline T hsqrt(T a) { return sqrtf(a); }                                                 \
+    inline T hrsqrt(T a) { return 1 / sqrtf(a); }                                            \
+    inline T hcos(T a) { return cosf(a); }                                                   \
+    inline T hsin(T a) { return sinf(a); }                                                   \
+    inline T hexp(T a) { return expf(a); }                                                   \
+    inline T hlog(T a) { return logf(a); }
+SIM_ARITHMETIC(__half)
+SIM_ARITHMETIC(__nv_bfloat16)
+#define SIM_PAIR(P, OP, NAME) inline P NAME(P a, P b) { return {a.x OP b.x, a.y OP b.y}; }
+SIM_PAIR(__nv_bfloat162, +, __hadd2) SIM_PAIR(__nv_bfloat162, -, __hsub2) SIM_PAIR(__nv_bfloat162, *, __hmul2)
+SIM_PAIR(__nv_bfloat162, /, __h2div) SIM_PAIR(__half2, +, __hadd2) SIM_PAIR(__half2, -, __hsub2)
+SIM_PAIR(__half2, *, __hmul2) SIM_PAIR(__half2, /, __h2div)
+inline float __half2float(__half a) { return a; }
+inline __half __float2half(float a) { return a; }
+inline __half __float2half_rn(float a) { return a; }
+inline float __bfloat162float(__nv_bfloat16 a) { return a; }
+inline __nv_bfloat16 __float2bfloat16(float a) { return a; }
+inline __nv_bfloat16 __float2bfloat16_rn(float a) { return a; }
+inline float2 __half22float2(__half2 a) { return {a.x, a.y}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {x, y}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 a) { return {a.x, a.y}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {x, y}; }
+inline unsigned short __half_as_ushort(__half a) { return a.bits; }
+inline __half __ushort_as_half(unsigned short a) { __half h; h.bits = a; return h; }
+
+// 8-bit floats only have to compile.
+struct __half_raw {};
+enum { __NV_E4M3 };
+struct __nv_fp8_e4m3 {
+    unsigned char __x;
+    __nv_fp8_e4m3() = default;
+    template <class T> explicit __nv_fp8_e4m3(T) { sim_fail("8-bit floats are not simulated"); }
+};
+inline __half __nv_cvt_fp8_to_halfraw(unsigned char, int) { sim_fail("8-bit floats are not simulated"); }
+
+template <class A, class B> auto max(A a, B b) { using T = std::common_type_t<A, B>; return (T)a < (T)b ? (T)b : (T)a; }
+template <class A, class B> auto min(A a, B b) { using T = std::common_type_t<A, B>; return (T)b < (T)a ? (T)b : (T)a; }
+inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
+inline double normcdf(double x) { return 0.5 * erfc(-x * M_SQRT1_2); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }
+namespace cuda { namespace std { using ::std::numeric_limits; } }
+
+// Registration: the parameters of a launch are read as the kernel's own signature says.
+struct SimKernel {
+    const char *name;
+    bool fibers; // the source has barriers or shuffles, so that the threads of a block take turns
+    void (*one_thread)(void *const *parameters);
+    void (*whole_block)(void *const *parameters);
+    int count;
+    unsigned pointers; // a bit for every parameter that is a pointer
+    char outputs[32];  // per parameter, what it is written as: f, h (float16), b (bfloat16), or 0
+};
+void sim_register(const SimKernel &kernel);
+
+template <auto Function, class... A, size_t... I>
+inline void sim_call(void (*)(A...), void *const *p, std::index_sequence<I...>) {
+    Function(*(std::remove_cv_t<A> *)p[I]...);
+}
+template <auto Function, class... A> void sim_thread_of(void *const *p) {
+    sim_call<Function>((void (*)(A...))Function, p, std::index_sequence_for<A...>());
+}
+template <auto Function, class... A> void sim_block_of(void *const *p) {
+    SimThread &t = sim_thread;
+    for (t.thread.z = 0; t.thread.z < t.block_size.z; t.thread.z++)
+        for (t.thread.y = 0; t.thread.y < t.block_size.y; t.thread.y++)
+            for (t.thread.x = 0; t.thread.x < t.block_size.x; t.thread.x++)
+                sim_call<Function>((void (*)(A...))Function, p, std::index_sequence_for<A...>());
+}
+template <auto Function, class... A> struct SimRegister {
+    SimRegister(const char *name, bool fibers, void (*)(A...)) {
+        unsigned bits = 0, i = 0;
+        ((bits |= (unsigned)std::is_pointer_v<A> << i++), ...);
+        sim_register({name, fibers, sim_thread_of<Function, A...>, sim_block_of<Function, A...>, sizeof...(A), bits,
+                      {(std::is_same_v<A, float *> ? 'f' : std::is_same_v<A, __half *> ? 'h' : std::is_same_v<A, __nv_bfloat16 *> ? 'b' : 0)...}});
+    }
+};
+template <auto Function, class... A> void sim_add(const char *name, bool fibers, void (*f)(A...)) {
+    SimRegister<Function, A...>(name, fibers, f);
+}
