@@ -14,6 +14,19 @@ pub struct FoundPrompt {
     pub origin: &'static str,
 }
 
+impl FoundPrompt {
+    /// The prompt for a message: one line, cut after 160 characters.
+    pub fn in_one_line(&self) -> String {
+        const MOST: usize = 160;
+        let line: String = self.prompt.chars().take(MOST).collect();
+        let line = line.replace(char::is_control, " ");
+        match self.prompt.chars().nth(MOST) {
+            Some(_) => line + "...",
+            None => line,
+        }
+    }
+}
+
 /// Reads A1111's `parameters`: the prompt, `Negative prompt: ...`, and a last line of settings; also the JSON that
 /// SwarmUI and Fooocus keep under the same key. `None` where there is no prompt in it.
 pub fn from_parameters(text: &str) -> Option<FoundPrompt> {
@@ -222,6 +235,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_prompt_of_any_length_is_one_short_line_in_a_message() {
+        let shown = |prompt: &str| found(prompt, "", "a test").unwrap().in_one_line();
+        assert_eq!(shown("a cat,\r\non two\tlines"), "a cat,  on two lines");
+        assert_eq!(shown(&"é".repeat(160)), "é".repeat(160));
+        assert_eq!(shown(&"é".repeat(10_000)), "é".repeat(160) + "...");
+    }
 
     #[test]
     fn a1111_text_is_split_into_prompt_negative_and_settings() {

@@ -356,7 +356,9 @@ impl Reader<'_> {
         if let Some(found) = found.as_ref().filter(|_| used) {
             self.say(Message::Info(format!(
                 "{}: using the prompt of its metadata ({}): \"{}\"",
-                task.source, found.origin, found.prompt
+                task.source,
+                found.origin,
+                found.in_one_line()
             )));
         }
         let negative = found
