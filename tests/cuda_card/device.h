@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <utility>
 
 struct SimKernel;
 const SimKernel *sim_find(const char *name);
@@ -15,7 +16,7 @@ void sim_touch(const char *who, int argument, const void *pointer, size_t bytes 
 struct SimOnStream {
     explicit SimOnStream(void *stream);
     ~SimOnStream();
-    void *before;
+    std::pair<int, uintptr_t> before;
 };
 // The end of a library's call whose arguments are found right: counts `name` and does `work` at once, or, while the
 // stream captures a graph, keeps both for every launch of the graph. What `work` uses it must own (no references to the

@@ -205,6 +205,7 @@ struct SimKernel {
     void (*whole_block)(void *const *parameters);
     int count;
     unsigned pointers; // a bit for every parameter that is a pointer
+    unsigned char sizes[32]; // bytes of each parameter
     char outputs[32];  // per parameter, what it is written as: f, h (float16), b (bfloat16), or 0
 };
 void sim_register(const SimKernel &kernel);
@@ -227,7 +228,7 @@ template <auto Function, class... A> struct SimRegister {
     SimRegister(const char *name, bool fibers, void (*)(A...)) {
         unsigned bits = 0, i = 0;
         ((bits |= (unsigned)std::is_pointer_v<A> << i++), ...);
-        sim_register({name, fibers, sim_thread_of<Function, A...>, sim_block_of<Function, A...>, sizeof...(A), bits,
+        sim_register({name, fibers, sim_thread_of<Function, A...>, sim_block_of<Function, A...>, sizeof...(A), bits, {(unsigned char)sizeof(A)...},
                       {(std::is_same_v<A, float *> ? 'f' : std::is_same_v<A, __half *> ? 'h' : std::is_same_v<A, __nv_bfloat16 *> ? 'b' : 0)...}});
     }
 };
