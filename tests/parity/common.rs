@@ -12,15 +12,33 @@ pub fn model() -> ModelFiles {
     ModelFiles::Folder(data("model"))
 }
 
-/// The two ways to run a model here: this program's CPU kernels, and candle's stock operations, which are what
-/// CUDA runs.
-pub fn placements(dtype: DType) -> [(&'static str, Placement); 2] {
+/// The ways to run a model here: this program's CPU kernels, candle's stock operations, and the card's where there is one.
+pub fn placements(dtype: DType) -> Vec<(&'static str, Placement)> {
     let kernels = Placement::new(&Device::Cpu, dtype);
     let stock = Placement {
         kernels: false,
         ..kernels.clone()
     };
-    [("kernels", kernels), ("stock", stock)]
+    let mut all = vec![("kernels", kernels), ("stock", stock)];
+    all.extend(card().map(|device| ("card", Placement::new(&device, dtype))));
+    all
+}
+
+/// The card to test on as well, which SD_UPSCALE_TEST_DEVICE names as `--device` would; None where it names none.
+pub fn card() -> Option<Device> {
+    let name = std::env::var("SD_UPSCALE_TEST_DEVICE").ok()?;
+    let choice = name.parse().expect("SD_UPSCALE_TEST_DEVICE");
+    let (devices, _) = sd_upscale::device::open(&choice).expect("SD_UPSCALE_TEST_DEVICE");
+    Some(devices[0].clone())
+}
+
+/// The card, or a word about why a test has nothing to do.
+pub fn card_or_word(test: &str) -> Option<Device> {
+    let found = card();
+    if found.is_none() {
+        println!("{test}: passed over, SD_UPSCALE_TEST_DEVICE names no card");
+    }
+    found
 }
 
 /// Numbers that tests/data/make_reference.py wrote.

@@ -18,8 +18,8 @@ pub struct Case {
     prompt: String,
     negative_prompt: Option<String>,
     seed: u64,
-    weights: String,
-    image: bool,
+    pub weights: String,
+    pub image: bool,
 }
 
 impl Case {
@@ -57,10 +57,14 @@ impl Case {
 }
 
 pub fn upscaler(model: ModelFiles, dtype: DType) -> Upscaler {
+    upscaler_on(Device::Cpu, model, dtype)
+}
+
+pub fn upscaler_on(device: Device, model: ModelFiles, dtype: DType) -> Upscaler {
     Upscaler::new(Options {
         model,
         vae: None,
-        device: Device::Cpu,
+        device,
         dtype,
         keep_loaded: true,
     })
@@ -77,7 +81,7 @@ pub fn run(upscaler: &mut Upscaler, case: &Case) -> UpscaledLatents {
 /// The picture's levels against the reference's PNG: at most 2 anywhere and 0.05 in the mean, the bounds a viewer
 /// cannot see; where the latents agree to 1e-5, a level flips only when it lay on the edge of rounding.
 #[track_caller]
-fn assert_same_picture(what: &str, pixels: &Pixels, expected: &std::path::Path) {
+pub fn assert_same_picture(what: &str, pixels: &Pixels, expected: &std::path::Path) {
     let expected = image::open(expected).unwrap().to_rgb8();
     let size = (pixels.width as u32, pixels.height as u32);
     assert_eq!(size, expected.dimensions(), "{what}");

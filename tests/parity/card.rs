@@ -1,0 +1,106 @@
+//! The networks and the whole on a card, in every precision that it is used in.
+//!
+//! SD_UPSCALE_TEST_DEVICE names the card: a real one, or that of tests/cuda_card, on which `.ci/run` runs these.
+
+use candle_core::DType;
+use sd_upscale::Event;
+use sd_upscale::device::Placement;
+use sd_upscale::model::PartFiles;
+use sd_upscale::networks::text::Conditioning;
+use sd_upscale::networks::unet::UNet;
+use sd_upscale::networks::vae::{Decoder, Encoder};
+use sd_upscale::pipeline::sampler::Preconditioning;
+
+use crate::STAGE;
+use crate::common::*;
+use crate::whole::{Case, assert_same_picture, upscaler_on};
+
+/// What a network's output may differ by. float16 rounds to 5e-4 relative, bfloat16 to 4e-3, and a network's layers leave
+/// two to eight times one rounding; a wrong formula leaves 10 % and more in any of them.
+const NETWORK: [(DType, f64); 3] = [(DType::F32, STAGE), (DType::F16, 4e-3), (DType::BF16, 4e-2)];
+
+/// What latents may differ by at the end of the steps: float32 sums in another order leave 1e-6 and are given ten times
+/// that; the halves are held to what their roundings leave after up to twenty steps.
+const LATENTS: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 4e-2)];
+
+#[test]
+fn the_vae_in_every_precision() {
+    let Some(device) = card_or_word("the VAE") else {
+        return;
+    };
+    let reference = Reference::read("vae");
+    let files = PartFiles {
+        files: model(),
+        part: "vae",
+        weights: None,
+    };
+    for (dtype, tolerance) in NETWORK {
+        let placement = Placement::new(&device, dtype);
+        let encoder = Encoder::load(&files, &placement).unwrap();
+        let posterior = encoder.encode(&reference.get("encode.image")).unwrap();
+        let expected = reference.get("encode.mean");
+        let what = format!("encode {dtype:?}");
+        assert_close(&what, &posterior.mean, &expected, tolerance);
+        let decoder = Decoder::load(&files, &placement).unwrap();
+        let image = decoder.decode(&reference.get("decode.latents")).unwrap();
+        let expected = reference.get("decode.image");
+        let what = format!("decode {dtype:?}");
+        assert_close(&what, &image, &expected, tolerance);
+    }
+}
+
+#[test]
+fn the_unet_in_every_precision() {
+    let Some(device) = card_or_word("the UNet") else {
+        return;
+    };
+    let reference = Reference::read("unet");
+    for (dtype, tolerance) in NETWORK {
+        let unet = UNet::load(&model(), &Placement::new(&device, dtype)).unwrap();
+        for case in ["b1", "b2"] {
+            let get = |key: &str| reference.get(&format!("{case}.{key}"));
+            let timestep_cond = get("timestep_cond");
+            let width = timestep_cond.dim(1).unwrap() - 128;
+            let conditioning = Conditioning {
+                context: get("context"),
+                pooled: timestep_cond.narrow(1, 128, width).unwrap(),
+            };
+            let time = Preconditioning::new(values(&get("sigma"))[0]).time;
+            let prompted = unet.prompted(&conditioning).unwrap();
+            let output = unet.forward(&get("sample"), time, &prompted).unwrap();
+            let what = format!("{case} {dtype:?}");
+            assert_close(&what, &output, &get("output"), tolerance);
+        }
+    }
+}
+
+#[test]
+fn latents_and_pictures_in_every_precision() {
+    let Some(device) = card_or_word("the whole") else {
+        return;
+    };
+    let reference = Reference::read("end_to_end");
+    for (dtype, tolerance) in LATENTS {
+        let mut upscaler = upscaler_on(device.clone(), model(), dtype);
+        for case in Case::all().iter().filter(|case| case.weights == "f32") {
+            let what = format!("{} {dtype:?}", case.name);
+            let mut on_event = |event| {
+                if let Event::Warning(text) = event {
+                    println!("{what}: {text}");
+                }
+                Ok(())
+            };
+            let upscaled = upscaler
+                .upscale(&[case.low_res()], &case.settings(), &mut on_event)
+                .unwrap()
+                .remove(0);
+            let latents = upscaled.latents().unwrap();
+            assert_close(&what, &latents, &reference.get(&case.name), tolerance);
+            let pixels = upscaler.decode(&upscaled, &mut |_| Ok(())).unwrap();
+            if case.image && dtype == DType::F32 {
+                let expected = data(&format!("reference/{}.png", case.name));
+                assert_same_picture(&what, &pixels, &expected);
+            }
+        }
+    }
+}
