@@ -1,0 +1,119 @@
+"""Runs the program on the card: for test_card.py and report.py."""
+
+import os
+import pathlib
+import struct
+import subprocess
+import zlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+DATA = HERE.parent / "data"
+# A run takes a second, where the machine is busy a few; one that has not ended by then hangs.
+LIMIT = 180
+
+
+class Run:
+    """A finished run of the program."""
+
+    def __init__(self, done):
+        self.status = done.returncode
+        lines = done.stderr.decode(errors="replace").splitlines()
+        self.counts, self.bytes, self.peaks, self.shapes = {}, {}, [], []
+        self.told = []  # what is not the card's
+        for line in lines:
+            if line.startswith("sim "):
+                self._count(line[4:])
+            elif line.strip():
+                self.told.append(line)
+        self.stdout = done.stdout
+
+    def _count(self, line):
+        words = line.split()
+        if line.startswith("peak bytes"):
+            self.peaks.append(int(words[5].rstrip(",")))
+        elif line.startswith("call "):
+            name, numbers = line[5:].rsplit(": ", 1)
+            self.shapes.append((name, *(int(part.split()[0]) for part in numbers.split(", "))))
+        elif words[-1].isdigit() and words[-2].isdigit():
+            name = line.rsplit(None, 2)[0]
+            self.counts[name], self.bytes[name] = int(words[-2]), int(words[-1])
+
+    def count(self, *prefixes):
+        return sum(n for name, n in self.counts.items() if name.startswith(prefixes))
+
+    def summary(self):
+        """The counts that ceilings are about."""
+        return dict(
+            calls=self.count("kernel ", "cublas", "cudnn"),
+            launches=self.count("kernel "),
+            library_calls=self.count("cublas", "cudnn"),
+            uploads=self.count("copy to the card"),
+            downloads=self.count("copy from the card"),
+            allocations=self.count("alloc"),
+            memsets=self.count("memset"),
+            syncs=self.count("sync", "copy from the card (awaits it)"),
+        )
+
+    def __repr__(self):
+        return f"status {self.status}, told {self.told}"
+
+
+class Card:
+    """The card that build.sh made, and the program built for it."""
+
+    def __init__(self, out, program):
+        self.out, self.program = pathlib.Path(out).resolve(), pathlib.Path(program).resolve()
+
+    def run(self, *arguments, limit=LIMIT, **settings):
+        """One run; `settings` are SIM_ variables without their SIM_. Hangs end in an error (TimeoutExpired)."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SIM_", "RUST_"))}
+        environment |= {f"SIM_{name.upper()}": str(value) for name, value in settings.items()}
+        environment |= {"RAYON_NUM_THREADS": "1"}  # several runs at a time
+        command = [HERE / "run.sh", self.out, self.program, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, timeout=limit, env=environment, stdin=subprocess.DEVNULL)
+        return Run(done)
+
+
+def write_png(path, side):
+    """A square picture without repetition."""
+    rows = b"".join(
+        b"\0" + bytes((x * 7 + y * 3 + x * y // 16 + c * 50) & 255 for x in range(side) for c in range(3)) for y in range(side)
+    )
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def read_tensors(path):
+    """The float32 tensors of a safetensors file, as lists."""
+    import json
+
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        assert entry["dtype"] == "F32", f"{path}: {name} is {entry['dtype']}"
+        tensors[name] = struct.unpack(f"<{(end - start) // 4}f", data[8 + size + start : 8 + size + end])
+    return tensors
+
+
+def relative_error(a, b):
+    """|a - b| / |b|; infinite where a number is missing or none."""
+    if len(a) != len(b):
+        return float("inf")
+    error = (sum((x - y) ** 2 for x, y in zip(a, b)) / sum(y * y for y in b)) ** 0.5
+    return error if error == error else float("inf")
+
+
+def read_bmp(path):
+    """The samples of a BMP file, and its size."""
+    data = path.read_bytes()
+    start, size = struct.unpack("<I", data[10:14])[0], struct.unpack("<ii", data[18:26])
+    return data[start:], size

@@ -1,0 +1,228 @@
+"""The program on the card of build.sh: right numbers, failures in words, and what it may cost.
+
+    python3 tests/cuda_card/test_card.py OUT PROGRAM [NAME ...]
+
+PROGRAM is built with `--features cuda,cudnn` after `.ci/cuda/prepare.sh --card`. NAMEs are tests to run alone.
+"""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import unittest
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import ceilings  # noqa: E402
+import published  # noqa: E402
+from card import DATA, Card, read_bmp, read_tensors, relative_error, write_png  # noqa: E402
+
+SMALL, SQUARE = DATA / "model", DATA / "inputs" / "square-64x64.png"
+card = None  # set by main
+# As tests/parity/card.rs: what float32's order of sums leaves, and what the roundings of the halves leave.
+LATENTS = {"f32": 1e-5, "f16": 5e-3, "bf16": 4e-2}
+
+
+def in_parallel(work, items):
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, items))
+
+
+class CardTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def upscale(self, name, *arguments, device="cuda", model=SMALL, steps=2, input=SQUARE, dtype="f32", **settings):
+        """A quiet run on one input; answers it and the path it was to write."""
+        out = self.folder / name
+        run = card.run(input, "--model", model, "-s", steps, "--dtype", dtype, "--device", device, "-q", "-o", out, *arguments, **settings)
+        return run, out
+
+    def done(self, run):
+        self.assertEqual(run.status, 0, run)
+        return run
+
+    def assert_refused(self, run, out, what):
+        """One line, exit status 1, nothing written."""
+        self.assertEqual(run.status, 1, f"{what}: {run}")
+        self.assertEqual(len(run.told), 1, f"{what}: {run}")
+        self.assertFalse(out.exists(), f"{what}: {out.name} was written")
+        self.assertEqual(list(self.folder.glob(f".*{out.stem}*")), [], f"{what}: a part of the output was left")
+
+    def assert_picture(self, out, expected, what, levels=1):
+        """float32 on either device: a level flips where a value lay on the edge of rounding."""
+        (ours, size), (theirs, their_size) = read_bmp(out), read_bmp(expected)
+        self.assertEqual(size, their_size, what)
+        worst = max(abs(a - b) for a, b in zip(ours, theirs))
+        self.assertLessEqual(worst, levels, f"{what}: levels are off by {worst}")
+
+
+class Numbers(CardTest):
+    def test_latents_are_those_of_the_cpu(self):
+        retried = 0
+        for model in ["tiny", SMALL]:
+            reference = self.done(self.upscale("cpu.safetensors", device="cpu", model=model)[0]) and read_tensors(self.folder / "cpu.safetensors")
+            for dtype, tolerance in LATENTS.items():
+                what = f"{pathlib.Path(model).name} in {dtype}"
+                out = self.folder / f"{dtype}.safetensors"
+                run = card.run(SQUARE, "--model", model, "-s", 2, "--dtype", dtype, "--device", "cuda", "-o", out)
+                self.done(run)
+                retried += any("float32" in line for line in run.told)
+                (ours,), (theirs,) = read_tensors(out).values(), reference.values()
+                error = relative_error(ours, theirs)
+                print(f"{what}: relative error {error:.1e}")
+                self.assertLessEqual(error, tolerance, what)
+        self.assertLessEqual(retried, ceilings.RETRIED, "runs done again in float32")
+
+    def test_nothing_is_read_or_written_past_its_end(self):
+        for dtype in LATENTS:
+            _, plain = self.upscale("plain.safetensors", dtype=dtype)
+            run, guarded = self.upscale("guarded.safetensors", dtype=dtype, guard=1)
+            self.done(run)
+            self.assertEqual(read_tensors(plain), read_tensors(guarded), dtype)
+
+    def test_streams_wait_for_each_other(self):
+        shutil.copy(SQUARE, self.folder / "a.png")
+        shutil.copy(SQUARE, self.folder / "b.png")
+        run = card.run(self.folder / "a.png", self.folder / "b.png", "--model", SMALL, "-s", 2, "--device", "cuda", "-q", "-o", self.folder / "out", strict=1)
+        self.done(run)
+        self.assertEqual(run.told, [])
+        self.assertEqual(len(list((self.folder / "out").iterdir())), 2)
+
+    def test_a_folder_over_two_cards(self):
+        inputs, names = self.folder / "in", [f"{i}.png" for i in range(4)]
+        inputs.mkdir()
+        for i, name in enumerate(names):
+            write_png(inputs / name, 32 + 8 * i)
+        runs = {}
+        for cards, device in [(1, "cuda"), (2, "cuda:all")]:
+            out = self.folder / str(cards)
+            runs[cards] = card.run(inputs, "--model", SMALL, "-s", 2, "--dtype", "f32", "--device", device, "-q", "--format", "bmp", "-o", out, devices=cards, strict=1, stats=1)
+            self.done(runs[cards])
+            self.assertEqual(runs[cards].told, [])
+        self.assertTrue(all(peak > 0 for peak in runs[2].peaks) and len(runs[2].peaks) == 2, runs[2].peaks)
+        for name in names:
+            written = [next((self.folder / str(cards)).glob(f"{pathlib.Path(name).stem}*.bmp")) for cards in runs]
+            self.assertEqual(written[0].read_bytes(), written[1].read_bytes(), name)
+
+
+class Failures(CardTest):
+    def reference(self):
+        """What a run writes that nothing disturbs, and its counts."""
+        run, out = self.upscale("reference.bmp", stats=1)
+        self.done(run)
+        return run, out
+
+    def test_too_little_memory_is_told_or_coped_with(self):
+        run, expected = self.reference()
+        peak = run.peaks[0]
+        sizes = [0, 1 << 16] + [peak * i // 24 for i in range(1, 25)] + [peak - 512, peak, peak + 512]
+
+        def at(size):
+            return size, *self.upscale(f"{size}.bmp", memory=size)
+
+        managed = 0
+        for size, run, out in in_parallel(at, sizes):
+            what = f"{size} of {peak} bytes"
+            if run.status == 0:
+                self.assert_picture(out, expected, what)
+                managed += 1
+            else:
+                self.assert_refused(run, out, what)
+                self.assertRegex(run.told[0], "memory", what)
+        self.assertGreaterEqual(managed, 2, "with as much as it needs a run must do")
+
+    # Statuses: CUDA_ERROR_ILLEGAL_ADDRESS, CUBLAS_STATUS_EXECUTION_FAILED, CUDNN_STATUS_EXECUTION_FAILED.
+    KINDS = {
+        "cuInit": 999, "cuDevicePrimaryCtxRetain": 999, "cuStreamCreate": 999, "cuEventCreate": 999, "cuEventRecord": 999, "cuStreamWaitEvent": 999,
+        "cuMemAlloc": 700, "cuMemFree": 700, "cuMemcpyHtoD": 700, "cuMemcpyDtoH": 700, "cuMemcpyDtoD": 700, "cuMemsetD8": 700, "cuMemHostAlloc": 999,
+        "cuStreamSynchronize": 700, "cuCtxSynchronize": 700, "cuEventSynchronize": 700, "cuModuleLoadData": 209, "cuModuleGetFunction": 500,
+        "cuFuncSetAttribute": 1, "cuLaunchKernel": 700, "cuStreamBeginCapture": 900, "cuStreamEndCapture": 901, "cuGraphInstantiate": 999,
+        "cuGraphLaunch": 700, "cublasCreate": 13, "cublasGemmStridedBatchedEx": 13, "cublasLtCreate": 13, "cublasLtMatmul": 13, "cudnnCreate": 5000,
+        "cudnnConvolutionForward": 5000, "cudnnConvolutionBiasActivationForward": 5000,
+    }  # fmt: skip
+    # What a run may survive, if its picture is right: memory that is not given back, and what has another way.
+    SURVIVED = {
+        "cuMemFree", "cuMemsetD8", "cuModuleGetFunction", "cuFuncSetAttribute", "cudnnConvolutionForward", "cudnnConvolutionBiasActivationForward",
+        "cublasLtCreate", "cublasLtMatmul", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuMemHostAlloc",
+    }  # fmt: skip
+
+    def test_a_failing_call_ends_in_one_line(self):
+        _, expected = self.reference()
+
+        def at(case):
+            kind, nth = case
+            return case, *self.upscale(f"{kind}-{nth}.bmp", fault=f"{kind}:{self.KINDS[kind]}:{nth}")
+
+        cases = [(kind, nth) for kind in self.KINDS for nth in [1, 2, 3, 50, 400]]
+        refused = collections.Counter()
+        for (kind, nth), run, out in in_parallel(at, cases):
+            what = f"call {nth} of {kind} fails"
+            if run.status == 0:  # it came to no such call, or it has another way
+                self.assert_picture(out, expected, what)
+            else:
+                self.assert_refused(run, out, what)
+                refused[kind] += 1
+        print("failing calls that were told of:", dict(refused))
+        must = {"cuInit", "cuDevicePrimaryCtxRetain", "cuMemAlloc", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuModuleLoadData", "cuLaunchKernel", "cublasCreate"}
+        self.assertEqual(must - set(refused), set(), "failures of these were not seen")
+
+    def test_auto_takes_the_cpu_where_the_card_cannot_be_used(self):
+        _, expected = self.reference()
+        out = self.folder / "auto.bmp"
+        run = card.run(SQUARE, "--model", SMALL, "-s", 2, "--dtype", "f32", "--device", "auto", "-o", out, fault="cuInit:100:1")
+        self.done(run)
+        self.assertEqual(len([line for line in run.told if "running on the CPU" in line]), 1, run)
+        self.assert_picture(out, expected, "on the CPU")
+
+
+class Costs(CardTest):
+    """The published configuration, computing nothing: counts, which do not depend on the numbers."""
+
+    def setUp(self):
+        super().setUp()
+        self.model = self.folder / "published"
+        published.main(self.model)
+
+    def image(self, side):
+        path = self.folder / f"{side}.png"
+        write_png(path, side)
+        return path
+
+    def cost(self, input, out, steps):
+        arguments = ["--model", self.model, "-p", "a cat", "-s", steps, "--device", "cuda", "-q", "-o", self.folder / out]
+        return self.done(card.run(input, *arguments, skip=1, stats=1, memory=80 << 30))
+
+    def assert_within(self, what, counted, most):
+        print(f"{what}: {counted}")
+        over = {name: f"{counted[name]}, at most {ceiling}" for name, ceiling in most.items() if counted[name] > ceiling}
+        self.assertEqual(over, {}, f"{what} costs more than tests/cuda_card/ceilings.py allows")
+
+    def test_calls_copies_allocations_and_bytes(self):
+        image = self.image(512)
+        picture = self.cost(image, "a.png", 1)
+        latents = self.cost(image, "a.safetensors", 1).summary()
+        more = self.cost(image, "a.safetensors", 3).summary()
+        low_res = self.folder / "a.safetensors"
+        smaller = self.cost(low_res, "b.safetensors", 1).summary()
+
+        step = {name: (more[name] - latents[name]) // 2 for name in more}
+        self.assert_within("a step", step, ceilings.STEP)
+        self.assert_within("the text", {name: smaller[name] - step[name] for name in step}, ceilings.TEXT)
+        self.assert_within("the encoder", {name: latents[name] - smaller[name] for name in step}, ceilings.ENCODE)
+        self.assert_within("the decoder", {name: n - latents[name] for name, n in picture.summary().items()}, ceilings.DECODE)
+        self.assert_within("512 to 1024", {"peak": picture.peaks[0]}, {"peak": ceilings.PEAK[512]})
+
+    def test_bytes_of_a_larger_image(self):
+        peak = self.cost(self.image(1024), "a.png", 1).peaks[0]
+        self.assert_within("1024 to 2048", {"peak": peak}, {"peak": ceilings.PEAK[1024]})
+
+
+if __name__ == "__main__":
+    card = Card(*sys.argv[1:3])
+    unittest.main(argv=[sys.argv[0], *(word for name in sys.argv[3:] for word in ["-k", name])], verbosity=2)
