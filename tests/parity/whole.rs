@@ -14,7 +14,7 @@ pub struct Case {
     input: String,
     steps: usize,
     schedule: String,
-    guidance: f64,
+    pub guidance: f64,
     prompt: String,
     negative_prompt: Option<String>,
     seed: u64,

@@ -80,7 +80,7 @@ fn small_theirs(tensors: Tensors) -> any_size::ClipTextTransformer {
 fn normed(context: &Tensor, tensors: &Tensors) -> Tensor {
     let tensor = |kind: &str| tensors[&format!("final_layer_norm.{kind}")].clone();
     candle_nn::LayerNorm::new(tensor("weight"), tensor("bias"), 1e-5)
-        .forward(context)
+        .forward(&context.to_device(&Device::Cpu).unwrap())
         .unwrap()
 }
 
