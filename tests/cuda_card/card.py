@@ -1,5 +1,7 @@
 """Runs the program on the card: for test_card.py and report.py."""
 
+import collections
+import json
 import os
 import pathlib
 import struct
@@ -18,7 +20,8 @@ class Run:
     def __init__(self, done):
         self.status = done.returncode
         lines = done.stderr.decode(errors="replace").splitlines()
-        self.counts, self.bytes, self.peaks, self.shapes = {}, {}, [], []
+        self.counts, self.bytes, self.peaks = {}, {}, []
+        self.shapes = collections.Counter()  # with SIM_STATS=2: how often (name, units, bytes of device memory)
         self.told = []  # what is not the card's
         for line in lines:
             if line.startswith("sim "):
@@ -33,7 +36,8 @@ class Run:
             self.peaks.append(int(words[5].rstrip(",")))
         elif line.startswith("call "):
             name, numbers = line[5:].rsplit(": ", 1)
-            self.shapes.append((name, *(int(part.split()[0]) for part in numbers.split(", "))))
+            times, units, moved = (int(part.split()[0]) for part in numbers.split(", "))
+            self.shapes[name, units, moved] = times
         elif words[-1].isdigit() and words[-2].isdigit():
             name = line.rsplit(None, 2)[0]
             self.counts[name], self.bytes[name] = int(words[-2]), int(words[-1])
@@ -45,13 +49,17 @@ class Run:
         """The counts that ceilings are about."""
         return dict(
             calls=self.count("kernel ", "cublas", "cudnn"),
-            launches=self.count("kernel "),
+            kernels=self.count("kernel "),
             library_calls=self.count("cublas", "cudnn"),
             uploads=self.count("copy to the card"),
+            uploaded_bytes=sum(n for name, n in self.bytes.items() if name.startswith("copy to the card")),
             downloads=self.count("copy from the card"),
             allocations=self.count("alloc"),
             memsets=self.count("memset"),
             syncs=self.count("sync", "copy from the card (awaits it)"),
+            graphs=self.count("graph launch"),
+            graph_nodes=self.bytes.get("graph launch", 0),
+            moved=sum(moved * times for (_, _, moved), times in self.shapes.items()),  # as report.py says
         )
 
     def __repr__(self):
@@ -74,6 +82,42 @@ class Card:
         return Run(done)
 
 
+class Stage:
+    """What a part of a run costs: its counts, how often each shape of call comes, and the bytes held at most so far."""
+
+    def __init__(self, counts, shapes, peak=0):
+        self.counts, self.shapes, self.peak = counts, shapes, peak
+
+    @classmethod
+    def of(cls, run):
+        return cls(run.summary(), run.shapes, run.peaks[0])
+
+    def less(self, other, parts=1):
+        """What is more here than in `other`, in equal parts."""
+        counts = {name: (n - other.counts[name]) // parts for name, n in self.counts.items()}
+        shapes = {key: (n - other.shapes.get(key, 0)) // parts for key, n in self.shapes.items()}
+        return Stage(counts, {key: n for key, n in shapes.items() if n > 0}, self.peak)
+
+
+def stages(card, model, side, folder, dtype="f16"):
+    """The stages of a run on a square image that computes nothing, from runs that differ in one of them. Each has the
+    weights that it reads; of the steps, what the first has more is counted with the text."""
+    image, latents = folder / "image.png", folder / "latents.safetensors"
+    write_png(image, side)
+    write_latents(latents, side // 8)
+
+    def run(input, out, steps):
+        arguments = ["--model", model, "-p", "a cat", "-s", steps, "--dtype", dtype, "--device", "cuda", "-q", "-o", folder / out]
+        done = card.run(input, *arguments, skip=1, stats=2, memory=80 << 30)
+        assert done.status == 0, done
+        return Stage.of(done)
+
+    picture, one = run(image, "a.png", 1), run(image, "a.safetensors", 1)
+    three, from_latents = run(image, "a.safetensors", 3), run(latents, "b.safetensors", 1)
+    step = three.less(one, parts=2)
+    return {"text": from_latents.less(step), "encode": one.less(from_latents), "step": step, "decode": picture.less(one)}
+
+
 def write_png(path, side):
     """A square picture without repetition."""
     rows = b"".join(
@@ -88,10 +132,15 @@ def write_png(path, side):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
+def write_latents(path, side):
+    """Latents of a square image, (1, 4, side, side), with a spread near 1."""
+    values = [(i * 37 % 101 - 50) / 30 for i in range(4 * side * side)]
+    header = json.dumps({"latents": {"dtype": "F32", "shape": [1, 4, side, side], "data_offsets": [0, 4 * len(values)]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack(f"<{len(values)}f", *values))
+
+
 def read_tensors(path):
     """The float32 tensors of a safetensors file, as lists."""
-    import json
-
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])

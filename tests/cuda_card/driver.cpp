@@ -169,16 +169,17 @@ struct Launch {
     int run(Stream stream) {
         std::vector<void *> parameters;
         for (auto &value : values) parameters.push_back(value.data());
-        uint64_t bytes = 0;
-        std::set<uintptr_t> counted; // a pointer given twice is one piece of memory
+        std::map<uintptr_t, uint64_t> moved; // by the end of an allocation: pointers into one piece of memory count once
         {
             std::lock_guard<std::mutex> guard(lock);
             for (int i = 0; i < kernel->count; i++)
                 if (kernel->pointers >> i & 1)
                     if (uintptr_t p = *(uintptr_t *)parameters[i]) {
-                        size_t rest = touch(kernel->name, i, p, 0, stream);
-                        if (counted.insert(p).second) bytes += rest;
+                        uint64_t rest = touch(kernel->name, i, p, 0, stream);
+                        moved[p + rest] = std::max(moved[p + rest], rest);
                     }
+            uint64_t bytes = 0;
+            for (auto &[end, rest] : moved) bytes += rest;
             note_moved(std::string("kernel ") + kernel->name, threads(), bytes);
         }
         if (skipping) return OK;

@@ -264,9 +264,10 @@ int cuGraphLaunch(Handle handle, Handle stream_handle) {
     Stream stream = stream_of(stream_handle);
     {
         std::lock_guard<std::mutex> guard(lock);
-        note("graph launch");
+        bool known = executables.count(handle);
+        note("graph launch", known ? ((Executable *)handle)->recording->nodes.size() : 0);
         if (int status = sim_fault("cuGraphLaunch")) return status;
-        if (!executables.count(handle)) return INVALID_HANDLE;
+        if (!known) return INVALID_HANDLE;
         if (captures.count(stream)) return CAPTURE_UNSUPPORTED; // as a part of another graph: not here
         auto *executable = (Executable *)handle;
         recording = executable->recording;
