@@ -12,7 +12,7 @@ shift 2
 candle=$(cargo metadata --manifest-path "$project/Cargo.toml" --locked --format-version 1 --all-features |
   python3 -c 'import json, pathlib, sys
 print(*[pathlib.Path(p["manifest_path"]).parent for p in json.load(sys.stdin)["packages"] if p["name"] == "candle-kernels"])')
-files=()
+files=("$here/selftest.cu")
 for name in affine binary cast conv fill indexing reduce sort ternary unary; do files+=("$candle/src/$name.cu"); done
 shopt -s nullglob
 for file in "$@" "$project"/src/kernels/cuda/*.cu; do files+=("$(realpath "$file")"); done

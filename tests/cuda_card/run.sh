@@ -7,6 +7,7 @@
 #   SIM_GUARD=1             reading or writing past the end of device memory is a segmentation fault
 #   SIM_STRICT=1            memory used on a second stream without waiting for the first aborts; else it is told at the end
 #   SIM_SKIP=1              computes nothing, every value is 0: counts and peaks of big models and pictures, in seconds
+#   SIM_REVERSE=1           blocks and threads from the last to the first: numbers that change with that are a race's
 #   SIM_FINITE=1            the first outputs that are not finite, by kernel
 #   SIM_FAULT=FUNC:STATUS:N the Nth call of FUNC fails with that status; FUNC is cuInit, cuDevicePrimaryCtxRetain, cuMemGetInfo,
 #                           cuMemAlloc, cuMemFree, cuMemHostAlloc, cuMemcpyHtoD, cuMemcpyDtoH, cuMemcpyDtoD, cuMemsetD8,

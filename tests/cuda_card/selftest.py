@@ -163,6 +163,23 @@ def a_newer_ptx():  # SIM_DRIVER
     assert load("8.4") == 0 and load("8.5") == 222 and load("9.0") == 222
 
 
+def reversed_by(kernel):
+    """64 numbers in the opposite order, through shared memory; one that a thread had not written yet is not a number."""
+    card, n = Card(), 64
+    out = card.alloc(4 * n)
+    assert card.launch(kernel, (1, 1, 1), (n, 1, 1), card.put_floats(range(n)), out, shared=4 * n) == 0
+    return card.get(out, n)
+
+
+def a_barrier():  # SIM_REVERSE, and not
+    assert reversed_by("selftest_reversed") == [63 - i for i in range(64)]
+
+
+def a_barrier_that_is_not_there():  # SIM_REVERSE, and not
+    missing = [i for i, value in enumerate(reversed_by("selftest_reversed_too_early")) if math.isnan(value)]
+    assert missing == list(range(32, 64) if os.environ.get("SIM_REVERSE") else range(32)), missing
+
+
 # ---- memory
 
 
@@ -549,6 +566,10 @@ STRICT, GUARD = {"SIM_STRICT": "1"}, {"SIM_GUARD": "1"}
 CASES = [
     (sums, None, {}),
     (half_warp, "does not take part", {}),
+    (a_barrier, None, {}),
+    (a_barrier, None, {"SIM_REVERSE": "1"}),
+    (a_barrier_that_is_not_there, None, {}),
+    (a_barrier_that_is_not_there, None, {"SIM_REVERSE": "1"}),
     (too_many_threads, None, {}),
     (shared_memory_that_was_not_asked_for, None, {}),
     (a_newer_ptx, None, {"SIM_DRIVER": "12040"}),

@@ -217,12 +217,15 @@ inline void sim_call(void (*)(A...), void *const *p, std::index_sequence<I...>) 
 template <auto Function, class... A> void sim_thread_of(void *const *p) {
     sim_call<Function>((void (*)(A...))Function, p, std::index_sequence_for<A...>());
 }
+extern const bool sim_reversed; // SIM_REVERSE: the last thread first
 template <auto Function, class... A> void sim_block_of(void *const *p) {
     SimThread &t = sim_thread;
-    for (t.thread.z = 0; t.thread.z < t.block_size.z; t.thread.z++)
-        for (t.thread.y = 0; t.thread.y < t.block_size.y; t.thread.y++)
-            for (t.thread.x = 0; t.thread.x < t.block_size.x; t.thread.x++)
-                sim_call<Function>((void (*)(A...))Function, p, std::index_sequence_for<A...>());
+    unsigned x = t.block_size.x, y = t.block_size.y, count = x * y * t.block_size.z;
+    for (unsigned n = 0; n < count; n++) {
+        unsigned i = sim_reversed ? count - 1 - n : n;
+        t.thread = {i % x, i / x % y, i / (x * y)};
+        sim_call<Function>((void (*)(A...))Function, p, std::index_sequence_for<A...>());
+    }
 }
 template <auto Function, class... A> struct SimRegister {
     SimRegister(const char *name, bool fibers, void (*)(A...)) {

@@ -90,6 +90,13 @@ class Numbers(CardTest):
             self.done(run)
             self.assertEqual(read_tensors(plain), read_tensors(guarded), dtype)
 
+    def test_threads_wait_for_each_other(self):
+        for dtype in LATENTS:
+            _, forwards = self.upscale(f"forwards-{dtype}.safetensors", dtype=dtype)
+            run, backwards = self.upscale(f"backwards-{dtype}.safetensors", dtype=dtype, reverse=1)
+            self.done(run)
+            self.assertEqual(read_tensors(forwards), read_tensors(backwards), f"{dtype}: the order of threads changes the numbers")
+
     def test_streams_wait_for_each_other(self):
         shutil.copy(SQUARE, self.folder / "a.png")
         shutil.copy(SQUARE, self.folder / "b.png")
