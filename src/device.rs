@@ -16,17 +16,36 @@ pub struct Placement {
     pub device: Device,
     /// Of weights and activations: F32, F16 or BF16.
     pub dtype: DType,
-    /// Use this program's own CPU kernels (channels-last) in place of candle's stock operations.
-    pub kernels: bool,
+    /// What computes the layers.
+    pub backend: Backend,
+    /// Whether products of float32 values may be rounded to TF32 (11 bits) on a card, which its tensor cores multiply.
+    pub tf32: bool,
+}
+
+/// What computes the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// This program's CPU kernels, on channels-last maps.
+    CpuKernels,
+    /// This program's CUDA kernels and the CUDA libraries, on channels-last maps.
+    CardKernels,
+    /// candle's stock operations, on channels-first maps, on any device.
+    Stock,
 }
 
 impl Placement {
-    /// `device` in `dtype`, with our kernels where they exist: on the CPU.
+    /// `device` in `dtype`, with our kernels where they exist: on the CPU and on CUDA cards.
     pub fn new(device: &Device, dtype: DType) -> Self {
+        let backend = match device {
+            Device::Cpu => Backend::CpuKernels,
+            Device::Cuda(_) => Backend::CardKernels,
+            Device::Metal(_) => Backend::Stock,
+        };
         Self {
             device: device.clone(),
             dtype,
-            kernels: device.is_cpu(),
+            backend,
+            tf32: false,
         }
     }
 }
@@ -171,6 +190,32 @@ fn cuda(number: usize) -> Result<Device> {
         Device::new_cuda(number).with_context(|| format!("CUDA device {number} cannot be used"))?;
     keep_memory(device.as_cuda_device()?);
     Ok(device)
+}
+
+/// Whether a card computes in bfloat16: from compute capability 8.0 on.
+///
+/// # Errors
+/// The driver does not tell.
+#[cfg(feature = "cuda")]
+pub fn has_bfloat16(device: &Device) -> Result<bool> {
+    use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    let Device::Cuda(card) = device else {
+        return Ok(false);
+    };
+    let stream = card.cuda_stream();
+    let major = stream
+        .context()
+        .attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok(major >= 8)
+}
+
+/// Whether a card computes in bfloat16; there is none in a build without CUDA.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "cuda"))]
+pub fn has_bfloat16(_: &Device) -> Result<bool> {
+    Ok(false)
 }
 
 /// Frees allocations of what they need not cost: two events for every tensor, and memory that goes back to the driver

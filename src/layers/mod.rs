@@ -1,7 +1,12 @@
 //! The layers that the networks share. Here, and only here, it is decided what runs them: this program's own
-//! CPU kernels on channels-last maps, or candle's stock operations on channels-first ones (CUDA).
+//! CPU or CUDA kernels on channels-last maps, or candle's stock operations on channels-first ones.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
 mod stock;
 
 use std::ops::Deref;
@@ -9,48 +14,57 @@ use std::ops::Deref;
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use crate::device::Placement;
+use crate::device::{Backend, Placement};
 use crate::kernels::cpu::PackedConv;
 use crate::model::Weights;
 
 /// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.
 #[derive(Clone)]
 pub struct FeatureMap {
-    /// (b, h, w, c) for our CPU kernels, (b, c, h, w) for candle's stock operations.
+    /// (b, h, w, c) for our kernels, (b, c, h, w) for candle's stock operations.
     tensor: Tensor,
-    channels_last: bool,
+    backend: Backend,
 }
 
 impl FeatureMap {
     /// From (b, c, h, w), any dtype; it takes the placement's dtype, device and memory order.
     pub fn from_nchw(tensor: &Tensor, placement: &Placement) -> Result<Self> {
-        let tensor = tensor
-            .to_device(&placement.device)?
-            .to_dtype(placement.dtype)?;
-        let tensor = if placement.kernels {
-            tensor.permute((0, 2, 3, 1))?.contiguous()?
-        } else {
-            tensor.contiguous()?
+        let tensor = tensor.to_device(&placement.device)?;
+        let tensor = match placement.backend {
+            Backend::CardKernels => cuda::map_of_planes(&tensor, 1.0, None, 1, placement.dtype)?,
+            Backend::CpuKernels => tensor
+                .to_dtype(placement.dtype)?
+                .permute((0, 2, 3, 1))?
+                .contiguous()?,
+            Backend::Stock => tensor.to_dtype(placement.dtype)?.contiguous()?,
         };
         Ok(Self {
             tensor,
-            channels_last: placement.kernels,
+            backend: placement.backend,
         })
     }
 
-    /// To (b, c, h, w), contiguous, in the map's dtype.
+    /// To (b, c, h, w), contiguous, float32.
     pub fn to_nchw(&self) -> Result<Tensor> {
-        Ok(if self.channels_last {
-            self.tensor.permute((0, 3, 1, 2))?.contiguous()?
-        } else {
-            self.tensor.clone()
+        Ok(match self.backend {
+            Backend::CardKernels => cuda::planes(&self.tensor)?,
+            Backend::CpuKernels => self
+                .tensor
+                .permute((0, 3, 1, 2))?
+                .contiguous()?
+                .to_dtype(DType::F32)?,
+            Backend::Stock => self.tensor.to_dtype(DType::F32)?,
         })
+    }
+
+    fn channels_last(&self) -> bool {
+        self.backend != Backend::Stock
     }
 
     /// (b, c, h, w)
     pub fn dims(&self) -> Result<(usize, usize, usize, usize)> {
         let (b, x, y, z) = self.tensor.dims4()?;
-        Ok(if self.channels_last {
+        Ok(if self.channels_last() {
             (b, z, x, y)
         } else {
             (b, x, y, z)
@@ -60,7 +74,7 @@ impl FeatureMap {
     /// The positions as a sequence: (b, h * w, c), row after row.
     pub fn tokens(&self) -> Result<Tensor> {
         let (b, c, h, w) = self.dims()?;
-        Ok(if self.channels_last {
+        Ok(if self.channels_last() {
             self.tensor.reshape((b, h * w, c))?
         } else {
             self.tensor
@@ -74,7 +88,7 @@ impl FeatureMap {
     fn with_tokens(&self, tokens: &Tensor) -> Result<Self> {
         let (_, _, h, w) = self.dims()?;
         let (b, _, c) = tokens.dims3()?;
-        let tensor = if self.channels_last {
+        let tensor = if self.channels_last() {
             tokens.reshape((b, h, w, c))?
         } else {
             tokens
@@ -84,14 +98,14 @@ impl FeatureMap {
         };
         Ok(Self {
             tensor,
-            channels_last: self.channels_last,
+            backend: self.backend,
         })
     }
 
     fn like(&self, tensor: Tensor) -> Self {
         Self {
             tensor,
-            channels_last: self.channels_last,
+            backend: self.backend,
         }
     }
 
@@ -102,8 +116,12 @@ impl FeatureMap {
 
     /// This map's channels, then the other's.
     pub fn cat_channels(&self, other: &Self) -> Result<Self> {
-        let dim = if self.channels_last { 3 } else { 1 };
-        Ok(self.like(Tensor::cat(&[&self.tensor, &other.tensor], dim)?))
+        let (left, right) = (&self.tensor, &other.tensor);
+        Ok(self.like(match self.backend {
+            Backend::CardKernels => cuda::cat_channels(left, right)?,
+            Backend::CpuKernels => Tensor::cat(&[left, right], 3)?,
+            Backend::Stock => Tensor::cat(&[left, right], 1)?,
+        }))
     }
 }
 
@@ -134,10 +152,10 @@ impl Activation {
 
     /// Elementwise, any shape and dtype.
     pub fn apply(self, x: &Tensor, placement: &Placement) -> Result<Tensor> {
-        if placement.kernels {
-            cpu::activation(x, self)
-        } else {
-            stock::activation(x, self)
+        match placement.backend {
+            Backend::CpuKernels => cpu::activation(x, self),
+            Backend::CardKernels => cuda::activation(x, self),
+            Backend::Stock => stock::activation(x, self),
         }
     }
 }
@@ -150,6 +168,7 @@ pub struct Linear {
 
 enum LinearWeights {
     Packed(PackedConv),
+    Card(cuda::Linear),
     Stock {
         weight: Tensor,
         bias: Option<Tensor>,
@@ -210,15 +229,22 @@ impl Linear {
         bias: Option<&[f32]>,
         placement: &Placement,
     ) -> Result<Self> {
-        let weights = if placement.kernels {
-            LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs))
-        } else {
-            LinearWeights::Stock {
+        let weights = match placement.backend {
+            Backend::CpuKernels => {
+                LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs))
+            }
+            Backend::CardKernels => LinearWeights::Card(cuda::Linear::new(
+                values,
+                bias,
+                (inputs, outputs),
+                placement,
+            )?),
+            Backend::Stock => LinearWeights::Stock {
                 weight: stock::upload(values, &[outputs, inputs], placement)?,
                 bias: bias
                     .map(|bias| stock::upload(bias, &[outputs], placement))
                     .transpose()?,
-            }
+            },
         };
         Ok(Self { weights, outputs })
     }
@@ -232,6 +258,7 @@ impl Linear {
     pub fn forward_add(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         match &self.weights {
             LinearWeights::Packed(packed) => cpu::linear(x, packed, self.outputs, residual),
+            LinearWeights::Card(linear) => linear.forward(x, residual),
             LinearWeights::Stock { weight, bias } => {
                 stock::linear(x, weight, bias.as_ref(), residual)
             }
@@ -296,6 +323,7 @@ pub struct Conv2d {
 
 enum ConvWeights {
     Packed(PackedConv),
+    Card(cuda::Conv2d),
     Stock {
         weight: Tensor,
         bias: Option<Tensor>,
@@ -328,15 +356,17 @@ impl Conv2d {
         bias: Option<&[f32]>,
         placement: &Placement,
     ) -> Result<Self> {
-        let weights = if placement.kernels {
-            ConvWeights::Packed(cpu::pack_conv(weight, bias, &shape))
-        } else {
-            ConvWeights::Stock {
+        let weights = match placement.backend {
+            Backend::CpuKernels => ConvWeights::Packed(cpu::pack_conv(weight, bias, &shape)),
+            Backend::CardKernels => {
+                ConvWeights::Card(cuda::Conv2d::new(weight, bias, &shape, placement)?)
+            }
+            Backend::Stock => ConvWeights::Stock {
                 weight: stock::upload(weight, &shape.weight(), placement)?,
                 bias: bias
                     .map(|bias| stock::upload(bias, &[1, shape.outputs, 1, 1], placement))
                     .transpose()?,
-            }
+            },
         };
         Ok(Self { shape, weights })
     }
@@ -346,7 +376,7 @@ impl Conv2d {
         self.run(x, Reading::Plain, None)
     }
 
-    /// `conv(norm(x)) + residual`; the normalised map is never written where our kernels run.
+    /// `conv(norm(x)) + residual`; the normalised map is never written where our CPU kernels run.
     pub fn forward_normed(
         &self,
         x: &FeatureMap,
@@ -375,6 +405,7 @@ impl Conv2d {
         );
         match &self.weights {
             ConvWeights::Packed(packed) => cpu::conv2d(x, packed, &self.shape, reading, residual),
+            ConvWeights::Card(convolution) => convolution.forward(x, reading, residual),
             ConvWeights::Stock { weight, bias } => {
                 let read = match reading {
                     Reading::Plain => x.clone(),
@@ -407,10 +438,10 @@ pub struct NormAct {
 impl NormAct {
     /// The normalised map itself.
     pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        if x.channels_last {
-            cpu::norm_act(x, self)
-        } else {
-            Ok(x.like(stock::norm_act(&x.tensor, self)?))
+        match x.backend {
+            Backend::CpuKernels => cpu::norm_act(x, self),
+            Backend::CardKernels => cuda::norm_act(x, self),
+            Backend::Stock => Ok(x.like(stock::norm_act(&x.tensor, self)?)),
         }
     }
 }
@@ -454,12 +485,72 @@ impl GroupNorm {
     }
 }
 
+/// Scales and shifts of several adaptive norms, all from one input: `1 + scale` and `shift` of each are a linear layer's outputs.
+pub struct Modulations {
+    weights: ModulationWeights,
+}
+
+enum ModulationWeights {
+    Card(cuda::Modulations),
+    /// A layer a norm.
+    Each(Vec<Linear>),
+}
+
+impl Modulations {
+    /// Reads `weight` (2 * channels, inputs) and `bias` (2 * channels) of each norm.
+    ///
+    /// # Errors
+    /// One is missing or of another shape.
+    pub fn new(inputs: usize, norms: &[(usize, Weights)], placement: &Placement) -> Result<Self> {
+        let weights = match placement.backend {
+            Backend::CardKernels => Self::on_card(inputs, norms, placement)?,
+            Backend::CpuKernels | Backend::Stock => {
+                let each = |(channels, w): &(usize, Weights)| Linear::new(inputs, 2 * channels, w);
+                ModulationWeights::Each(norms.iter().map(each).collect::<Result<_>>()?)
+            }
+        };
+        Ok(Self { weights })
+    }
+
+    fn on_card(
+        inputs: usize,
+        norms: &[(usize, Weights)],
+        placement: &Placement,
+    ) -> Result<ModulationWeights> {
+        let (mut weights, mut biases) = (Vec::with_capacity(norms.len()), Vec::new());
+        for (channels, w) in norms {
+            weights.push(w.tensor(&[2 * channels, inputs], "weight")?);
+            biases.extend_from_slice(&w.f32(&[2 * channels], "bias")?);
+        }
+        let channels = norms.iter().map(|(channels, _)| *channels).collect();
+        let joined = cuda::Modulations::new(channels, &weights, biases, placement)?;
+        Ok(ModulationWeights::Card(joined))
+    }
+
+    /// `x` (b, inputs) -> of each norm `1 + scale` and `shift`, (b, channels), float32.
+    pub fn forward(&self, x: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
+        match &self.weights {
+            ModulationWeights::Card(joined) => joined.forward(x),
+            ModulationWeights::Each(linears) => {
+                let each = |linear: &Linear| {
+                    let both = linear.forward(x)?.to_dtype(DType::F32)?;
+                    let channels = linear.outputs / 2;
+                    let scale = (both.narrow(1, 0, channels)? + 1.0)?;
+                    let shift = both.narrow(1, channels, channels)?.contiguous()?;
+                    Ok((scale, shift))
+                };
+                linears.iter().map(each).collect()
+            }
+        }
+    }
+}
+
 /// Layer normalisation over the last dimension, with learned weights.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
-    kernels: bool,
+    backend: Backend,
 }
 
 impl LayerNorm {
@@ -469,16 +560,16 @@ impl LayerNorm {
             weight: w.tensor(&[size], "weight")?,
             bias: w.tensor(&[size], "bias")?,
             eps,
-            kernels: w.placement().kernels,
+            backend: w.placement().backend,
         })
     }
 
     /// (…, size) -> the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.kernels {
-            cpu::layer_norm(x, &self.weight, &self.bias, self.eps)
-        } else {
-            stock::layer_norm(x, &self.weight, &self.bias, self.eps)
+        match self.backend {
+            Backend::CpuKernels => cpu::layer_norm(x, &self.weight, &self.bias, self.eps),
+            Backend::CardKernels => cuda::layer_norm(x, &self.weight, &self.bias, self.eps),
+            Backend::Stock => stock::layer_norm(x, &self.weight, &self.bias, self.eps),
         }
     }
 }
@@ -503,35 +594,135 @@ pub fn attention(
     mask: Mask,
     placement: &Placement,
 ) -> Result<Tensor> {
-    if placement.kernels {
-        cpu::attention(q, k, v, heads, mask)
-    } else {
-        stock::attention(q, k, v, heads, mask)
+    match placement.backend {
+        Backend::CpuKernels => cpu::attention(q, k, v, heads, mask),
+        Backend::CardKernels => cuda::attention(q, k, v, heads, mask),
+        Backend::Stock => stock::attention(q, k, v, heads, mask),
     }
 }
 
 /// Half the size, by the fixed kernel [1, 3, 3, 1] / 8 in each direction on a map extended by reflection
 /// (diffusers' KDownsample2D). Height and width at least 2; an odd last row or column is left out.
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
-    if x.channels_last {
-        cpu::downsample(x)
-    } else {
-        Ok(x.like(stock::downsample(&x.tensor)?))
+    match x.backend {
+        Backend::CpuKernels => cpu::downsample(x),
+        Backend::CardKernels => cuda::downsample(x),
+        Backend::Stock => Ok(x.like(stock::downsample(&x.tensor)?)),
     }
 }
 
 /// Twice the size, by the transposed convolution with the kernel [1, 3, 3, 1] / 4 in each direction on a map
 /// extended by reflection (diffusers' KUpsample2D). Height and width at least 2.
 pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
-    if x.channels_last {
-        cpu::upsample(x)
-    } else {
-        Ok(x.like(stock::upsample(&x.tensor)?))
+    match x.backend {
+        Backend::CpuKernels => cpu::upsample(x),
+        Backend::CardKernels => cuda::upsample(x),
+        Backend::Stock => Ok(x.like(stock::upsample(&x.tensor)?)),
     }
+}
+
+/// Part `index` of what a joined [`Linear`] gave, (b, n, parts * width) -> (b, n, width), as [`attention`] takes it.
+pub fn part(joined: &Tensor, width: usize, index: usize, placement: &Placement) -> Result<Tensor> {
+    let part = joined.narrow(2, index * width, width)?;
+    Ok(match placement.backend {
+        // Its kernels read rows that lie apart.
+        Backend::CardKernels => part,
+        Backend::CpuKernels | Backend::Stock => part.contiguous()?,
+    })
 }
 
 /// A map's tokens passed through `f`, (b, h * w, c) -> (b, h * w, c'), as a map again.
 pub fn map_tokens(x: &FeatureMap, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<FeatureMap> {
     let tokens = f(&x.tokens()?)?;
     x.with_tokens(&tokens)
+}
+
+/// How noisy latents go into a denoising network, and how what comes out is read (Karras et al., 2022).
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// Scales the noisy latents on their way in.
+    pub c_in: f64,
+    /// Weight of the noisy latents in the denoised ones.
+    pub c_skip: f64,
+    /// Weight of the network's output in the denoised ones.
+    pub c_out: f64,
+    /// Of two prompts, the negative one first: `negative + guidance * (positive - negative)`.
+    pub guidance: f64,
+}
+
+impl Sampling {
+    /// The network's input: `c_in` times the latents `x` (b, c, h, w) and then the `condition` (b, d, h, w), both float32, as a map
+    /// of `prompts` times the batch.
+    pub fn input(
+        &self,
+        x: &Tensor,
+        condition: &Tensor,
+        prompts: usize,
+        placement: &Placement,
+    ) -> Result<FeatureMap> {
+        if placement.backend == Backend::CardKernels {
+            let second = Some(condition);
+            return Ok(FeatureMap {
+                tensor: cuda::map_of_planes(x, self.c_in, second, prompts, placement.dtype)?,
+                backend: placement.backend,
+            });
+        }
+        let input = Tensor::cat(&[&(x * self.c_in)?, condition], 1)?;
+        FeatureMap::from_nchw(&Tensor::cat(&vec![&input; prompts], 0)?, placement)
+    }
+
+    /// `x` (b, c, h, w), float32, and the network's `output` for it, a map of as many or twice as many rows with at least c channels,
+    /// as latents without noise, (b, c, h, w), float32.
+    pub fn denoised(&self, x: &Tensor, output: &FeatureMap) -> Result<Tensor> {
+        if output.backend == Backend::CardKernels {
+            return cuda::denoised(x, &output.tensor, self);
+        }
+        let (b, channels, _, _) = x.dims4()?;
+        let output = output.to_nchw()?.narrow(1, 0, channels)?;
+        let prompts = output.dim(0)? / b;
+        let repeated = Tensor::cat(&vec![x; prompts], 0)?;
+        let denoised = ((repeated * self.c_skip)? + (output * self.c_out)?)?;
+        match prompts {
+            1 => Ok(denoised),
+            _ => guide(&denoised, self.guidance),
+        }
+    }
+}
+
+/// Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
+///
+/// `denoised` holds both halves along the batch, unconditional first: (2b, c, h, w) -> (b, c, h, w).
+pub fn guide(denoised: &Tensor, scale: f64) -> Result<Tensor> {
+    let halves = denoised.chunk(2, 0)?;
+    let (unconditional, conditional) = (&halves[0], &halves[1]);
+    Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
+}
+
+/// `condition` (b, 2n) plus the cosines and sines of `frequencies` (n), float32, times `angle`, in the condition's dtype.
+pub fn time_features(
+    condition: &Tensor,
+    frequencies: &Tensor,
+    angle: f64,
+    cosine_first: bool,
+    placement: &Placement,
+) -> Result<Tensor> {
+    if placement.backend == Backend::CardKernels {
+        return cuda::time_features(condition, frequencies, angle, cosine_first);
+    }
+    let angles = (frequencies * angle)?;
+    let (cos, sin) = (angles.cos()?, angles.sin()?);
+    let features = if cosine_first {
+        Tensor::cat(&[cos, sin], 0)?
+    } else {
+        Tensor::cat(&[sin, cos], 0)?
+    };
+    Ok(condition.broadcast_add(&features.to_dtype(placement.dtype)?)?)
+}
+
+/// What the kernels have to tell that only a curious user wants to know: shapes that a library did not take.
+pub fn notes(placement: &Placement) -> Result<Vec<String>> {
+    match placement.backend {
+        Backend::CardKernels => cuda::notes(placement),
+        Backend::CpuKernels | Backend::Stock => Ok(Vec::new()),
+    }
 }

@@ -1,12 +1,12 @@
 //! The network as the sampler sees it: noisy latents to denoised ones.
 
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::sampler::{self, Preconditioning};
+use super::sampler::Preconditioning;
 use crate::device;
 use crate::networks::text::Conditioning;
-use crate::networks::unet::{Prompted, UNet};
+use crate::networks::unet::{Prompted, Sampling, UNet};
 
 /// How the network is called for the two prompts of classifier-free guidance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,44 +66,32 @@ impl<'a> Denoiser<'a> {
     /// The device gives up.
     pub fn denoise(&mut self, x: &Tensor, sigma: f32) -> Result<Tensor> {
         let preconditioning = Preconditioning::new(sigma);
-        let mut denoised = self.forward(x, &preconditioning);
+        let denoised = self.forward(x, &preconditioning);
         if self.prompts()? > 1
             && self.passes == Passes::Together
             && denoised.as_ref().is_err_and(device::is_out_of_memory)
         {
             self.passes = Passes::Apart;
             self.prompted = prompted(self.unet, self.conditioning, x.dim(0)?, self.passes)?;
-            denoised = self.forward(x, &preconditioning);
+            return self.forward(x, &preconditioning);
         }
-        match self.prompts()? {
-            1 => denoised,
-            _ => sampler::guide(&denoised?, self.guidance),
-        }
+        denoised
     }
 
     fn prompts(&self) -> Result<usize> {
         Ok(self.conditioning.pooled.dim(0)?)
     }
 
-    /// `x` (b, 4, H, W), float32 -> (prompts * b, 4, H, W), float32
     fn forward(&self, x: &Tensor, preconditioning: &Preconditioning) -> Result<Tensor> {
-        let (b, channels, _, _) = x.dims4()?;
-        let input = Tensor::cat(&[&(x * preconditioning.c_in)?, &self.low_res], 1)?;
-        let outputs: Vec<Tensor> = self
-            .prompted
-            .iter()
-            .map(|prompted| {
-                let prompts = prompted.rows()? / b;
-                let input = Tensor::cat(&vec![&input; prompts], 0)?;
-                self.unet.forward(&input, preconditioning.time, prompted)
-            })
-            .collect::<Result<_>>()?;
-        // The last channel is a variance that nobody reads.
-        let output = Tensor::cat(&outputs, 0)?
-            .narrow(1, 0, channels)?
-            .to_dtype(DType::F32)?;
-        let x = Tensor::cat(&vec![x; output.dim(0)? / b], 0)?;
-        Ok(((x * preconditioning.c_skip)? + (output * preconditioning.c_out)?)?)
+        let sampling = Sampling {
+            c_in: preconditioning.c_in,
+            c_skip: preconditioning.c_skip,
+            c_out: preconditioning.c_out,
+            guidance: self.guidance,
+        };
+        let time = preconditioning.time;
+        self.unet
+            .denoise(x, &self.low_res, &sampling, time, &self.prompted)
     }
 }
 

@@ -27,7 +27,7 @@ pub use self::types::{
     Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
-use crate::device::Placement;
+use crate::device::{Backend, Placement};
 use crate::model::PartFiles;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{UNet, UNetConfig};
@@ -130,8 +130,8 @@ impl Upscaler {
 
     /// Use candle's stock operations even where this program has kernels of its own: for comparisons.
     pub fn use_stock_operations(&mut self) {
-        self.placement.kernels = false;
-        self.vae_placement.kernels = false;
+        self.placement.backend = Backend::Stock;
+        self.vae_placement.backend = Backend::Stock;
         self.forget();
     }
 

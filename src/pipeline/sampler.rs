@@ -1,4 +1,4 @@
-//! Noise schedules, preconditioning, guidance and the Euler sampler: plain functions over sigmas and a
+//! Noise schedules, preconditioning and the Euler sampler: plain functions over sigmas and a
 //! `denoise` closure. Nothing here knows a network.
 
 use std::ops::RangeInclusive;
@@ -294,15 +294,6 @@ impl Preconditioning {
             time: 0.25 * sigma.ln(),
         }
     }
-}
-
-/// Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
-///
-/// `denoised` holds both halves along the batch, unconditional first: (2b, c, h, w) -> (b, c, h, w).
-pub fn guide(denoised: &Tensor, scale: f64) -> Result<Tensor> {
-    let halves = denoised.chunk(2, 0)?;
-    let (unconditional, conditional) = (&halves[0], &halves[1]);
-    Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
 }
 
 /// Euler's method over `sigmas`: from noisy `x` (b, c, h, w) to latents, one call of `denoise(x, step)`

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #define __CUDA_ARCH__ 800
+#define SIMULATED_CARD // for what a source can only say in inline assembly: see "Tensor cores" below
 #define __CUDA_ARCH_SIMULATED__ 1 // in place of tensor-core instructions, inline assembly and asynchronous copies: plain C++
 #define __CUDACC_VER_MAJOR__ 13
 #define __CUDACC_VER_MINOR__ 0
@@ -29,6 +30,7 @@
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static // one block with barriers at a time: device.cpp holds a lock
 
 struct SimIndex { unsigned x, y, z; };
@@ -91,6 +93,7 @@ template <class T> T atomicMin(T *p, SimSame<T> v) { T old = *p; *p = v < old ? 
 template <class T> T atomicExch(T *p, SimSame<T> v) { T old = *p; *p = v; return old; }
 template <class T> T atomicCAS(T *p, SimSame<T> expected, SimSame<T> v) { T old = *p; if (old == expected) *p = v; return old; }
 template <class T> T __ldg(const T *p) { return *p; }
+inline void __threadfence() {} // blocks run one after the other
 
 template <class To, class From> To sim_bits(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -173,6 +176,7 @@ inline __half2 __floats2half2_rn(float x, float y) { return {x, y}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 a) { return {a.x, a.y}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {x, y}; }
 inline unsigned short __half_as_ushort(__half a) { return a.bits; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) { return a.bits; }
 inline __half __ushort_as_half(unsigned short a) { __half h; h.bits = a; return h; }
 
 // 8-bit floats only have to compile.
@@ -196,6 +200,57 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1 / x; }
 inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }
 namespace cuda { namespace std { using ::std::numeric_limits; } }
+
+// Tensor cores. A warp's lanes lay down what they hold, and each works out its own part of the result.
+struct SimFragments { unsigned a[4], b[2]; };
+inline SimFragments *sim_warp_fragments() {
+    static SimFragments all[1024]; // one block with barriers at a time
+    const SimThread &t = sim_thread;
+    return all + (t.thread.x + t.block_size.x * (t.thread.y + t.block_size.y * t.thread.z)) / 32 * 32;
+}
+template <class T> float sim_half_of(unsigned both, int high) {
+    T value;
+    value.bits = (unsigned short)(high ? both >> 16 : both);
+    return value;
+}
+// mma.m16n8k16, float32 sums: lane 4g + t holds of a rows g, g + 8 and columns 2t, 2t + 1 (+ 8), of b rows 2t, 2t + 1 (+ 8) and
+// column g, of d rows g, g + 8 and columns 2t, 2t + 1.
+template <class T> void sim_mma_16x8x16(float d[4], const unsigned a[4], const unsigned b[2]) {
+    SimFragments *warp = sim_warp_fragments();
+    int lane = sim_lane(), g = lane / 4, t = lane % 4;
+    memcpy(warp[lane].a, a, sizeof warp->a);
+    memcpy(warp[lane].b, b, sizeof warp->b);
+    __syncwarp();
+    for (int i = 0; i < 4; i++) {
+        int row_half = i / 2, column = 2 * t + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++)
+            sum += sim_half_of<T>(warp[4 * g + k % 8 / 2].a[row_half + 2 * (k / 8)], k % 2) *
+                   sim_half_of<T>(warp[4 * column + k % 8 / 2].b[k / 8], k % 2);
+        d[i] += sum;
+    }
+    __syncwarp();
+}
+// ldmatrix.x4: lane l gives where row l % 8 of 8 x 8 tile l / 8 lies, 16 bytes at a multiple of 16; it gets two neighbours of
+// row l / 4 of every tile, or, transposed, of column l / 4.
+inline void sim_ldmatrix(unsigned to[4], const void *row, bool transposed) {
+    if ((uintptr_t)row % 16) sim_fail("ldmatrix: a row lies at no multiple of 16 bytes");
+    static const unsigned short *rows[1024];
+    const SimThread &thread = sim_thread;
+    const unsigned short **warp = rows + (thread.thread.x + thread.block_size.x * (thread.thread.y + thread.block_size.y * thread.thread.z)) / 32 * 32;
+    int lane = sim_lane(), g = lane / 4, t = lane % 4;
+    warp[lane] = (const unsigned short *)row;
+    __syncwarp();
+    for (int tile = 0; tile < 4; tile++) {
+        const unsigned short **tile_rows = warp + 8 * tile;
+        unsigned low = transposed ? tile_rows[2 * t][g] : tile_rows[g][2 * t];
+        unsigned high = transposed ? tile_rows[2 * t + 1][g] : tile_rows[g][2 * t + 1];
+        to[tile] = low | high << 16;
+    }
+    __syncwarp();
+}
+inline void sim_ldmatrix_x4(unsigned to[4], const void *row) { sim_ldmatrix(to, row, false); }
+inline void sim_ldmatrix_x4_trans(unsigned to[4], const void *row) { sim_ldmatrix(to, row, true); }
 
 // Registration: the parameters of a launch are read as the kernel's own signature says.
 struct SimKernel {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::ModelFiles;
-use sd_upscale::device::Placement;
+use sd_upscale::device::{Backend, Placement};
 
 pub use crate::data::data;
 
@@ -16,7 +16,7 @@ pub fn model() -> ModelFiles {
 pub fn placements(dtype: DType) -> Vec<(&'static str, Placement)> {
     let kernels = Placement::new(&Device::Cpu, dtype);
     let stock = Placement {
-        kernels: false,
+        backend: Backend::Stock,
         ..kernels.clone()
     };
     let mut all = vec![("kernels", kernels), ("stock", stock)];

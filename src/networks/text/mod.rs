@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 pub use self::tokenizer::{Cut, Tokenizer, Tokens};
 use crate::device::Placement;
-use crate::layers::{Activation, LayerNorm, Linear, Mask, attention};
+use crate::layers::{Activation, LayerNorm, Linear, Mask, attention, part};
 use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, ModelFiles, Weights, within};
 
 /// The largest vocabulary that a configuration may state; CLIP's has 49,408 words.
@@ -249,8 +249,7 @@ impl TextEncoder {
             .to_device(&placement.device)?;
         for layer in &self.layers {
             let qkv = layer.qkv.forward(&layer.layer_norm1.forward(&x)?)?;
-            let part =
-                |i: usize| -> Result<Tensor> { Ok(qkv.narrow(2, i * width, width)?.contiguous()?) };
+            let part = |index| part(&qkv, width, index, placement);
             let attended = attention(
                 &part(0)?,
                 &part(1)?,

@@ -1,13 +1,13 @@
 //! The levels of the UNet: resnets, attention, resampling.
 
 use anyhow::{Result, bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, attention,
-    downsample, map_tokens, upsample,
+    downsample, map_tokens, part, upsample,
 };
 use crate::model::Weights;
 
@@ -23,40 +23,45 @@ pub struct Builder<'a> {
     pub time_width: usize,
     /// Cross-attentions built so far: each takes a number, by which its keys and values are found.
     pub cross_attentions: usize,
+    /// Channels and linear layer of the adaptive norms built so far: each takes a number, by which its scale and shift are found.
+    pub norms: Vec<(usize, Weights)>,
 }
+
+/// What the time embedding makes of a norm: `1 + scale` and `shift`, each (b, channels), float32.
+pub type ScaleShift = (Tensor, Tensor);
 
 /// `norm(x) * (1 + scale) + shift`, scale and shift from the time embedding.
 struct AdaGroupNorm {
     groups: usize,
     eps: f64,
-    linear: Linear,
+    number: usize,
 }
 
 impl AdaGroupNorm {
-    fn new(build: &Builder, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
+    fn new(build: &mut Builder, channels: usize, eps: f64, w: &Weights) -> Result<Self> {
         let groups = (channels / GROUP_SIZE).max(1);
         ensure!(
             channels.is_multiple_of(groups),
             "unet/config.json: block_out_channels: {channels} channels are not a multiple of the {groups} groups of {GROUP_SIZE} that they are normalised in"
         );
+        build.norms.push((channels, w.pp("linear")));
         Ok(Self {
             groups,
             eps,
-            linear: Linear::new(build.time_width, 2 * channels, &w.pp("linear"))?,
+            number: build.norms.len() - 1,
         })
     }
 
-    /// `time`: (b, time width)
-    fn then(&self, time: &Tensor, activation: Activation) -> Result<NormAct> {
-        let both = self.linear.forward(time)?.to_dtype(DType::F32)?;
-        let channels = self.linear.outputs / 2;
-        Ok(NormAct {
+    /// `norms`: of all norms, in the order of their numbers.
+    fn then(&self, norms: &[ScaleShift], activation: Activation) -> NormAct {
+        let (scale, shift) = norms[self.number].clone();
+        NormAct {
             groups: self.groups,
             eps: self.eps,
-            scale: (both.narrow(1, 0, channels)? + 1.0)?,
-            shift: both.narrow(1, channels, channels)?.contiguous()?,
+            scale,
+            shift,
             activation,
-        })
+        }
     }
 }
 
@@ -72,7 +77,7 @@ struct Resnet {
 impl Resnet {
     /// `middle` channels between the two convolutions, `outputs` behind them.
     fn new(
-        build: &Builder,
+        build: &mut Builder,
         inputs: usize,
         middle: usize,
         outputs: usize,
@@ -94,10 +99,10 @@ impl Resnet {
         })
     }
 
-    fn forward(&self, x: &FeatureMap, time: &Tensor) -> Result<FeatureMap> {
-        let norm1 = self.norm1.then(time, self.activation)?;
+    fn forward(&self, x: &FeatureMap, norms: &[ScaleShift]) -> Result<FeatureMap> {
+        let norm1 = self.norm1.then(norms, self.activation);
         let hidden = self.conv1.forward_normed(x, &norm1, None)?;
-        let norm2 = self.norm2.then(time, self.activation)?;
+        let norm2 = self.norm2.then(norms, self.activation);
         match &self.conv_shortcut {
             Some(shortcut) => {
                 let x = shortcut.forward(x)?;
@@ -162,7 +167,7 @@ impl AttentionBlock {
             .config
             .cross_attention_dim
             .get(level, "cross_attention_dim")?;
-        let self_attention = || -> Result<SelfAttention> {
+        let mut self_attention = || -> Result<SelfAttention> {
             let attn = w.pp("attn1");
             let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
             Ok(SelfAttention {
@@ -196,17 +201,22 @@ impl AttentionBlock {
     pub fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
         let cross = &self.cross_attention;
         let both = cross.to_kv.forward(&cross.norm_cross.forward(context)?)?;
-        let part = |i: usize| both.narrow(2, i * self.width, self.width)?.contiguous();
+        let part = |index| part(&both, self.width, index, &self.placement);
         Ok((part(0)?, part(1)?))
     }
 
-    fn forward(&self, x: &FeatureMap, time: &Tensor, prompted: &Prompted) -> Result<FeatureMap> {
+    fn forward(
+        &self,
+        x: &FeatureMap,
+        norms: &[ScaleShift],
+        prompted: &Prompted,
+    ) -> Result<FeatureMap> {
         let mut x = x.clone();
         if let Some(layer) = &self.self_attention {
-            let normed = layer.norm1.then(time, Activation::None)?.forward(&x)?;
+            let normed = layer.norm1.then(norms, Activation::None).forward(&x)?;
             x = map_tokens(&x, |tokens| {
                 let qkv = layer.qkv.forward(&normed.tokens()?)?;
-                let part = |i: usize| qkv.narrow(2, i * self.width, self.width)?.contiguous();
+                let part = |index| part(&qkv, self.width, index, &self.placement);
                 let (q, k, v) = (part(0)?, part(1)?, part(2)?);
                 let y = attention(&q, &k, &v, self.heads, Mask::None, &self.placement)?;
                 layer.to_out.forward_add(&y, Some(tokens))
@@ -214,7 +224,7 @@ impl AttentionBlock {
         }
         let layer = &self.cross_attention;
         let (k, v) = &prompted.keys_values[layer.number];
-        let normed = layer.norm2.then(time, Activation::None)?.forward(&x)?;
+        let normed = layer.norm2.then(norms, Activation::None).forward(&x)?;
         map_tokens(&x, |tokens| {
             let q = layer.to_q.forward(&normed.tokens()?)?;
             let y = attention(&q, k, v, self.heads, Mask::None, &self.placement)?;
@@ -328,14 +338,14 @@ impl Block {
     pub fn forward(
         &self,
         x: FeatureMap,
-        time: &Tensor,
+        norms: &[ScaleShift],
         prompted: &Prompted,
     ) -> Result<(FeatureMap, FeatureMap)> {
         let mut x = x;
         for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(&x, time)?;
+            x = resnet.forward(&x, norms)?;
             if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(&x, time, prompted)?;
+                x = attention.forward(&x, norms, prompted)?;
             }
         }
         let resampled = match self.resample {
@@ -349,7 +359,7 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
 
@@ -359,11 +369,12 @@ mod tests {
         let placement = Placement::new(&Device::Cpu, DType::F32);
         let w = Weights::built_in("empty", empty, &placement).unwrap();
         let config = UNetConfig::default();
-        let build = Builder {
+        let mut build = Builder {
             config: &config,
             activation: Activation::Gelu,
             time_width: 64,
             cross_attentions: 0,
+            norms: Vec::new(),
         };
         for (channels, refused) in [
             (31, false),
@@ -372,9 +383,9 @@ mod tests {
             (65, true),
             (97, true),
         ] {
-            let error = AdaGroupNorm::new(&build, channels, 1e-5, &w).err().unwrap();
-            let named = error.to_string().contains("block_out_channels");
-            assert_eq!(named, refused, "{channels}: {error}");
+            let error = AdaGroupNorm::new(&mut build, channels, 1e-5, &w).err();
+            let named = error.is_some_and(|e| e.to_string().contains("block_out_channels"));
+            assert_eq!(named, refused, "{channels}");
         }
     }
 }

@@ -6,10 +6,14 @@ mod config;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use self::blocks::{Block, Builder};
+use self::blocks::{Block, Builder, ScaleShift};
 pub use self::config::UNetConfig;
 use crate::device::Placement;
-use crate::layers::{Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct};
+pub use crate::layers::Sampling;
+use crate::layers::{
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Modulations, NormAct, guide,
+    time_features,
+};
 use crate::model::{ModelFiles, Weights};
 use crate::networks::text::Conditioning;
 
@@ -48,6 +52,8 @@ struct TimeEmbedding {
 pub struct UNet {
     conv_in: Conv2d,
     time: TimeEmbedding,
+    /// Scales and shifts of all adaptive norms.
+    norms: Modulations,
     down_blocks: Vec<Block>,
     up_blocks: Vec<Block>,
     norm_out: Option<NormAct>,
@@ -79,6 +85,7 @@ impl UNet {
             activation,
             time_width,
             cross_attentions: 0,
+            norms: Vec::new(),
         };
         let embedding = w.pp("time_embedding");
         let time = TimeEmbedding {
@@ -108,6 +115,7 @@ impl UNet {
         let up_blocks = levels
             .map(|index| Block::up(&mut build, index, &w.pp("up_blocks").pp(index)))
             .collect::<Result<_>>()?;
+        let norms = Modulations::new(time_width, &build.norms, w.placement())?;
         let norm_out = config
             .norm_num_groups
             .map(|groups| -> Result<NormAct> {
@@ -121,6 +129,7 @@ impl UNet {
         Ok(Self {
             conv_in: conv(config.in_channels, first, config.conv_in_kernel, "conv_in")?,
             time,
+            norms,
             down_blocks,
             up_blocks,
             norm_out,
@@ -181,15 +190,14 @@ impl UNet {
     /// The time embedding (b, time width) for one network time, 0.25 ln(sigma).
     fn embed_time(&self, time: f32, prompted: &Prompted) -> Result<Tensor> {
         let parts = &self.time;
-        let angles = (&parts.frequencies * (f64::from(time) * std::f64::consts::TAU))?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let features = if parts.cosine_first {
-            Tensor::cat(&[cos, sin], 0)?
-        } else {
-            Tensor::cat(&[sin, cos], 0)?
-        };
-        let features = features.to_dtype(self.placement.dtype)?;
-        let x = prompted.condition.broadcast_add(&features)?;
+        let angle = f64::from(time) * std::f64::consts::TAU;
+        let x = time_features(
+            &prompted.condition,
+            &parts.frequencies,
+            angle,
+            parts.cosine_first,
+            &self.placement,
+        )?;
         let x = parts
             .activation
             .apply(&parts.linear_1.forward(&x)?, &self.placement)?;
@@ -198,32 +206,73 @@ impl UNet {
     }
 
     /// One call: `input` (b, in_channels, h, w), the scaled noisy latents and the condition; `time` is
-    /// 0.25 ln(sigma); out comes (b, out_channels, h, w). Sides are multiples of
+    /// 0.25 ln(sigma); out comes (b, out_channels, h, w), float32. Sides are multiples of
     /// [`UNetConfig::side_multiple`] and no smaller than [`UNetConfig::side_minimum`].
     ///
     /// # Errors
     /// The input does not have the shape described.
     pub fn forward(&self, input: &Tensor, time: f32, prompted: &Prompted) -> Result<Tensor> {
-        let time = self.embed_time(time, prompted)?;
-        let mut x = self
-            .conv_in
-            .forward(&FeatureMap::from_nchw(input, &self.placement)?)?;
+        let input = FeatureMap::from_nchw(input, &self.placement)?;
+        self.call(&input, time, prompted)?.to_nchw()
+    }
+
+    /// Noisy latents `x` (b, c, h, w) and their condition, the low-res latents at that size, both float32, as latents without
+    /// noise, (b, c, h, w), float32. One call of the network an entry of `prompted`: both prompts of guidance, or each.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn denoise(
+        &self,
+        x: &Tensor,
+        condition: &Tensor,
+        sampling: &Sampling,
+        time: f32,
+        prompted: &[Prompted],
+    ) -> Result<Tensor> {
+        let pictures = x.dim(0)?;
+        let one = |prompted: &Prompted| -> Result<Tensor> {
+            let prompts = prompted.rows()? / pictures;
+            let input = sampling.input(x, condition, prompts, &self.placement)?;
+            // The last channel of the output is a variance that nobody reads.
+            sampling.denoised(x, &self.call(&input, time, prompted)?)
+        };
+        match prompted {
+            [all] => one(all),
+            _ => {
+                let each: Vec<Tensor> = prompted.iter().map(one).collect::<Result<_>>()?;
+                guide(&Tensor::cat(&each, 0)?, sampling.guidance)
+            }
+        }
+    }
+
+    fn call(&self, input: &FeatureMap, time: f32, prompted: &Prompted) -> Result<FeatureMap> {
+        let norms = self.norms.forward(&self.embed_time(time, prompted)?)?;
+        let mut x = self.conv_in.forward(input)?;
         let mut skips = Vec::with_capacity(self.down_blocks.len());
         for block in &self.down_blocks {
-            let (before, resampled) = block.forward(x, &time, prompted)?;
+            let (before, resampled) = block.forward(x, &norms, prompted)?;
             skips.push(block.gives_skip.then_some(before));
             x = resampled;
         }
         for block in &self.up_blocks {
-            if let Some(skip) = skips.pop().flatten() {
-                x = x.cat_channels(&skip)?;
-            }
-            x = block.forward(x, &time, prompted)?.1;
+            x = Self::up(block, x, skips.pop().flatten(), &norms, prompted)?;
         }
-        let y = match &self.norm_out {
-            Some(norm) => self.conv_out.forward_normed(&x, norm, None)?,
-            None => self.conv_out.forward(&x)?,
-        };
-        y.to_nchw()
+        match &self.norm_out {
+            Some(norm) => self.conv_out.forward_normed(&x, norm, None),
+            None => self.conv_out.forward(&x),
+        }
+    }
+
+    fn up(
+        block: &Block,
+        mut x: FeatureMap,
+        skip: Option<FeatureMap>,
+        norms: &[ScaleShift],
+        prompted: &Prompted,
+    ) -> Result<FeatureMap> {
+        if let Some(skip) = skip {
+            x = x.cat_channels(&skip)?;
+        }
+        Ok(block.forward(x, norms, prompted)?.1)
     }
 }

@@ -381,7 +381,7 @@ impl Encoder {
         if let Some(conv) = &self.quant_conv {
             x = conv.forward(&x)?;
         }
-        let moments = x.to_nchw()?.to_dtype(candle_core::DType::F32)?;
+        let moments = x.to_nchw()?;
         let halves = moments.chunk(2, 1)?;
         Ok(Posterior {
             mean: halves[0].contiguous()?,
@@ -465,6 +465,6 @@ impl Decoder {
             }
         }
         let image = self.conv_out.forward_normed(&x, &self.norm_out, None)?;
-        Ok(image.to_nchw()?.to_dtype(candle_core::DType::F32)?)
+        image.to_nchw()
     }
 }

@@ -1,0 +1,259 @@
+//! cuDNN's convolutions, bias and residual in the call, channels last.
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::ptr::from_ref;
+
+use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
+use candle_core::cuda_backend::cudarc::cudnn::sys;
+use candle_core::cuda_backend::cudarc::driver::CudaStream;
+use candle_core::{DType, Error};
+
+use super::card::{Card, locked};
+use super::conv::{Call, Filter};
+use super::gemm::Float32;
+
+use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as ALGORITHM;
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A convolution's kind, for which one plan serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    filter: Filter,
+    map: (usize, usize, usize),
+    out: (usize, usize),
+    dtype: DType,
+    float32: Float32,
+}
+
+/// cuDNN's handle and what it was asked before.
+pub struct Convolutions {
+    handle: sys::cudnnHandle_t,
+    /// `+ residual` or not, the output goes through this.
+    identity: sys::cudnnActivationDescriptor_t,
+    /// None for what cuDNN has refused.
+    plans: HashMap<Kind, Option<Plan>>,
+    /// Kinds as the caller has them (before padding and enlarging) that were refused.
+    refused: Vec<(Filter, DType, Float32)>,
+}
+
+// SAFETY: cuDNN's handles may be used from any thread; this one from one at a time, behind a lock.
+unsafe impl Send for Convolutions {}
+
+fn failed(error: CudnnError) -> Error {
+    Error::Cuda(Box::new(error))
+}
+
+/// Whether cuDNN says that it has nothing for what was asked, in whichever of its words.
+fn not_supported(error: CudnnError) -> bool {
+    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+}
+
+impl Convolutions {
+    /// # Errors
+    /// cuDNN does not start.
+    pub fn new(stream: &CudaStream) -> Result<Self> {
+        let handle = result::create_handle().map_err(failed)?;
+        // SAFETY: the handle was just made; the stream is the device's, alive as long as that.
+        unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
+        Ok(Self {
+            handle,
+            identity: identity().map_err(failed)?,
+            plans: HashMap::new(),
+            refused: Vec::new(),
+        })
+    }
+}
+
+fn identity() -> Result<sys::cudnnActivationDescriptor_t, CudnnError> {
+    let descriptor = result::create_activation_descriptor()?;
+    let mode = sys::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
+    let nan = sys::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
+    // SAFETY: it was just made.
+    unsafe { result::set_activation_descriptor(descriptor, mode, nan, 0.0) }?;
+    Ok(descriptor)
+}
+
+/// Descriptors and workspace of one kind of convolution.
+struct Plan {
+    x: sys::cudnnTensorDescriptor_t,
+    y: sys::cudnnTensorDescriptor_t,
+    bias: sys::cudnnTensorDescriptor_t,
+    filter: sys::cudnnFilterDescriptor_t,
+    convolution: sys::cudnnConvolutionDescriptor_t,
+    workspace: usize,
+}
+
+fn data_type(dtype: DType) -> sys::cudnnDataType_t {
+    match dtype {
+        DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
+        DType::BF16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        _ => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+    }
+}
+
+/// float32 is multiplied as float32 unless TF32 was asked for: cuDNN's own default is TF32 from capability 8.0 on.
+fn math(kind: &Kind) -> sys::cudnnMathType_t {
+    match (kind.dtype, kind.float32) {
+        (DType::F32, Float32::Exact) => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+        (DType::F32, Float32::Tf32) => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
+        _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+    }
+}
+
+const CHANNELS_LAST: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
+
+impl Plan {
+    fn new(handle: sys::cudnnHandle_t, kind: &Kind) -> Result<Self, CudnnError> {
+        let (b, h, w) = kind.map;
+        let filter = &kind.filter;
+        let tensor = |b, h, w, c| tensor(kind.dtype, [b, c, h, w]);
+        let mut plan = Self {
+            x: tensor(b, h, w, filter.inputs)?,
+            y: tensor(b, kind.out.0, kind.out.1, filter.outputs)?,
+            bias: tensor(1, 1, 1, filter.outputs)?,
+            filter: result::create_filter_descriptor()?,
+            convolution: result::create_convolution_descriptor()?,
+            workspace: 0,
+        };
+        let side = filter.kernel as c_int;
+        let sizes = [filter.outputs as c_int, filter.inputs as c_int, side, side];
+        let (pad, stride) = (filter.before as c_int, filter.stride as c_int);
+        // SAFETY: the descriptors were made above. Sums are float32 whatever the data.
+        unsafe {
+            let data = data_type(kind.dtype);
+            result::set_filter4d_descriptor(plan.filter, data, CHANNELS_LAST, sizes)?;
+            result::set_convolution2d_descriptor(
+                plan.convolution,
+                pad,
+                pad,
+                stride,
+                stride,
+                1,
+                1,
+                sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
+                sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+            )?;
+            result::set_convolution_math_type(plan.convolution, math(kind))?;
+            plan.workspace = result::get_convolution_forward_workspace_size(
+                handle,
+                plan.x,
+                plan.filter,
+                plan.convolution,
+                plan.y,
+                ALGORITHM,
+            )?;
+        }
+        Ok(plan)
+    }
+}
+
+/// `sizes`: batch, channels, height, width.
+fn tensor(dtype: DType, sizes: [usize; 4]) -> Result<sys::cudnnTensorDescriptor_t, CudnnError> {
+    let descriptor = result::create_tensor_descriptor()?;
+    let sizes = sizes.map(|size| size as c_int);
+    // SAFETY: it was just made.
+    unsafe { result::set_tensor4d_descriptor(descriptor, CHANNELS_LAST, data_type(dtype), sizes) }?;
+    Ok(descriptor)
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and used by nobody any more. What cannot be given back is left.
+        unsafe {
+            for descriptor in [self.x, self.y, self.bias] {
+                let _ = result::destroy_tensor_descriptor(descriptor);
+            }
+            let _ = result::destroy_filter_descriptor(self.filter);
+            let _ = result::destroy_convolution_descriptor(self.convolution);
+        }
+    }
+}
+
+/// Whether cuDNN has refused such a convolution before, so that its map need not be prepared in vain. The channels decide that,
+/// not the map's size.
+pub fn refuses(card: &Card, filter: &Filter, dtype: DType, float32: Float32) -> bool {
+    locked(&card.convolutions)
+        .refused
+        .contains(&(*filter, dtype, float32))
+}
+
+/// Notes that cuDNN has refused a convolution.
+pub fn refused(card: &Card, filter: &Filter, dtype: DType, float32: Float32) {
+    card.note(format!(
+        "cuDNN does not take a convolution of {0}x{0}, {1} to {2} channels, stride {3}, in {dtype:?}: our own does it",
+        filter.kernel, filter.inputs, filter.outputs, filter.stride
+    ));
+    let kind = (*filter, dtype, float32);
+    locked(&card.convolutions).refused.push(kind);
+}
+
+/// Whether cuDNN took it.
+///
+/// # Errors
+/// The device gives up.
+pub fn forward(card: &Card, call: &Call) -> Result<bool> {
+    let kind = Kind {
+        filter: call.filter,
+        map: call.map,
+        out: call.out,
+        dtype: call.x.dtype,
+        float32: call.float32,
+    };
+    let mut convolutions = locked(&card.convolutions);
+    let (handle, identity) = (convolutions.handle, convolutions.identity);
+    if !convolutions.plans.contains_key(&kind) {
+        let plan = match Plan::new(handle, &kind) {
+            Ok(plan) => Some(plan),
+            Err(error) if not_supported(error) => None,
+            Err(error) => return Err(failed(error)),
+        };
+        convolutions.plans.insert(kind, plan);
+    }
+    let Some(plan) = &convolutions.plans[&kind] else {
+        return Ok(false);
+    };
+    let workspace = match plan.workspace {
+        0 => 0,
+        bytes => card.scratch(bytes)?,
+    };
+    let (one, added) = (1f32, f32::from(u8::from(call.residual != 0)));
+    let residual = if call.residual == 0 {
+        call.y // multiplied by zero; cuDNN wants a tensor all the same
+    } else {
+        call.residual
+    };
+    // SAFETY: handle and descriptors are alive and describe the memory (`Convolution::forward`), the workspace has what the
+    // algorithm asks for, and alpha1 and alpha2 are float32, as data up to that type have them.
+    let done = unsafe {
+        result::convolution_bias_activation_forward(
+            handle,
+            from_ref(&one).cast(),
+            plan.x,
+            call.x.pointer as *const c_void,
+            plan.filter,
+            call.weight as *const c_void,
+            plan.convolution,
+            ALGORITHM,
+            workspace as *mut c_void,
+            plan.workspace,
+            from_ref(&added).cast(),
+            plan.y,
+            residual as *const c_void,
+            plan.bias,
+            call.bias as *const c_void,
+            identity,
+            plan.y,
+            call.y as *mut c_void,
+        )
+    };
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if not_supported(error) => {
+            convolutions.plans.insert(kind, None);
+            Ok(false)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

@@ -1,0 +1,378 @@
+//! Matrix products by cuBLASLt, with bias and residual in the call.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::from_ref;
+
+use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
+use candle_core::cuda_backend::cudarc::cublaslt::sys;
+use candle_core::{DType, Error, Tensor};
+
+use super::arrays::{Array, Output, pointer};
+use super::card::{Card, locked, of_device};
+use super::conv;
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// `CUBLAS_OP_T`, which cuBLASLt's header takes from cuBLAS's.
+const TRANSPOSED: u32 = 1;
+/// Memory that a product may use: NVIDIA's advice for the largest cards.
+const WORKSPACE: usize = 32 << 20;
+
+/// What float32 products are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Float32 {
+    /// Nothing: all 24 bits.
+    Exact,
+    /// TF32, 11 bits, which the tensor cores multiply; sums stay float32.
+    Tf32,
+}
+
+/// A product's kind, for which one plan serves.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    dtype: DType,
+    result: DType,
+    float32: Float32,
+    bias: bool,
+    residual: bool,
+    /// Of the pointers of weight, input, residual and output, in bytes.
+    alignments: [u32; 4],
+}
+
+/// cuBLASLt's handle and what it was asked before.
+pub struct Products {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Kind, Option<Plan>>,
+}
+
+// SAFETY: cuBLASLt's handles may be used from any thread; this one from one at a time, behind a lock.
+unsafe impl Send for Products {}
+
+impl Products {
+    /// # Errors
+    /// cuBLASLt does not start.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            handle: result::create_handle().map_err(failed)?,
+            plans: HashMap::new(),
+        })
+    }
+
+    fn plan(&mut self, kind: Kind) -> Result<Option<&Plan>> {
+        if !self.plans.contains_key(&kind) {
+            let plan = Plan::new(self.handle, &kind).map_err(failed)?;
+            self.plans.insert(kind, plan);
+        }
+        Ok(self.plans[&kind].as_ref())
+    }
+}
+
+fn failed(error: CublasError) -> Error {
+    Error::Cuda(Box::new(error))
+}
+
+/// Descriptors and algorithm of one kind of product.
+struct Plan {
+    product: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    input: sys::cublasLtMatrixLayout_t,
+    output: sys::cublasLtMatrixLayout_t,
+    chosen: sys::cublasLtMatmulHeuristicResult_t,
+}
+
+fn data_type(dtype: DType) -> sys::cudaDataType {
+    match dtype {
+        DType::F16 => sys::cudaDataType::CUDA_R_16F,
+        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+        _ => sys::cudaDataType::CUDA_R_32F,
+    }
+}
+
+fn compute_type(kind: &Kind) -> sys::cublasComputeType_t {
+    match (kind.dtype, kind.float32) {
+        (DType::F32, Float32::Tf32) => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+    }
+}
+
+impl Plan {
+    /// In cuBLAS's column-major words, y^T (outputs, rows) = W^T^T (outputs, inputs) x^T (inputs, rows). None where it has no
+    /// algorithm.
+    fn new(handle: sys::cublasLtHandle_t, kind: &Kind) -> Result<Option<Self>, CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let (rows, inputs, outputs) = (kind.rows as u64, kind.inputs as u64, kind.outputs as u64);
+        let (data, sum) = (data_type(kind.dtype), data_type(kind.result));
+        let layout = |data, rows: u64, columns| {
+            result::create_matrix_layout(data, rows, columns, rows.cast_signed())
+        };
+        let weight = layout(data, inputs, outputs)?;
+        let input = layout(data, inputs, rows)?;
+        let output = layout(sum, outputs, rows)?;
+        let product = result::create_matmul_desc(compute_type(kind), sys::cudaDataType::CUDA_R_32F)?;
+        let set = |attribute, value: u32| {
+            let value = from_ref(&value).cast::<c_void>();
+            // SAFETY: the descriptor is alive; each attribute set here is of 32 bits.
+            unsafe { result::set_matmul_desc_attribute(product, attribute, value, size_of::<u32>()) }
+        };
+        set(
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+            TRANSPOSED,
+        )?;
+        if kind.bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
+            set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, sum as u32)?;
+        }
+        let mut plan = Self {
+            product,
+            weight,
+            input,
+            output,
+            // SAFETY: a struct of numbers, for which zeros are values; it is overwritten before it is used.
+            chosen: unsafe { std::mem::zeroed() },
+        };
+        let preference = preference(kind)?;
+        // SAFETY: all descriptors are alive.
+        let chosen = unsafe {
+            result::get_matmul_algo_heuristic(
+                handle, product, weight, input, output, output, preference,
+            )
+        };
+        // SAFETY: it was made above and is not used again.
+        unsafe { result::destroy_matmul_pref(preference) }?;
+        match chosen {
+            Ok(chosen) => {
+                plan.chosen = chosen;
+                Ok(Some(plan))
+            }
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Binds the bias's place, which the descriptor holds.
+    fn set_bias(&self, bias: u64) -> Result<(), CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        let value = from_ref(&bias).cast::<c_void>();
+        // SAFETY: the descriptor is alive; the attribute is a pointer of the device.
+        unsafe {
+            result::set_matmul_desc_attribute(
+                self.product,
+                CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                value,
+                size_of::<u64>(),
+            )
+        }
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and used by nobody any more. What cannot be given back is left.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.product);
+            for layout in [self.weight, self.input, self.output] {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+fn preference(kind: &Kind) -> Result<sys::cublasLtMatmulPreference_t, CublasError> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let preference = result::create_matmul_pref()?;
+    let workspace = from_ref(&WORKSPACE).cast::<c_void>();
+    let attributes = [
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ];
+    // SAFETY: the preference is alive; the attributes are a size_t and numbers of 32 bits.
+    unsafe {
+        result::set_matmul_pref_attribute(
+            preference,
+            Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            workspace,
+            size_of::<usize>(),
+        )?;
+        for (attribute, bytes) in attributes.into_iter().zip(&kind.alignments) {
+            let bytes = from_ref(bytes).cast::<c_void>();
+            result::set_matmul_pref_attribute(preference, attribute, bytes, size_of::<u32>())?;
+        }
+    }
+    Ok(preference)
+}
+
+/// The largest power of two, up to 256, that an address is a multiple of.
+fn alignment(pointer: u64) -> u32 {
+    1 << pointer.trailing_zeros().min(8)
+}
+
+/// A linear layer's weights on a card.
+pub struct Linear {
+    /// (outputs, inputs)
+    pub weight: Tensor,
+    /// (outputs), of the type of the result.
+    pub bias: Option<Tensor>,
+    pub float32: Float32,
+}
+
+impl Linear {
+    /// `x W^T + bias + residual`: x (…, inputs) -> (…, outputs) in `result`, which is x's type or float32.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device gives up.
+    pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>, result: DType) -> Result<Tensor> {
+        let card = of_device(x.device())?;
+        let (outputs, inputs) = self.weight.dims2()?;
+        let mut shape = x.dims().to_vec();
+        if shape.pop() != Some(inputs) {
+            return Err(Error::Msg(format!(
+                "a linear layer of {inputs} inputs was given {:?}",
+                x.shape()
+            )));
+        }
+        shape.push(outputs);
+        let rows = x.elem_count() / inputs;
+        let (input, weight) = (
+            Array::contiguous(x, &card)?,
+            Array::contiguous(&self.weight, &card)?,
+        );
+        let bias = Array::optional(self.bias.as_ref(), &card)?;
+        let added = Array::optional(residual, &card)?;
+        let result_type = |array: &Option<Array>| array.as_ref().is_none_or(|a| a.dtype == result);
+        let sized = residual.is_none_or(|residual| residual.elem_count() == rows * outputs);
+        if input.dtype != weight.dtype || !result_type(&bias) || !result_type(&added) || !sized {
+            return Err(Error::Msg(format!(
+                "a linear layer of {inputs} to {outputs} in {:?} was given {:?} in {:?}",
+                weight.dtype,
+                x.shape(),
+                input.dtype
+            )));
+        }
+        let y = Output::new(rows * outputs, result, &card)?;
+        let places = Places {
+            weight: weight.pointer,
+            input: input.pointer,
+            bias: pointer(bias.as_ref()),
+            residual: pointer(added.as_ref()),
+            output: y.pointer,
+        };
+        let kind = Kind {
+            rows,
+            inputs,
+            outputs,
+            dtype: input.dtype,
+            result,
+            float32: self.float32,
+            bias: bias.is_some(),
+            residual: added.is_some(),
+            alignments: [places.weight, places.input, places.addend(), places.output].map(alignment),
+        };
+        if !multiply(&card, kind, places)? {
+            if result != input.dtype {
+                return Err(Error::Msg(format!(
+                    "cuBLASLt has no product of {outputs} x {inputs} x {rows} from {:?} to {result:?}",
+                    input.dtype
+                )));
+            }
+            card.note(format!(
+                "cuBLASLt has no product of {outputs} x {inputs} x {rows} in {result:?}: our own convolution does it"
+            ));
+            conv::own_product(&card, kind.into(), places)?;
+        }
+        Ok(y.tensor(shape))
+    }
+}
+
+/// Where a product's matrices lie; null for none.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub weight: u64,
+    pub input: u64,
+    pub bias: u64,
+    pub residual: u64,
+    pub output: u64,
+}
+
+impl Places {
+    /// cuBLASLt wants a third matrix also where it is multiplied by zero.
+    fn addend(&self) -> u64 {
+        if self.residual == 0 {
+            self.output
+        } else {
+            self.residual
+        }
+    }
+}
+
+/// A product as our own convolution sees it.
+pub struct OwnProduct {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub dtype: DType,
+}
+
+impl From<Kind> for OwnProduct {
+    fn from(kind: Kind) -> Self {
+        Self {
+            rows: kind.rows,
+            inputs: kind.inputs,
+            outputs: kind.outputs,
+            dtype: kind.dtype,
+        }
+    }
+}
+
+/// Whether cuBLASLt could.
+fn multiply(card: &Card, kind: Kind, places: Places) -> Result<bool> {
+    let mut products = locked(&card.products);
+    let handle = products.handle;
+    let Some(plan) = products.plan(kind)? else {
+        return Ok(false);
+    };
+    if kind.bias {
+        plan.set_bias(places.bias).map_err(failed)?;
+    }
+    let workspace = match plan.chosen.workspaceSize {
+        0 => 0,
+        bytes => card.scratch(bytes)?,
+    };
+    let (one, addend) = (1f32, f32::from(u8::from(kind.residual)));
+    // SAFETY: handle and descriptors are alive; the matrices have the sizes that the layouts say (`forward`); the workspace has
+    // what the algorithm asks for; alpha and beta are float32, as the scale type is.
+    let done = unsafe {
+        result::matmul(
+            handle,
+            plan.product,
+            from_ref(&one).cast(),
+            from_ref(&addend).cast(),
+            places.weight as *const c_void,
+            plan.weight,
+            places.input as *const c_void,
+            plan.input,
+            places.addend() as *const c_void,
+            plan.output,
+            places.output as *mut c_void,
+            plan.output,
+            &raw const plan.chosen.algo,
+            workspace as *mut c_void,
+            plan.chosen.workspaceSize,
+            card.stream.cu_stream().cast(),
+        )
+    };
+    match done {
+        Ok(()) => Ok(true),
+        Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => {
+            products.plans.insert(kind, None);
+            Ok(false)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

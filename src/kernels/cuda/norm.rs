@@ -1,0 +1,219 @@
+//! Group and layer normalisation.
+
+use candle_core::{DType, Error, Result, Tensor};
+
+use super::arrays::{Array, Output, suffix, vector};
+use super::card::{Argument, Card, of_device};
+use super::{Activation, blocks, int};
+
+const MODULE: &str = "sd_norm";
+const THREADS: usize = 256;
+/// Blocks that sum up a batch of maps, about: some for every multiprocessor of a large card.
+const BLOCKS: usize = 512;
+/// Positions that a thread sums up, at least: fewer are not worth a block.
+const POSITIONS_A_THREAD: usize = 8;
+
+/// A group norm's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm {
+    pub groups: usize,
+    pub eps: f32,
+    pub activation: Activation,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Shape {
+    positions: i32,
+    channels: i32,
+    groups: i32,
+    groups_a_block: i32,
+    chunk: i32,
+    scale_stride: i32,
+    eps: f32,
+}
+
+// SAFETY: plain numbers in C's layout, the same as GroupNormShape of sd_norm.cu.
+unsafe impl Argument for Shape {}
+
+/// How the work is cut.
+struct Cut {
+    groups_a_block: usize,
+    group_blocks: usize,
+    chunk: usize,
+    chunks: usize,
+}
+
+fn cut(batch: usize, positions: usize, groups: usize, vectors_a_group: usize) -> Cut {
+    let groups_a_block = (THREADS / vectors_a_group).clamp(1, groups);
+    let group_blocks = groups.div_ceil(groups_a_block);
+    let columns = (groups_a_block * vectors_a_group).min(THREADS);
+    let least = POSITIONS_A_THREAD * (THREADS / columns);
+    let wanted = (BLOCKS / (batch * group_blocks)).max(1);
+    let chunk = positions.div_ceil(wanted).max(least).min(positions);
+    Cut {
+        groups_a_block,
+        group_blocks,
+        chunk,
+        chunks: positions.div_ceil(chunk),
+    }
+}
+
+/// `act(norm(x) * scale + shift)` of a map (b, h, w, c). `scale`, `shift` (1, c) or (b, c), float32, the values of a row one
+/// after the other.
+///
+/// # Errors
+/// The shapes do not fit, or the device gives up.
+pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, norm: GroupNorm) -> Result<Tensor> {
+    let card = of_device(x.device())?;
+    let (b, h, w, c) = x.dims4()?;
+    let map = Array::contiguous(x, &card)?;
+    let (scale, scale_stride) = weights(scale, b, c, &card)?;
+    let (shift, shift_stride) = weights(shift, b, c, &card)?;
+    if scale_stride != shift_stride || !c.is_multiple_of(norm.groups) {
+        return Err(Error::Msg(format!(
+            "a group norm of {} groups and rows of {scale_stride} and {shift_stride} does not fit {c} channels",
+            norm.groups
+        )));
+    }
+    let (positions, size) = (h * w, c / norm.groups);
+    let together = vector(size, map.dtype);
+    let cut = cut(b, positions, norm.groups, size / together);
+    let parts = b * cut.chunks * norm.groups * 2 * size_of::<f32>();
+    let affine = parts.next_multiple_of(256);
+    let scratch = card.scratch(affine + b * 2 * c * size_of::<f32>())?;
+    let affine = scratch + affine as u64;
+    let shape = Shape {
+        positions: int(positions)?,
+        channels: int(c)?,
+        groups: int(norm.groups)?,
+        groups_a_block: int(cut.groups_a_block)?,
+        chunk: int(cut.chunk)?,
+        scale_stride: int(scale_stride)?,
+        eps: norm.eps,
+    };
+    let end = suffix(map.dtype)?;
+    let name = format!("sd_group_norm_statistics_{end}_{together}");
+    let grid = (cut.chunks as u32, cut.group_blocks as u32, b as u32);
+    let tickets = card.tickets(b)?;
+    // SAFETY: the arguments are sd_group_norm_statistics's. The map is whole; scale and shift have a row of c at every stride
+    // (`weights`); scratch has room for all parts and the affine map; there is a ticket a row.
+    unsafe {
+        card.launch(
+            (MODULE, &name),
+            grid,
+            THREADS as u32,
+            &[
+                &map.pointer,
+                &scale.pointer,
+                &shift.pointer,
+                &scratch,
+                &tickets,
+                &affine,
+                &shape,
+            ],
+        )?;
+    }
+    let y = Output::new(b * positions * c, map.dtype, &card)?;
+    let together = vector(c, map.dtype);
+    let name = format!("sd_group_norm_apply_{end}_{together}");
+    let grid = (blocks(positions * c / together), b as u32, 1);
+    // SAFETY: the arguments are sd_group_norm_apply's; x and y have b * positions * c values, the affine map 2 * b * c.
+    unsafe {
+        card.launch(
+            (MODULE, &name),
+            grid,
+            THREADS as u32,
+            &[
+                &map.pointer,
+                &affine,
+                &y.pointer,
+                &int(positions)?,
+                &int(c)?,
+                &norm.activation.number(),
+            ],
+        )?;
+    }
+    Ok(y.tensor((b, h, w, c)))
+}
+
+/// Scale or shift, and how far its rows lie apart: 0 for one row.
+fn weights<'a>(tensor: &'a Tensor, b: usize, c: usize, card: &Card) -> Result<(Array<'a>, usize)> {
+    let (rows, columns) = tensor.dims2()?;
+    let array = Array::strided(tensor, card)?;
+    let fits = columns == c && (rows == 1 || rows == b) && array.dtype == DType::F32;
+    if !fits || (array.stride[1] != 1 && c > 1) {
+        return Err(Error::Msg(format!(
+            "weights of a norm of shape {:?} and type {:?}, expected ({b} or 1, {c}), float32",
+            tensor.dims(),
+            array.dtype
+        )));
+    }
+    let stride = if rows == 1 { 0 } else { array.stride[0] };
+    Ok((array, stride))
+}
+
+/// Layer normalisation of `x` (…, size) over its last dimension; `weight`, `bias` (size), of its type.
+///
+/// # Errors
+/// The shapes do not fit, or the device gives up.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let card = of_device(x.device())?;
+    let size = weight.elem_count();
+    let values = Array::contiguous(x, &card)?;
+    let (weight, bias) = (
+        Array::contiguous(weight, &card)?,
+        Array::contiguous(bias, &card)?,
+    );
+    if x.dims().last() != Some(&size) || weight.dtype != values.dtype || bias.dtype != values.dtype
+    {
+        return Err(Error::Msg(format!(
+            "a layer norm of {size} was given {:?}",
+            x.shape()
+        )));
+    }
+    let rows = x.elem_count() / size;
+    let y = Output::new(x.elem_count(), values.dtype, &card)?;
+    let name = format!("sd_layer_norm_{}", suffix(values.dtype)?);
+    let grid = (rows.div_ceil(THREADS / 32) as u32, 1, 1);
+    // SAFETY: the arguments are sd_layer_norm's; x and y have rows * size values, weight and bias size.
+    unsafe {
+        card.launch(
+            (MODULE, &name),
+            grid,
+            THREADS as u32,
+            &[
+                &values.pointer,
+                &weight.pointer,
+                &bias.pointer,
+                &y.pointer,
+                &int(rows)?,
+                &int(size)?,
+                &eps,
+            ],
+        )?;
+    }
+    Ok(y.tensor(x.shape()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_covers_every_position_and_group_once() {
+        for (batch, positions, groups, vectors) in [
+            (1, 4096, 12, 4),
+            (2, 1, 1, 1),
+            (1, 1 << 22, 32, 1),
+            (3, 77, 5, 300),
+            (600, 9, 2, 16),
+        ] {
+            let cut = cut(batch, positions, groups, vectors);
+            assert!(cut.chunks * cut.chunk >= positions);
+            assert!((cut.chunks - 1) * cut.chunk < positions);
+            assert!(cut.group_blocks * cut.groups_a_block >= groups);
+            assert!(cut.groups_a_block == 1 || cut.groups_a_block * vectors <= THREADS);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The layers on this program's own CUDA kernels and the CUDA libraries, channels last.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+
+use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading, Sampling, stock};
+use crate::device::Placement;
+use crate::kernels::cuda as kernels;
+
+fn act(activation: Activation) -> kernels::Activation {
+    match activation {
+        Activation::None => kernels::Activation::None,
+        Activation::Gelu => kernels::Activation::Gelu,
+        Activation::Silu => kernels::Activation::Silu,
+        Activation::QuickGelu => kernels::Activation::QuickGelu,
+    }
+}
+
+fn float32(placement: &Placement) -> kernels::Float32 {
+    if placement.tf32 {
+        kernels::Float32::Tf32
+    } else {
+        kernels::Float32::Exact
+    }
+}
+
+/// Where the kernels' notes are told from: what only a curious user wants to know.
+pub fn notes(placement: &Placement) -> Result<Vec<String>> {
+    Ok(kernels::Card::of(placement.device.as_cuda_device()?)?.notes())
+}
+
+pub struct Linear(kernels::Linear);
+
+impl Linear {
+    pub fn new(
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        (inputs, outputs): (usize, usize),
+        placement: &Placement,
+    ) -> Result<Self> {
+        let bias = bias.map(|bias| stock::upload(bias, &[outputs], placement));
+        Ok(Self(kernels::Linear {
+            weight: stock::upload(weight, &[outputs, inputs], placement)?,
+            bias: bias.transpose()?,
+            float32: float32(placement),
+        }))
+    }
+
+    pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(self
+            .0
+            .forward(&x.contiguous()?, residual, x.dtype())?)
+    }
+}
+
+/// Scales and shifts of many norms, one product for all.
+pub struct Modulations {
+    linear: kernels::Linear,
+    channels: Vec<usize>,
+}
+
+impl Modulations {
+    /// `weights`: of each norm, (2 * channels, inputs); `biases` of all of them, one after the other.
+    pub fn new(
+        channels: Vec<usize>,
+        weights: &[Tensor],
+        mut biases: Vec<f32>,
+        placement: &Placement,
+    ) -> Result<Self> {
+        // A norm multiplies by 1 + scale: the 1 goes in here, once.
+        let mut start = 0;
+        for channels in &channels {
+            for bias in &mut biases[start..start + channels] {
+                *bias += 1.0;
+            }
+            start += 2 * channels;
+        }
+        let in_float32 = Placement {
+            dtype: DType::F32,
+            ..placement.clone()
+        };
+        let linear = kernels::Linear {
+            weight: Tensor::cat(weights, 0)?,
+            bias: Some(stock::upload(&biases, &[biases.len()], &in_float32)?),
+            float32: float32(placement),
+        };
+        Ok(Self { linear, channels })
+    }
+
+    /// Of each norm: scale and shift, (b, channels), float32, with the rows of all norms interleaved in memory.
+    pub fn forward(&self, x: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
+        let all = self.linear.forward(x, None, DType::F32)?;
+        let mut start = 0;
+        let mut next = |count: usize| {
+            start += count;
+            all.narrow(1, start - count, count)
+        };
+        let one = |&channels: &usize| Ok((next(channels)?, next(channels)?));
+        self.channels.iter().map(one).collect()
+    }
+}
+
+pub struct Conv2d(kernels::Convolution);
+
+impl Conv2d {
+    pub fn new(
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        shape: &ConvShape,
+        placement: &Placement,
+    ) -> Result<Self> {
+        let Padding { before, after } = shape.padding;
+        let filter = kernels::Filter {
+            inputs: shape.inputs,
+            outputs: shape.outputs,
+            kernel: shape.kernel,
+            stride: shape.stride,
+            before,
+            after,
+        };
+        let weight = stock::upload(weight, &shape.weight(), placement)?;
+        let bias = bias.map(|bias| stock::upload(bias, &[shape.outputs], placement));
+        let bias = bias.transpose()?;
+        let convolution = kernels::Convolution::new(filter, &weight, bias, float32(placement))?;
+        Ok(Self(convolution))
+    }
+
+    pub fn forward(
+        &self,
+        x: &FeatureMap,
+        reading: Reading,
+        residual: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
+        let residual = residual.map(|map| &map.tensor);
+        let y = match reading {
+            Reading::Plain => self.0.forward(&x.tensor, kernels::Read::Plain, residual),
+            Reading::Upsampled => self.0.forward(&x.tensor, kernels::Read::Enlarged, residual),
+            Reading::Normed(norm) => {
+                let normed = norm_act(x, norm)?;
+                self.0
+                    .forward(&normed.tensor, kernels::Read::Plain, residual)
+            }
+        };
+        Ok(x.like(y?))
+    }
+}
+
+pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
+    let numbers = kernels::GroupNorm {
+        groups: norm.groups,
+        eps: norm.eps as f32,
+        activation: act(norm.activation),
+    };
+    let y = kernels::group_norm(&x.tensor, &norm.scale, &norm.shift, numbers)?;
+    Ok(x.like(y))
+}
+
+pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::None => x.clone(),
+        other => kernels::activation(&x.contiguous()?, act(other))?,
+    })
+}
+
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(kernels::layer_norm(
+        &x.contiguous()?,
+        weight,
+        bias,
+        eps as f32,
+    )?)
+}
+
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
+    if kernels::takes_heads(q.dim(2)? / heads) {
+        let causal = mask == Mask::Causal;
+        return Ok(kernels::attention(q, k, v, heads, causal)?);
+    }
+    stock::attention(q, k, v, heads, mask)
+}
+
+pub fn cat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(kernels::concatenate(a, b)?)
+}
+
+fn large_enough(x: &FeatureMap) -> Result<()> {
+    let (_, _, h, w) = x.dims()?;
+    ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
+    Ok(())
+}
+
+pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
+    large_enough(x)?;
+    Ok(x.like(kernels::downsample(&x.tensor)?))
+}
+
+pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
+    large_enough(x)?;
+    Ok(x.like(kernels::upsample(&x.tensor)?))
+}
+
+/// `first` times `scale` and then `second`, planes in float32, as a map of `repeats` times their batch.
+pub fn map_of_planes(
+    first: &Tensor,
+    scale: f64,
+    second: Option<&Tensor>,
+    repeats: usize,
+    dtype: DType,
+) -> Result<Tensor> {
+    let first = first.to_dtype(DType::F32)?.contiguous()?;
+    let y = kernels::planes_to_map(&first, scale as f32, second, repeats, dtype)?;
+    Ok(y)
+}
+
+pub fn planes(map: &Tensor) -> Result<Tensor> {
+    Ok(kernels::map_to_planes(map)?)
+}
+
+pub fn denoised(x: &Tensor, output: &Tensor, sampling: &Sampling) -> Result<Tensor> {
+    let reading = kernels::Reading {
+        skip: sampling.c_skip as f32,
+        factor: sampling.c_out as f32,
+        guidance: sampling.guidance as f32,
+    };
+    Ok(kernels::denoised(x, output, reading)?)
+}
+
+pub fn time_features(
+    condition: &Tensor,
+    frequencies: &Tensor,
+    angle: f64,
+    cosine_first: bool,
+) -> Result<Tensor> {
+    Ok(kernels::time_features(
+        condition,
+        frequencies,
+        angle as f32,
+        cosine_first,
+    )?)
+}
