@@ -3,3 +3,5 @@
 pub mod text;
 pub mod unet;
 pub mod vae;
+
+pub use crate::layers::notes;

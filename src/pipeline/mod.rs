@@ -27,8 +27,9 @@ pub use self::types::{
     Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
-use crate::device::{Backend, Placement};
+use crate::device::{self, Backend, Placement};
 use crate::model::PartFiles;
+use crate::networks;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{UNet, UNetConfig};
 use crate::networks::vae::{Decoder, Encoder, Posterior, VaeConfig};
@@ -61,21 +62,35 @@ pub struct Upscaler {
     vae_config: VaeConfig,
     sigma_range: SigmaRange,
     placement: Placement,
+    /// The VAE's decoder.
     vae_placement: Placement,
+    encoder_placement: Placement,
     /// Apart once one batch of both did not fit in memory.
     passes: Passes,
     prompts: Prompts,
     encoder: Option<Encoder>,
     unet: Option<UNet>,
     decoder: Option<Decoder>,
+    /// Of the layers' notes.
+    notes_told: usize,
 }
 
-/// The VAE's precision for a run in `dtype`: half precision overflows in its decoder.
-fn vae_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 => DType::F32,
-        other => other,
+/// The VAE's placements for a run in `dtype`: encoder and decoder. float16 overflows in the decoder. On a card bfloat16 does in its
+/// place, where the card has it: the decoder's maps are what a picture's memory is taken by. The encoder's error is one that all
+/// steps start from, and its maps are a quarter of the decoder's: float32, multiplied as the tensor cores can.
+fn vae_placements(device: &Device, dtype: DType) -> Result<(Placement, Placement)> {
+    let mut encoder = Placement::new(device, dtype);
+    let mut decoder = Placement::new(device, dtype);
+    if dtype == DType::F16 {
+        encoder.dtype = DType::F32;
+        encoder.tf32 = true;
+        decoder.dtype = if device::has_bfloat16(device)? {
+            DType::BF16
+        } else {
+            DType::F32
+        };
     }
+    Ok((encoder, decoder))
 }
 
 impl Upscaler {
@@ -93,6 +108,7 @@ impl Upscaler {
         let unet_config: UNetConfig = options.model.json("unet/config.json")?;
         unet_config.check()?;
         let vae_config = VaeConfig::load(&vae_files)?;
+        let (encoder_placement, vae_placement) = vae_placements(&options.device, options.dtype)?;
         let channels = vae_config.latent_channels;
         ensure!(
             unet_config.in_channels == 2 * channels && unet_config.out_channels > channels,
@@ -105,7 +121,8 @@ impl Upscaler {
         Ok(Self {
             sigma_range: scheduler.sigma_range()?,
             placement: Placement::new(&options.device, options.dtype),
-            vae_placement: Placement::new(&options.device, vae_dtype(options.dtype)),
+            vae_placement,
+            encoder_placement,
             vae_files,
             unet_config,
             vae_config,
@@ -114,6 +131,7 @@ impl Upscaler {
             encoder: None,
             unet: None,
             decoder: None,
+            notes_told: 0,
             options,
         })
     }
@@ -130,9 +148,27 @@ impl Upscaler {
 
     /// Use candle's stock operations even where this program has kernels of its own: for comparisons.
     pub fn use_stock_operations(&mut self) {
-        self.placement.backend = Backend::Stock;
-        self.vae_placement.backend = Backend::Stock;
+        for placement in self.placements() {
+            placement.backend = Backend::Stock;
+        }
         self.forget();
+    }
+
+    /// Let float32 values be rounded to TF32 (11 bits) where a CUDA card multiplies them, which its tensor cores are fast at. Elsewhere
+    /// this changes nothing.
+    pub fn allow_tf32(&mut self) {
+        for placement in self.placements() {
+            placement.tf32 = true;
+        }
+        self.forget();
+    }
+
+    fn placements(&mut self) -> [&mut Placement; 3] {
+        [
+            &mut self.placement,
+            &mut self.encoder_placement,
+            &mut self.vae_placement,
+        ]
     }
 
     fn forget(&mut self) {
@@ -207,8 +243,9 @@ impl Upscaler {
         on_event(Event::Warning(format!(
             "{error}; doing it again in float32"
         )))?;
-        self.placement.dtype = DType::F32;
-        self.vae_placement.dtype = DType::F32;
+        for placement in self.placements() {
+            placement.dtype = DType::F32;
+        }
         self.forget();
         Ok(())
     }
@@ -232,6 +269,7 @@ impl Upscaler {
         let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
         let noise = noise_for(&low_res, &mut generators)?;
         let latents = self.denoise(&low_res, noise, &conditioning, settings, on_event)?;
+        self.tell_notes(on_event)?;
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
             Ok(UpscaledLatents {
@@ -318,7 +356,7 @@ impl Upscaler {
         let factor = self.vae_config.factor();
         let padded = padding::extend(image, multiple * factor, minimum * factor)?;
         let encoder = loaded(&mut self.encoder, Stage::Encode, on_event, || {
-            Encoder::load(&self.vae_files, &self.vae_placement)
+            Encoder::load(&self.vae_files, &self.encoder_placement)
         })?;
         on_event(Event::Started(Stage::Encode))?;
         let posterior = encoder.encode(&padded)?;
@@ -329,7 +367,11 @@ impl Upscaler {
         let drawn = generator.randn(posterior.mean.elem_count());
         let noise = Tensor::from_vec(drawn, posterior.mean.shape(), &Device::Cpu)?;
         let latents = (posterior.sample(&noise)? * self.vae_config.scaling_factor)?;
-        check_finite(&floats(&latents)?, Stage::Encode, self.vae_placement.dtype)?;
+        check_finite(
+            &floats(&latents)?,
+            Stage::Encode,
+            self.encoder_placement.dtype,
+        )?;
         finished(Stage::Encode, start, on_event)?;
         Ok((latents, Extent { width, height }))
     }
@@ -381,6 +423,16 @@ impl Upscaler {
         Ok(latents)
     }
 
+    /// Tells what the layers have noted since the last time.
+    fn tell_notes(&mut self, on_event: OnEvent) -> Result<()> {
+        let notes = networks::notes(&self.placement)?;
+        for note in notes.iter().skip(self.notes_told) {
+            on_event(Event::Note(note.clone()))?;
+        }
+        self.notes_told = notes.len();
+        Ok(())
+    }
+
     fn decode_once(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
         let start = Instant::now();
         let decoder = loaded(&mut self.decoder, Stage::Decode, on_event, || {
@@ -402,6 +454,7 @@ impl Upscaler {
             self.decoder = None;
         }
         finished(Stage::Decode, start, on_event)?;
+        self.tell_notes(on_event)?;
         Pixels::new(upscaled.width, upscaled.height, values)
     }
 }

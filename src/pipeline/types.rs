@@ -193,6 +193,8 @@ pub enum Event {
     },
     /// Something the user should know.
     Warning(String),
+    /// Something that only a curious user wants to know.
+    Note(String),
 }
 
 /// Told of every [`Event`]; an error it returns ends the work (how a caller cancels).

@@ -1,7 +1,8 @@
-// cuBLAS, cuDNN and cuRAND, as far as candle calls them: matrix products and convolutions with sums in float32, or, where
+// cuBLAS, cuBLASLt, cuDNN and cuRAND, as far as candle and this program call them: matrix products and convolutions with sums in float32, or, where
 // cuDNN is told to compute in float16, as the tensor cores do that: 16 products at a time onto a float16 sum.
 #include "sim.h"
 #include "device.h"
+#include <string>
 #include <vector>
 
 namespace {
@@ -120,6 +121,140 @@ int cublasGemmStridedBatchedEx(Handle handle, int ta, int tb, int m, int n, int 
     });
 }
 
+// ---- cuBLASLt: products with bias and a third matrix, as far as src/kernels/cuda/gemm.rs calls it
+struct LtLayout { Type type; uint64_t rows, columns; int64_t ld; };
+struct LtProduct { int compute, transposed[2] = {0, 0}, epilogue = 1; const void *bias = nullptr; int bias_type = -1; };
+struct LtPreference { size_t workspace = 0; uint32_t alignment[4] = {256, 256, 256, 256}; };
+struct LtAlgorithm { uint64_t problem; uint32_t alignment[4]; uint64_t workspace, unused[4]; }; // of cublasLtMatmulAlgo_t's 64 bytes
+struct LtHeuristic { LtAlgorithm algorithm; size_t workspace; int state; float waves; int reserved[4]; };
+static_assert(sizeof(LtAlgorithm) == 64);
+static bool lt_type(int type, Type *to) {
+    *to = type == 2 ? F16 : type == 14 ? BF16 : F32;
+    return type == 0 || type == 2 || type == 14;
+}
+int cublasLtCreate(Handle *handle) { return create(handle, "cublasLtCreate"); }
+int cublasLtDestroy(Handle handle) { return destroy(handle); }
+int cublasLtMatrixLayoutCreate(Handle *layout, int type, uint64_t rows, uint64_t columns, int64_t ld) {
+    Type t;
+    if (!lt_type(type, &t)) sim_fail("cublasLtMatrixLayoutCreate: data type %d", type);
+    *layout = new LtLayout{t, rows, columns, ld};
+    return 0;
+}
+int cublasLtMatrixLayoutDestroy(Handle layout) { delete (LtLayout *)layout; return 0; }
+int cublasLtMatmulDescCreate(Handle *product, int compute, int scale) {
+    if ((compute != 68 && compute != 77) || scale != 0) sim_fail("cublasLtMatmulDescCreate: compute type %d, scale type %d", compute, scale);
+    *product = new LtProduct{compute};
+    return 0;
+}
+int cublasLtMatmulDescDestroy(Handle product) { delete (LtProduct *)product; return 0; }
+int cublasLtMatmulDescSetAttribute(Handle handle, int attribute, const void *value, size_t bytes) {
+    LtProduct &product = *(LtProduct *)handle;
+    if (bytes != (attribute == 8 ? 8u : 4u)) return 7; // CUBLAS_STATUS_INVALID_VALUE
+    int number = *(const int *)value;
+    switch (attribute) {
+        case 3: case 4: product.transposed[attribute - 3] = number; break;
+        case 7: product.epilogue = number; break;
+        case 8: product.bias = *(void *const *)value; break;
+        case 26: product.bias_type = number; break;
+        default: sim_fail("cublasLtMatmulDescSetAttribute: attribute %d", attribute);
+    }
+    if (product.epilogue != 1 && product.epilogue != 4) sim_fail("cuBLASLt: epilogue %d", product.epilogue);
+    return 0;
+}
+int cublasLtMatmulPreferenceCreate(Handle *preference) { *preference = new LtPreference; return 0; }
+int cublasLtMatmulPreferenceDestroy(Handle preference) { delete (LtPreference *)preference; return 0; }
+int cublasLtMatmulPreferenceSetAttribute(Handle handle, int attribute, const void *value, size_t bytes) {
+    LtPreference &preference = *(LtPreference *)handle;
+    if (bytes != (attribute == 1 ? 8u : 4u)) return 7;
+    if (attribute == 1) preference.workspace = *(const size_t *)value;
+    else if (attribute >= 5 && attribute <= 8) preference.alignment[attribute - 5] = *(const uint32_t *)value;
+    else sim_fail("cublasLtMatmulPreferenceSetAttribute: attribute %d", attribute);
+    return 0;
+}
+// What an algorithm was chosen for; 0 where the sizes do not go together.
+static uint64_t lt_problem(const LtProduct &p, const LtLayout &a, const LtLayout &b, const LtLayout &c, const LtLayout &d) {
+    uint64_t m = p.transposed[0] ? a.columns : a.rows, k = p.transposed[0] ? a.rows : a.columns;
+    uint64_t n = p.transposed[1] ? b.rows : b.columns;
+    bool fits = (p.transposed[1] ? b.columns : b.rows) == k && c.rows == m && d.rows == m && c.columns == n && d.columns == n;
+    for (const LtLayout *l : {&a, &b, &c, &d}) fits &= l->ld >= (int64_t)l->rows && l->rows && l->columns;
+    if (!fits) return 0;
+    uint64_t hash = 14695981039346656037ull;
+    for (uint64_t part : {m, n, k, (uint64_t)a.type, (uint64_t)d.type, (uint64_t)p.epilogue, (uint64_t)p.compute, (uint64_t)a.ld, (uint64_t)b.ld, (uint64_t)d.ld})
+        hash = (hash ^ part) * 1099511628211ull;
+    return hash | 1;
+}
+// The rows of cuBLAS's table that are simulated: equal types, or halves with a float32 result, whose bias is float32 too.
+static bool lt_supported(const LtProduct &p, const LtLayout &a, const LtLayout &b, const LtLayout &c, const LtLayout &d) {
+    static const int numbers[] = {0, 2, 14};
+    if (a.type != b.type || c.type != d.type || (d.type != a.type && d.type != F32)) return false;
+    if (p.compute == 77 && a.type != F32) return false;
+    return p.epilogue == 1 || p.bias_type == -1 || p.bias_type == numbers[d.type];
+}
+int cublasLtMatmulAlgoGetHeuristic(Handle, Handle product, Handle a, Handle b, Handle c, Handle d, Handle wish, int, LtHeuristic *results, int *found) {
+    const LtProduct &p = *(LtProduct *)product;
+    const LtLayout &A = *(LtLayout *)a, &B = *(LtLayout *)b, &C = *(LtLayout *)c, &D = *(LtLayout *)d;
+    sim_count("cublasLtMatmulAlgoGetHeuristic", 0);
+    if (int s = sim_fault("cublasLtMatmulAlgoGetHeuristic")) return s;
+    *found = 0;
+    uint64_t problem = lt_problem(p, A, B, C, D);
+    if (!problem) return 7;
+    if (!lt_supported(p, A, B, C, D)) return 15; // CUBLAS_STATUS_NOT_SUPPORTED
+    const LtPreference &preference = *(LtPreference *)wish;
+    uint64_t depth = p.transposed[0] ? A.rows : A.columns;
+    size_t workspace = depth >= 2048 ? std::min<size_t>(preference.workspace, 4 << 20) : 0; // as where the depth is split
+    LtHeuristic &result = *results;
+    result = {};
+    result.algorithm.problem = problem;
+    memcpy(result.algorithm.alignment, preference.alignment, sizeof preference.alignment);
+    result.algorithm.workspace = result.workspace = workspace;
+    *found = 1;
+    return 0;
+}
+int cublasLtMatmul(Handle, Handle product, const void *alpha, const void *a, Handle al, const void *b, Handle bl, const void *beta, const void *c, Handle cl,
+                   void *d, Handle dl, const LtAlgorithm *algorithm, void *workspace, size_t workspace_bytes, Handle stream) {
+    const LtProduct p = *(LtProduct *)product;
+    const LtLayout A = *(LtLayout *)al, B = *(LtLayout *)bl, C = *(LtLayout *)cl, D = *(LtLayout *)dl;
+    uint64_t problem = lt_problem(p, A, B, C, D);
+    if (!problem || (p.epilogue == 4 && !p.bias)) return 7;
+    if (!lt_supported(p, A, B, C, D)) return 15;
+    if (algorithm) {
+        if (algorithm->problem != problem) sim_fail("cublasLtMatmul: the algorithm was chosen for another product");
+        if (workspace_bytes < algorithm->workspace) return 7;
+        const void *places[] = {a, b, c, d};
+        for (int i = 0; i < 4; i++)
+            if ((uintptr_t)places[i] % algorithm->alignment[i]) sim_fail("cublasLtMatmul: matrix %c lies at no multiple of the %u bytes that its algorithm was chosen for", "ABCD"[i], algorithm->alignment[i]);
+    }
+    auto extent = [](const LtLayout &l) { return ((size_t)(l.columns - 1) * l.ld + l.rows) * width(l.type); };
+    int m = D.rows, n = D.columns, k = p.transposed[0] ? A.rows : A.columns;
+    float x = *(const float *)alpha, y = *(const float *)beta;
+    if (y == 0 && c != d) c = d;
+    SimOnStream on(stream);
+    return sim_enqueue("cublasLtMatmul", 2ull * m * n * k, [=] {
+        sim_touch("cublasLtMatmul A", 3, a, extent(A));
+        sim_touch("cublasLtMatmul B", 5, b, extent(B));
+        if (y != 0) sim_touch("cublasLtMatmul C", 8, c, extent(C));
+        sim_touch("cublasLtMatmul D", 10, d, extent(D));
+        if (p.epilogue == 4) sim_touch("cublasLtMatmul bias", 1, p.bias, (size_t)m * width(D.type));
+        if (workspace_bytes) sim_touch("cublasLtMatmul workspace", 13, workspace, workspace_bytes);
+        if (sim_flag("SIM_SKIP")) return;
+        SimTimer timer(SIM_GEMM);
+        // Column-major D (m, n) = A B is row-major D' (n, m) = B' A'.
+        std::vector<float> left((size_t)k * m), right((size_t)n * k), sums((size_t)n * m);
+        for (int l = 0; l < k; l++)
+            for (int j = 0; j < m; j++) left[(size_t)l * m + j] = load(A.type, a, p.transposed[0] ? (size_t)j * A.ld + l : (size_t)l * A.ld + j);
+        for (int j = 0; j < n; j++)
+            for (int l = 0; l < k; l++) right[(size_t)j * k + l] = load(B.type, b, p.transposed[1] ? (size_t)l * B.ld + j : (size_t)j * B.ld + l);
+        if (p.compute == 77) { for (float &v : left) v = to_tf32(v); for (float &v : right) v = to_tf32(v); }
+        sim_gemm(n, m, k, right.data(), left.data(), sums.data());
+        for (int j = 0; j < n; j++)
+            for (int l = 0; l < m; l++) {
+                float bias = p.epilogue == 4 ? load(D.type, p.bias, l) : 0, more = y == 0 ? 0 : y * load(C.type, c, (size_t)j * C.ld + l);
+                store(D.type, d, (size_t)j * D.ld + l, x * sums[(size_t)j * m + l] + more + bias);
+            }
+        sim_check_finite("cublasLtMatmul", "fhb"[D.type], d, extent(D));
+    });
+}
+
 // ---- cuRAND: made at the start by candle, never drawn from
 int curandCreateGenerator(Handle *g, int) { *g = (Handle)1; return 0; }
 int curandDestroyGenerator(Handle) { return 0; }
@@ -128,7 +263,7 @@ int curandSetPseudoRandomGeneratorSeed(Handle, unsigned long long) { return 0; }
 
 // ---- cuDNN
 struct TensorDescriptor { Type type; int dims[4], strides[4]; };
-struct ConvDescriptor { int pad[2], stride[2], dilation[2], mode, compute; };
+struct ConvDescriptor { int pad[2], stride[2], dilation[2], mode, compute, math; };
 static Type dnn_type(int t) { if (t != 0 && t != 2 && t != 9) sim_fail("cuDNN: data type %d", t); return t == 0 ? F32 : t == 2 ? F16 : BF16; }
 int cudnnCreate(Handle *handle) { return create(handle, "cudnnCreate"); }
 int cudnnDestroy(Handle handle) { return destroy(handle); }
@@ -136,8 +271,9 @@ int cudnnSetStream(Handle handle, Handle stream) { return set_stream(handle, str
 int cudnnCreateTensorDescriptor(Handle *d) { *d = new TensorDescriptor(); return 0; }
 int cudnnDestroyTensorDescriptor(Handle d) { delete (TensorDescriptor *)d; return 0; }
 int cudnnSetTensor4dDescriptor(Handle d, int format, int type, int n, int c, int h, int w) {
-    if (format != 0) sim_fail("cuDNN: tensor format %d", format);
-    *(TensorDescriptor *)d = {dnn_type(type), {n, c, h, w}, {c * h * w, h * w, w, 1}};
+    if (format != 0 && format != 1) sim_fail("cuDNN: tensor format %d", format);
+    if (format == 0) *(TensorDescriptor *)d = {dnn_type(type), {n, c, h, w}, {c * h * w, h * w, w, 1}};
+    else *(TensorDescriptor *)d = {dnn_type(type), {n, c, h, w}, {c * h * w, 1, w * c, c}}; // channels last
     return 0;
 }
 int cudnnSetTensor4dDescriptorEx(Handle d, int type, int n, int c, int h, int w, int sn, int sc, int sh, int sw) {
@@ -150,9 +286,14 @@ int cudnnSetFilter4dDescriptor(Handle d, int type, int format, int k, int c, int
 int cudnnCreateConvolutionDescriptor(Handle *d) { *d = new ConvDescriptor(); return 0; }
 int cudnnDestroyConvolutionDescriptor(Handle d) { delete (ConvDescriptor *)d; return 0; }
 int cudnnSetConvolution2dDescriptor(Handle d, int ph, int pw, int sh, int sw, int dh, int dw, int mode, int compute) {
-    *(ConvDescriptor *)d = {{ph, pw}, {sh, sw}, {dh, dw}, mode, compute};
+    *(ConvDescriptor *)d = {{ph, pw}, {sh, sw}, {dh, dw}, mode, compute, 0};
     return 0;
 }
+int cudnnSetConvolutionMathType(Handle d, int math) { ((ConvDescriptor *)d)->math = math; return 0; }
+struct ActivationDescriptor { int mode; };
+int cudnnCreateActivationDescriptor(Handle *d) { *d = new ActivationDescriptor{-1}; return 0; }
+int cudnnSetActivationDescriptor(Handle d, int mode, int, double) { ((ActivationDescriptor *)d)->mode = mode; return 0; }
+int cudnnDestroyActivationDescriptor(Handle d) { delete (ActivationDescriptor *)d; return 0; }
 struct Performance { int algo, status; float time; size_t memory; int determinism, math, reserved[3]; };
 int cudnnGetConvolutionForwardAlgorithm_v7(Handle, Handle, Handle, Handle, Handle, int, int *count, Performance *p) {
     *count = 1;
@@ -166,35 +307,52 @@ int cudnnGetConvolutionForwardWorkspaceSize(Handle, Handle, Handle w, Handle con
     *bytes = workspace_of(*(ConvDescriptor *)conv, *(TensorDescriptor *)w, *(TensorDescriptor *)y);
     return 0;
 }
-int cudnnConvolutionForward(Handle handle, const void *alpha, Handle xd, const void *x, Handle wd, const void *w, Handle cd, int, void *workspace, size_t workspace_bytes,
-                            const void *beta, Handle yd, void *y) {
-    const TensorDescriptor X = *(TensorDescriptor *)xd, W = *(TensorDescriptor *)wd, Y = *(TensorDescriptor *)yd;
-    const ConvDescriptor D = *(ConvDescriptor *)cd;
-    int inputs = W.dims[1], outputs = W.dims[0], kh = W.dims[2], kw = W.dims[3], oh = Y.dims[2], ow = Y.dims[3];
-    size_t k = (size_t)inputs * kh * kw, n = (size_t)oh * ow;
-    auto expected = [&](int i) { return (X.dims[2 + i] + 2 * D.pad[i] - D.dilation[i] * (W.dims[2 + i] - 1) - 1) / D.stride[i] + 1; };
-    if (X.dims[1] != inputs || Y.dims[1] != outputs || X.dims[0] != Y.dims[0] || oh != expected(0) || ow != expected(1)) return 2000; // CUDNN_STATUS_BAD_PARAM
-    if (X.type != W.type || X.type != Y.type || D.mode != 1) return 3000; // CUDNN_STATUS_NOT_SUPPORTED
-    if (D.compute != 0 && !(D.compute == 2 && X.type == F16)) return 3000;
-    if (workspace_bytes < workspace_of(D, W, Y)) return 2000;
-    auto extent = [](const TensorDescriptor &t) {
-        size_t last = 0;
-        for (int i = 0; i < 4; i++) last += (size_t)(t.dims[i] - 1) * t.strides[i];
-        return (last + 1) * width(t.type);
-    };
-    float al = *(const float *)alpha, be = *(const float *)beta;
-    SimOnStream on(stream_of(handle));
-    return sim_enqueue("cudnnConvolutionForward", 2 * k * n * outputs * X.dims[0], [=] {
-        sim_touch("cudnnConvolutionForward x", 3, x, extent(X));
-        sim_touch("cudnnConvolutionForward w", 5, w, extent(W));
-        sim_touch("cudnnConvolutionForward y", 12, y, extent(Y));
-        if (workspace) sim_touch("cudnnConvolutionForward workspace", 8, workspace, workspace_bytes);
+static size_t extent_of(const TensorDescriptor &t) {
+    size_t last = 0;
+    for (int i = 0; i < 4; i++) last += (size_t)(t.dims[i] - 1) * t.strides[i];
+    return (last + 1) * width(t.type);
+}
+// A convolution as both calls have it.
+struct Convolution {
+    TensorDescriptor X, W, Y;
+    ConvDescriptor D;
+    const void *x, *w, *bias = nullptr, *z = nullptr;
+    void *y, *workspace;
+    size_t workspace_bytes;
+    float alpha, beta; // of the sums, and of z
+
+    size_t depth() const { return (size_t)W.dims[1] * W.dims[2] * W.dims[3]; }
+    uint64_t operations() const { return 2 * depth() * Y.dims[2] * Y.dims[3] * Y.dims[1] * X.dims[0]; }
+    int check() const {
+        auto expected = [&](int i) { return (X.dims[2 + i] + 2 * D.pad[i] - D.dilation[i] * (W.dims[2 + i] - 1) - 1) / D.stride[i] + 1; };
+        if (X.dims[1] != W.dims[1] || Y.dims[1] != W.dims[0] || X.dims[0] != Y.dims[0] || Y.dims[2] != expected(0) || Y.dims[3] != expected(1)) return 2000; // CUDNN_STATUS_BAD_PARAM
+        if (X.type != W.type || X.type != Y.type || D.mode != 1) return 3000; // CUDNN_STATUS_NOT_SUPPORTED
+        if (D.compute != 0 && !(D.compute == 2 && X.type == F16)) return 3000;
+        bool last[] = {X.strides[1] == 1 && X.dims[1] > 1, W.strides[1] == 1 && W.dims[1] > 1};
+        if (X.dims[1] > 1 && last[0] != last[1]) return 3000; // a filter in the other order than its map
+        return workspace_bytes < workspace_of(D, W, Y) ? 2000 : 0;
+    }
+    void run(const std::string &name) const {
+        sim_touch((name + " x").c_str(), 3, x, extent_of(X));
+        sim_touch((name + " w").c_str(), 5, w, extent_of(W));
+        sim_touch((name + " y").c_str(), 12, y, extent_of(Y));
+        if (bias) sim_touch((name + " bias").c_str(), 14, bias, Y.dims[1] * width(Y.type));
+        if (z && z != y && beta != 0) sim_touch((name + " z").c_str(), 12, z, extent_of(Y));
+        if (workspace) sim_touch((name + " workspace").c_str(), 8, workspace, workspace_bytes);
         if (sim_flag("SIM_SKIP")) return;
         SimTimer timer(SIM_CONV);
-        bool halves = D.compute == 2 && !sim_flag("SIM_HALF_SUMS_IN_F32"), tf32 = X.type == F32 && sim_flag("SIM_TF32");
+        // cuDNN's own default lets float32 be multiplied as TF32; CUDNN_FMA_MATH (3) does not.
+        bool halves = D.compute == 2 && !sim_flag("SIM_HALF_SUMS_IN_F32"), tf32 = X.type == F32 && D.math != 3 && sim_flag("SIM_TF32");
+        int inputs = W.dims[1], outputs = W.dims[0], kh = W.dims[2], kw = W.dims[3], oh = Y.dims[2], ow = Y.dims[3];
+        size_t k = depth(), n = (size_t)oh * ow;
         std::vector<float> weights(outputs * k), columns(k * n), result(outputs * n);
-        for (size_t i = 0; i < weights.size(); i++) weights[i] = load(W.type, w, i);
-        if (tf32) for (float &v : weights) v = to_tf32(v);
+        for (int o = 0; o < outputs; o++)
+            for (int c = 0; c < inputs; c++)
+                for (int fy = 0; fy < kh; fy++)
+                    for (int fx = 0; fx < kw; fx++) {
+                        float v = load(W.type, w, (size_t)o * W.strides[0] + (size_t)c * W.strides[1] + (size_t)fy * W.strides[2] + (size_t)fx * W.strides[3]);
+                        weights[o * k + ((size_t)c * kh + fy) * kw + fx] = tf32 ? to_tf32(v) : v;
+                    }
         for (int b = 0; b < X.dims[0]; b++) {
             for (int c = 0; c < inputs; c++)
                 for (int fy = 0; fy < kh; fy++)
@@ -213,11 +371,35 @@ int cudnnConvolutionForward(Handle handle, const void *alpha, Handle xd, const v
                 for (int py = 0; py < oh; py++)
                     for (int px = 0; px < ow; px++) {
                         size_t at = (size_t)b * Y.strides[0] + (size_t)o * Y.strides[1] + (size_t)py * Y.strides[2] + (size_t)px * Y.strides[3];
-                        store(Y.type, y, at, al * result[o * n + (size_t)py * ow + px] + (be == 0 ? 0 : be * load(Y.type, y, at)));
+                        float more = (beta == 0 ? 0 : beta * load(Y.type, z, at)) + (bias ? load(Y.type, bias, o) : 0);
+                        store(Y.type, y, at, alpha * result[o * n + (size_t)py * ow + px] + more);
                     }
         }
-        sim_check_finite("cudnnConvolutionForward", "fhb"[Y.type], y, extent(Y));
-    });
+        sim_check_finite(name.c_str(), "fhb"[Y.type], y, extent_of(Y));
+    }
+};
+int cudnnConvolutionForward(Handle handle, const void *alpha, Handle xd, const void *x, Handle wd, const void *w, Handle cd, int, void *workspace, size_t workspace_bytes,
+                            const void *beta, Handle yd, void *y) {
+    Convolution c{*(TensorDescriptor *)xd, *(TensorDescriptor *)wd, *(TensorDescriptor *)yd, *(ConvDescriptor *)cd, x, w, nullptr, y, y, workspace, workspace_bytes,
+                  *(const float *)alpha, *(const float *)beta};
+    if (int status = c.check()) return status;
+    SimOnStream on(stream_of(handle));
+    return sim_enqueue("cudnnConvolutionForward", c.operations(), [=] { c.run("cudnnConvolutionForward"); });
+}
+// y = activation(alpha1 conv(x) + alpha2 z + bias)
+int cudnnConvolutionBiasActivationForward(Handle handle, const void *alpha1, Handle xd, const void *x, Handle wd, const void *w, Handle cd, int algorithm, void *workspace,
+                                          size_t workspace_bytes, const void *alpha2, Handle zd, const void *z, Handle bd, const void *bias, Handle ad, Handle yd, void *y) {
+    const TensorDescriptor &Y = *(TensorDescriptor *)yd, &Z = *(TensorDescriptor *)zd, &B = *(TensorDescriptor *)bd;
+    Convolution c{*(TensorDescriptor *)xd, *(TensorDescriptor *)wd, Y, *(ConvDescriptor *)cd, x, w, bias, z, y, workspace, workspace_bytes,
+                  *(const float *)alpha1, *(const float *)alpha2};
+    if (int status = c.check()) return status;
+    if (!bias || !z || B.type != Y.type || B.dims[0] != 1 || B.dims[1] != Y.dims[1] || B.dims[2] != 1 || B.dims[3] != 1) return 2000;
+    if (Z.type != Y.type || memcmp(Z.dims, Y.dims, sizeof Z.dims) || memcmp(Z.strides, Y.strides, sizeof Z.strides)) return 2000;
+    int mode = ((ActivationDescriptor *)ad)->mode;
+    if (mode == 5 && algorithm != 1) return 3000; // the identity goes with IMPLICIT_PRECOMP_GEMM alone
+    if (mode != 5) sim_fail("cudnnConvolutionBiasActivationForward: activation %d", mode);
+    SimOnStream on(stream_of(handle));
+    return sim_enqueue("cudnnConvolutionBiasActivationForward", c.operations(), [=] { c.run("cudnnConvolutionBiasActivationForward"); });
 }
 #pragma GCC visibility pop
 }

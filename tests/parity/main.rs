@@ -9,6 +9,7 @@ mod card;
 mod common;
 #[path = "../common/data.rs"]
 mod data;
+mod layers;
 mod networks;
 mod oracle;
 mod precision;

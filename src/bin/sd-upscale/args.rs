@@ -75,7 +75,8 @@ pub struct Args {
     )]
     pub device: DeviceChoice,
 
-    /// Precision; auto: f16 on CUDA (the VAE in f32), f32 on the CPU
+    /// Precision; auto: f16 on CUDA (the VAE's decoder in bf16, or f32 before capability 8.0), f32 on the CPU;
+    /// tf32: f32 whose products CUDA's tensor cores may round
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
 
@@ -182,10 +183,11 @@ pub enum ScheduleName {
     LogLinear,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
     Auto,
     F32,
+    Tf32,
     F16,
     Bf16,
 }

@@ -216,6 +216,7 @@ impl Worker<'_> {
                 self.say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
             }
             Event::Warning(text) => self.say(Message::Warning(format!("{name}: {text}"))),
+            Event::Note(text) => self.say(Message::Note(text)),
         }
     }
 

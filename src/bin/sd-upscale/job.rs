@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use sd_upscale::Settings;
-use sd_upscale::device::DeviceChoice;
+use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{TINY, hub};
@@ -35,6 +35,8 @@ pub struct Job {
     pub device: DeviceChoice,
     /// Absent: the device's default.
     pub dtype: Option<DType>,
+    /// Whether a card may round float32 products to TF32.
+    pub tf32: bool,
     pub skip_existing: bool,
     pub batch: usize,
     pub dry_run: bool,
@@ -79,6 +81,9 @@ impl TryFrom<Args> for Job {
                 "-o - would write the result's bytes to a terminal: give -o a file, or pipe them to a program".into(),
             ));
         }
+        if args.dtype == DtypeName::Tf32 && on_the_cpu(&args.device) {
+            return Err(UsageError(TF32_ON_THE_CPU.into()));
+        }
         let revision = match (args.revision, &*args.model) {
             (Some(revision), _) => revision,
             (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
@@ -114,10 +119,11 @@ impl TryFrom<Args> for Job {
             device: args.device,
             dtype: match args.dtype {
                 DtypeName::Auto => None,
-                DtypeName::F32 => Some(DType::F32),
+                DtypeName::F32 | DtypeName::Tf32 => Some(DType::F32),
                 DtypeName::F16 => Some(DType::F16),
                 DtypeName::Bf16 => Some(DType::BF16),
             },
+            tf32: args.dtype == DtypeName::Tf32,
             skip_existing: args.skip_existing,
             batch: args.batch as usize,
             dry_run: args.dry_run,
@@ -141,6 +147,17 @@ impl TryFrom<Args> for Job {
             },
             warnings,
         })
+    }
+}
+
+/// What is wrong with it.
+pub const TF32_ON_THE_CPU: &str = "--dtype tf32 is of CUDA cards' tensor cores, and the CPU would do the work: use --dtype f32, or --device cuda";
+
+/// Whether the CPU is among the devices that were asked for, or is all that this build has.
+fn on_the_cpu(choice: &DeviceChoice) -> bool {
+    match choice {
+        DeviceChoice::List(names) => names.contains(&One::Cpu),
+        DeviceChoice::Auto | DeviceChoice::AllCuda => !cfg!(feature = "cuda"),
     }
 }
 

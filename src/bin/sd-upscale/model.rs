@@ -85,14 +85,18 @@ impl Model {
     pub fn load(&self, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
         let Found { files, vae } = self.find()?;
         let dtype = self.job.dtype;
-        Upscaler::new(Options {
+        let mut upscaler = Upscaler::new(Options {
             model: files,
             vae,
             device: device.clone(),
             dtype: dtype.unwrap_or_else(|| device::default_dtype(device)),
             keep_loaded,
         })
-        .with_context(|| format!("the model {}", self.job.model))
+        .with_context(|| format!("the model {}", self.job.model))?;
+        if self.job.tf32 {
+            upscaler.allow_tf32();
+        }
+        Ok(upscaler)
     }
 
     /// What the model asks of inputs, by its configurations.

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use candle_core::Device;
-use sd_upscale::plan::{self, PassedOver, Plan};
+use sd_upscale::plan::{self, PassedOver, Plan, UsageError};
 use sd_upscale::{device, files};
 
 use crate::compute::compute;
@@ -29,6 +29,10 @@ const AHEAD: usize = 2;
 pub fn run(job: Job) -> Result<ExitCode> {
     let plan = plan::plan(&job.request)?;
     let (devices, note) = device::open(&job.device)?;
+    ensure!(
+        !(job.tf32 && devices.iter().any(Device::is_cpu)),
+        UsageError(crate::job::TF32_ON_THE_CPU.into())
+    );
     let inputs = plan.tasks.len() + plan.failed.len();
     let mut reporter = Reporter::new(job.verbosity, job.json, inputs, devices.len());
     for text in job.warnings.iter().chain(&plan.warnings).chain(&note) {

@@ -167,7 +167,7 @@ impl AttentionBlock {
             .config
             .cross_attention_dim
             .get(level, "cross_attention_dim")?;
-        let mut self_attention = || -> Result<SelfAttention> {
+        let self_attention = || -> Result<SelfAttention> {
             let attn = w.pp("attn1");
             let parts = ["to_q", "to_k", "to_v"].map(|name| attn.pp(name));
             Ok(SelfAttention {

@@ -27,7 +27,11 @@ fn ours(folder: &TempDir, placement: &Placement, ids: &[u32]) -> Conditioning {
         cut: None,
     };
     let encoder = TextEncoder::load(&files, placement).unwrap();
-    encoder.encode(&tokens).unwrap()
+    let on_device = encoder.encode(&tokens).unwrap();
+    Conditioning {
+        context: on_device.context.to_device(&Device::Cpu).unwrap(),
+        pooled: on_device.pooled.to_device(&Device::Cpu).unwrap(),
+    }
 }
 
 fn input(ids: &[u32]) -> Tensor {
