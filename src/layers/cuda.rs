@@ -119,7 +119,15 @@ impl Conv2d {
             after,
         };
         let weight = stock::upload(weight, &shape.weight(), placement)?;
-        let bias = bias.map(|bias| stock::upload(bias, &[shape.outputs], placement));
+        let of_bias = Placement {
+            // A network's last words are not rounded once more.
+            dtype: match filter.is_product() && shape.last {
+                true => DType::F32,
+                false => placement.dtype,
+            },
+            ..placement.clone()
+        };
+        let bias = bias.map(|bias| stock::upload(bias, &[shape.outputs], &of_bias));
         let bias = bias.transpose()?;
         let convolution = kernels::Convolution::new(filter, &weight, bias, float32(placement))?;
         Ok(Self(convolution))

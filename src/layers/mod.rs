@@ -274,6 +274,8 @@ pub struct ConvShape {
     pub kernel: usize,
     pub stride: usize,
     pub padding: Padding,
+    /// Whether its output is the network's, which a card then keeps in float32 where it can.
+    pub last: bool,
 }
 
 /// Zeros around a map.
@@ -302,7 +304,13 @@ impl ConvShape {
                 before: (kernel - 1) / 2,
                 after: kernel / 2,
             },
+            last: false,
         }
+    }
+
+    /// The same as the last of a network.
+    pub fn last(self) -> Self {
+        Self { last: true, ..self }
     }
 }
 

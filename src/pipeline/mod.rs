@@ -75,19 +75,23 @@ pub struct Upscaler {
     notes_told: usize,
 }
 
-/// The VAE's placements for a run in `dtype`: encoder and decoder. float16 overflows in the decoder. On a card bfloat16 does in its
-/// place, where the card has it: the decoder's maps are what a picture's memory is taken by. The encoder's error is one that all
-/// steps start from, and its maps are a quarter of the decoder's: float32, multiplied as the tensor cores can.
+/// The VAE's placements for a run in `dtype`: encoder and decoder.
+///
+/// float16 overflows in the decoder. On a card bfloat16 does in its place, where the card has it: the decoder's maps are what a
+/// picture takes of memory. The encoder's maps are a quarter of them, and its error is one that all steps start from: there
+/// half precision is float32, multiplied as the tensor cores can.
 fn vae_placements(device: &Device, dtype: DType) -> Result<(Placement, Placement)> {
     let mut encoder = Placement::new(device, dtype);
     let mut decoder = Placement::new(device, dtype);
-    if dtype == DType::F16 {
+    let on_card = encoder.backend == Backend::CardKernels;
+    if dtype == DType::F16 || (on_card && dtype == DType::BF16) {
         encoder.dtype = DType::F32;
         encoder.tf32 = true;
-        decoder.dtype = if device::has_bfloat16(device)? {
-            DType::BF16
-        } else {
-            DType::F32
+    }
+    if dtype == DType::F16 {
+        decoder.dtype = match device::has_bfloat16(device)? {
+            true => DType::BF16,
+            false => DType::F32,
         };
     }
     Ok((encoder, decoder))
@@ -284,12 +288,22 @@ impl Upscaler {
 
     fn condition(&mut self, settings: &Settings, on_event: OnEvent) -> Result<Conditioning> {
         let start = Instant::now();
-        let (model, placement) = (&self.options.model, &self.placement);
-        let conditioning = self
-            .prompts
-            .conditioning(settings, model, placement, on_event)?;
+        let placement = self.text_placement();
+        let conditioning =
+            self.prompts
+                .conditioning(settings, &self.options.model, &placement, on_event)?;
         finished(Stage::Text, start, on_event)?;
         Ok(conditioning)
+    }
+
+    /// The text encoder's: on a card in float32 at least, since the error of a prompt is one that all steps share, and guidance
+    /// multiplies what two prompts differ by. It runs once a prompt.
+    fn text_placement(&self) -> Placement {
+        let mut placement = self.placement.clone();
+        if placement.backend == Backend::CardKernels {
+            placement.dtype = DType::F32;
+        }
+        placement
     }
 
     /// The inputs as one batch of scaled latents (b, 4, h, w), and the sizes of the pictures that they stand for.

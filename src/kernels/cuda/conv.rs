@@ -47,7 +47,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn is_product(&self) -> bool {
+    /// Whether it is of one position, and so a product.
+    pub fn is_product(&self) -> bool {
         (self.kernel, self.stride, self.before, self.after) == (1, 1, 0, 0)
     }
 
@@ -92,7 +93,8 @@ pub struct Call<'a> {
 }
 
 impl Convolution {
-    /// `weight`: (outputs, inputs, kernel, kernel), as checkpoints have it; `bias`: (outputs).
+    /// `weight`: (outputs, inputs, kernel, kernel), as checkpoints have it; `bias`: (outputs), of its type, or in float32 for one
+    /// position: the result is float32 then.
     ///
     /// # Errors
     /// Out of memory.
@@ -171,13 +173,15 @@ impl Convolution {
         Ok(y.tensor(shape))
     }
 
+    /// The result has the bias's type where there is one.
     fn product(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let linear = Linear {
             weight: self.weight.clone(),
             bias: self.bias.clone(),
             float32: self.float32,
         };
-        linear.forward(x, residual, x.dtype())
+        let result = self.bias.as_ref().map_or(x.dtype(), Tensor::dtype);
+        linear.forward(x, residual, result)
     }
 
     /// None where cuDNN does not take the shape. It knows no enlarging and no unequal padding: that map is written.

@@ -275,18 +275,28 @@ impl Linear {
             alignments: [places.weight, places.input, places.addend(), places.output].map(alignment),
         };
         if !multiply(&card, kind, places)? {
-            if result != input.dtype {
-                return Err(Error::Msg(format!(
-                    "cuBLASLt has no product of {outputs} x {inputs} x {rows} from {:?} to {result:?}",
-                    input.dtype
-                )));
-            }
             card.note(format!(
-                "cuBLASLt has no product of {outputs} x {inputs} x {rows} in {result:?}: our own convolution does it"
+                "cuBLASLt has no product of {outputs} x {inputs} x {rows} from {:?} to {result:?}: our own convolution does it",
+                input.dtype
             ));
+            if result != input.dtype {
+                return self.widened()?.forward(&x.to_dtype(result)?, residual, result);
+            }
             conv::own_product(&card, kind.into(), places)?;
         }
         Ok(y.tensor(shape))
+    }
+}
+
+impl Linear {
+    /// The same with all weights in float32, which every way takes.
+    fn widened(&self) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32));
+        Ok(Self {
+            weight: self.weight.to_dtype(DType::F32)?,
+            bias: bias.transpose()?,
+            float32: self.float32,
+        })
     }
 }
 

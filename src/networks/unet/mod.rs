@@ -123,21 +123,19 @@ impl UNet {
                 Ok(norm.then(activation))
             })
             .transpose()?;
-        let conv = |inputs: usize, outputs: usize, kernel: usize, name: &str| {
-            Conv2d::new(ConvShape::same(inputs, outputs, kernel), &w.pp(name))
-        };
         Ok(Self {
-            conv_in: conv(config.in_channels, first, config.conv_in_kernel, "conv_in")?,
+            conv_in: Conv2d::new(
+                ConvShape::same(config.in_channels, first, config.conv_in_kernel),
+                &w.pp("conv_in"),
+            )?,
             time,
             norms,
             down_blocks,
             up_blocks,
             norm_out,
-            conv_out: conv(
-                first,
-                config.out_channels,
-                config.conv_out_kernel,
-                "conv_out",
+            conv_out: Conv2d::new(
+                ConvShape::same(first, config.out_channels, config.conv_out_kernel).last(),
+                &w.pp("conv_out"),
             )?,
             placement: w.placement().clone(),
             config,

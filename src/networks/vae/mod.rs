@@ -335,6 +335,7 @@ impl Encoder {
                     before: 0,
                     after: 1,
                 },
+                last: false,
             };
             let down = || Conv2d::new(shape, &w.pp("downsamplers.0.conv"));
             Ok(Level {
