@@ -1,7 +1,10 @@
 //! The layers on this program's own CUDA kernels and the CUDA libraries, channels last.
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading, Sampling, stock};
 use crate::device::Placement;
@@ -24,6 +27,52 @@ fn float32(placement: &Placement) -> kernels::Float32 {
     }
 }
 
+/// Values that one thread converts at a time.
+const PIECE: usize = 1 << 16;
+
+/// Values on the placement's device in its dtype, converted here by all threads and sent once.
+fn upload(values: &[f32], shape: &[usize], placement: &Placement) -> Result<Tensor> {
+    fn converted<T: Copy + Default + Send>(
+        values: &[f32],
+        convert: impl Fn(&mut [T], &[f32]) + Sync,
+    ) -> Vec<T> {
+        let mut all = vec![T::default(); values.len()];
+        all.par_chunks_mut(PIECE)
+            .zip(values.par_chunks(PIECE))
+            .for_each(|(to, from)| convert(to, from));
+        all
+    }
+    let host = &Device::Cpu;
+    let tensor = match placement.dtype {
+        DType::F16 => {
+            let all = converted(values, <[f16]>::convert_from_f32_slice);
+            Tensor::from_vec(all, shape, host)?
+        }
+        DType::BF16 => {
+            let all = converted(values, <[bf16]>::convert_from_f32_slice);
+            Tensor::from_vec(all, shape, host)?
+        }
+        _ => Tensor::from_slice(values, shape, host)?,
+    };
+    Ok(tensor.to_device(&placement.device)?)
+}
+
+/// A filter (outputs, inputs, positions) as (outputs, positions, inputs).
+fn channels_last(weight: &[f32], inputs: usize, positions: usize) -> Vec<f32> {
+    let mut all = vec![0.0; weight.len()];
+    let size = inputs * positions;
+    all.par_chunks_mut(size)
+        .zip(weight.par_chunks(size))
+        .for_each(|(to, from)| {
+            for (input, values) in from.chunks_exact(positions).enumerate() {
+                for (position, value) in values.iter().enumerate() {
+                    to[position * inputs + input] = *value;
+                }
+            }
+        });
+    all
+}
+
 /// Where the kernels' notes are told from: what only a curious user wants to know.
 pub fn notes(placement: &Placement) -> Result<Vec<String>> {
     Ok(kernels::Card::of(placement.device.as_cuda_device()?)?.notes())
@@ -38,18 +87,16 @@ impl Linear {
         (inputs, outputs): (usize, usize),
         placement: &Placement,
     ) -> Result<Self> {
-        let bias = bias.map(|bias| stock::upload(bias, &[outputs], placement));
+        let bias = bias.map(|bias| upload(bias, &[outputs], placement));
         Ok(Self(kernels::Linear {
-            weight: stock::upload(weight, &[outputs, inputs], placement)?,
+            weight: upload(weight, &[outputs, inputs], placement)?,
             bias: bias.transpose()?,
             float32: float32(placement),
         }))
     }
 
     pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        Ok(self
-            .0
-            .forward(&x.contiguous()?, residual, x.dtype())?)
+        Ok(self.0.forward(&x.contiguous()?, residual, x.dtype())?)
     }
 }
 
@@ -60,10 +107,10 @@ pub struct Modulations {
 }
 
 impl Modulations {
-    /// `weights`: of each norm, (2 * channels, inputs); `biases` of all of them, one after the other.
+    /// `weights` of each norm, (2 * channels, inputs), and `biases`, one after the other.
     pub fn new(
         channels: Vec<usize>,
-        weights: &[Tensor],
+        weights: &[f32],
         mut biases: Vec<f32>,
         placement: &Placement,
     ) -> Result<Self> {
@@ -75,13 +122,14 @@ impl Modulations {
             }
             start += 2 * channels;
         }
+        let outputs = biases.len();
         let in_float32 = Placement {
             dtype: DType::F32,
             ..placement.clone()
         };
         let linear = kernels::Linear {
-            weight: Tensor::cat(weights, 0)?,
-            bias: Some(stock::upload(&biases, &[biases.len()], &in_float32)?),
+            weight: upload(weights, &[outputs, weights.len() / outputs], placement)?,
+            bias: Some(upload(&biases, &[outputs], &in_float32)?),
             float32: float32(placement),
         };
         Ok(Self { linear, channels })
@@ -118,19 +166,37 @@ impl Conv2d {
             before,
             after,
         };
-        let weight = stock::upload(weight, &shape.weight(), placement)?;
+        let positions = shape.kernel * shape.kernel;
+        let weight = channels_last(weight, shape.inputs, positions);
+        let weight = upload(&weight, &[weight.len()], placement)?;
         let of_bias = Placement {
             // A network's last words are not rounded once more.
-            dtype: match filter.is_product() && shape.last {
-                true => DType::F32,
-                false => placement.dtype,
+            dtype: if filter.is_product() && shape.last {
+                DType::F32
+            } else {
+                placement.dtype
             },
             ..placement.clone()
         };
-        let bias = bias.map(|bias| stock::upload(bias, &[shape.outputs], &of_bias));
+        let bias = bias.map(|bias| upload(bias, &[shape.outputs], &of_bias));
         let bias = bias.transpose()?;
         let convolution = kernels::Convolution::new(filter, &weight, bias, float32(placement))?;
         Ok(Self(convolution))
+    }
+
+    /// `conv(norm(x)) + residual`, the normalised map in the memory of `x`, which nobody else has.
+    pub fn forward_normed_over(
+        &self,
+        x: FeatureMap,
+        norm: &NormAct,
+        residual: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
+        let backend = x.backend;
+        let (scale, shift) = (&norm.scale, &norm.shift);
+        let normed = kernels::group_norm_over(x.tensor, scale, shift, numbers(norm))?;
+        let residual = residual.map(|map| &map.tensor);
+        let tensor = self.0.forward(&normed, kernels::Read::Plain, residual)?;
+        Ok(FeatureMap { tensor, backend })
     }
 
     pub fn forward(
@@ -153,13 +219,16 @@ impl Conv2d {
     }
 }
 
-pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
-    let numbers = kernels::GroupNorm {
+fn numbers(norm: &NormAct) -> kernels::GroupNorm {
+    kernels::GroupNorm {
         groups: norm.groups,
         eps: norm.eps as f32,
         activation: act(norm.activation),
-    };
-    let y = kernels::group_norm(&x.tensor, &norm.scale, &norm.shift, numbers)?;
+    }
+}
+
+pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
+    let y = kernels::group_norm(&x.tensor, &norm.scale, &norm.shift, numbers(norm))?;
     Ok(x.like(y))
 }
 

@@ -394,6 +394,21 @@ impl Conv2d {
         self.run(x, Reading::Normed(norm), residual)
     }
 
+    /// The same for a map that nobody else has: where it is on a card, it is normalised in its own memory.
+    pub fn forward_normed_over(
+        &self,
+        x: FeatureMap,
+        norm: &NormAct,
+        residual: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
+        match &self.weights {
+            ConvWeights::Card(convolution) => convolution.forward_normed_over(x, norm, residual),
+            ConvWeights::Packed(_) | ConvWeights::Stock { .. } => {
+                self.forward_normed(&x, norm, residual)
+            }
+        }
+    }
+
     /// `conv(x enlarged 2x by repeating every value)`
     pub fn forward_upsampled(&self, x: &FeatureMap) -> Result<FeatureMap> {
         self.run(x, Reading::Upsampled, None)
@@ -525,9 +540,9 @@ impl Modulations {
         norms: &[(usize, Weights)],
         placement: &Placement,
     ) -> Result<ModulationWeights> {
-        let (mut weights, mut biases) = (Vec::with_capacity(norms.len()), Vec::new());
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
         for (channels, w) in norms {
-            weights.push(w.tensor(&[2 * channels, inputs], "weight")?);
+            weights.extend_from_slice(&w.f32(&[2 * channels, inputs], "weight")?);
             biases.extend_from_slice(&w.f32(&[2 * channels], "bias")?);
         }
         let channels = norms.iter().map(|(channels, _)| *channels).collect();

@@ -14,7 +14,9 @@ pub enum Modulations {}
 pub enum Conv2d {}
 
 fn none<T>() -> Result<T> {
-    bail!("this build has no CUDA kernels: build it with `cargo build --release --features cuda,cudnn`, or use --device cpu")
+    bail!(
+        "this build has no CUDA kernels: build it with `cargo build --release --features cuda,cudnn`, or use --device cpu"
+    )
 }
 
 pub fn notes(_: &Placement) -> Result<Vec<String>> {
@@ -22,12 +24,7 @@ pub fn notes(_: &Placement) -> Result<Vec<String>> {
 }
 
 impl Linear {
-    pub fn new(
-        _: &[f32],
-        _: Option<&[f32]>,
-        _: (usize, usize),
-        _: &Placement,
-    ) -> Result<Self> {
+    pub fn new(_: &[f32], _: Option<&[f32]>, _: (usize, usize), _: &Placement) -> Result<Self> {
         none()
     }
 
@@ -37,7 +34,7 @@ impl Linear {
 }
 
 impl Modulations {
-    pub fn new(_: Vec<usize>, _: &[Tensor], _: Vec<f32>, _: &Placement) -> Result<Self> {
+    pub fn new(_: Vec<usize>, _: &[f32], _: Vec<f32>, _: &Placement) -> Result<Self> {
         none()
     }
 
@@ -55,6 +52,15 @@ impl Conv2d {
         &self,
         _: &FeatureMap,
         _: Reading,
+        _: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
+        match *self {}
+    }
+
+    pub fn forward_normed_over(
+        &self,
+        _: FeatureMap,
+        _: &NormAct,
         _: Option<&FeatureMap>,
     ) -> Result<FeatureMap> {
         match *self {}
@@ -89,13 +95,7 @@ pub fn upsample(_: &FeatureMap) -> Result<FeatureMap> {
     none()
 }
 
-pub fn map_of_planes(
-    _: &Tensor,
-    _: f64,
-    _: Option<&Tensor>,
-    _: usize,
-    _: DType,
-) -> Result<Tensor> {
+pub fn map_of_planes(_: &Tensor, _: f64, _: Option<&Tensor>, _: usize, _: DType) -> Result<Tensor> {
     none()
 }
 

@@ -89,9 +89,10 @@ fn vae_placements(device: &Device, dtype: DType) -> Result<(Placement, Placement
         encoder.tf32 = true;
     }
     if dtype == DType::F16 {
-        decoder.dtype = match device::has_bfloat16(device)? {
-            true => DType::BF16,
-            false => DType::F32,
+        decoder.dtype = if device::has_bfloat16(device)? {
+            DType::BF16
+        } else {
+            DType::F32
         };
     }
     Ok((encoder, decoder))

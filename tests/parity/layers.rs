@@ -83,8 +83,7 @@ fn map(seed: u32, shape: [usize; 4], placement: &Placement) -> FeatureMap {
 fn linear_layers() {
     for (rows, inputs, outputs) in [(5, 33, 17), (64, 64, 48), (1, 8, 3), (7, 2100, 5)] {
         let what = format!("linear {rows} x {inputs} to {outputs}");
-        let shapes: [(&str, &[usize]); 2] =
-            [("weight", &[outputs, inputs]), ("bias", &[outputs])];
+        let shapes: [(&str, &[usize]); 2] = [("weight", &[outputs, inputs]), ("bias", &[outputs])];
         let x = tensor(1, &[1, rows, inputs]);
         let residual = tensor(2, &[1, rows, outputs]);
         same_on_the_card(&what, |placement| {
@@ -122,6 +121,15 @@ fn scales_and_shifts_of_many_norms() {
     }
 }
 
+fn convolution(shape: ConvShape, bias: bool, w: &Weights) -> Conv2d {
+    let layer = if bias {
+        Conv2d::new(shape, w)
+    } else {
+        Conv2d::without_bias(shape, w)
+    };
+    layer.unwrap()
+}
+
 /// With a bias by cuDNN where the build has it, and without one by our own kernel.
 #[test]
 fn convolutions() {
@@ -151,10 +159,7 @@ fn convolutions() {
             let what = format!("{shape:?}, bias {bias}");
             let layer = |placement: &Placement| {
                 let w = weights(&shapes, placement);
-                match bias {
-                    true => Conv2d::new(shape, &w).unwrap(),
-                    false => Conv2d::without_bias(shape, &w).unwrap(),
-                }
+                convolution(shape, bias, &w)
             };
             same_on_the_card(&what, |placement| {
                 let x = map(4, [2, shape.inputs, h, w], placement);
@@ -185,18 +190,19 @@ fn a_convolution_of_a_normed_map_with_a_residual() {
         ];
         same_on_the_card(&format!("normed, {channels}, bias {bias}"), |placement| {
             let w = weights(&shapes, placement);
-            let layer = match bias {
-                true => Conv2d::new(shape, &w).unwrap(),
-                false => Conv2d::without_bias(shape, &w).unwrap(),
-            };
+            let layer = convolution(shape, bias, &w);
             let norm = GroupNorm::new(1, channels, 1e-6, &w.pp("norm")).unwrap();
             let (x, residual) = (
                 map(6, [2, channels, 7, 6], placement),
                 map(7, [2, channels, 7, 6], placement),
             );
             let norm = norm.then(Activation::None);
-            let y = layer.forward_normed(&x, &norm, Some(&residual)).unwrap();
-            y.to_nchw().unwrap()
+            let beside = layer.forward_normed(&x, &norm, Some(&residual)).unwrap();
+            let over = layer
+                .forward_normed_over(x, &norm, Some(&residual))
+                .unwrap();
+            let both = [beside.to_nchw().unwrap(), over.to_nchw().unwrap()];
+            Tensor::cat(&both, 0).unwrap()
         });
     }
 }

@@ -120,7 +120,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         causal: i32::from(causal),
     };
     let y = Output::new(b * queries * width, query.dtype, &card)?;
-    let grid = (queries.div_ceil(kernel.queries) as u32, heads as u32, b as u32);
+    let grid = (
+        queries.div_ceil(kernel.queries) as u32,
+        heads as u32,
+        b as u32,
+    );
     // SAFETY: the arguments are those of the attention kernels, which read rows of heads * d values at the strides given and write
     // b * queries of them.
     unsafe {

@@ -4,11 +4,10 @@
 //! kernels are for (75 where it is not set). Where that is older than 80 they are compiled for 80 too: bfloat16 and the wider
 //! products of the tensor cores begin there.
 
-use std::env;
 use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
+use std::{env, fs};
 
 const SOURCES: &str = "src/kernels/cuda";
 /// Capability of the first cards with bfloat16.
@@ -49,7 +48,8 @@ fn build() -> Result<(), String> {
 }
 
 fn sources() -> Result<Vec<PathBuf>, String> {
-    let listed = fs::read_dir(SOURCES).map_err(|error| format!("cannot list {SOURCES}: {error}"))?;
+    let listed =
+        fs::read_dir(SOURCES).map_err(|error| format!("cannot list {SOURCES}: {error}"))?;
     let mut sources: Vec<PathBuf> = listed
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))

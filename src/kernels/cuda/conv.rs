@@ -7,13 +7,12 @@ use super::arrays::{Array, Output, pointer, suffix};
 use super::card::{Argument, Card, of_device};
 #[cfg(feature = "cudnn")]
 use super::cudnn;
+#[cfg(feature = "cudnn")]
+pub use super::cudnn::Convolutions;
 use super::gemm::{Float32, Linear, OwnProduct, Places};
 use super::int;
 #[cfg(feature = "cudnn")]
 use super::maps;
-
-#[cfg(feature = "cudnn")]
-pub use super::cudnn::Convolutions;
 
 const MODULE: &str = "sd_conv";
 
@@ -25,9 +24,7 @@ pub struct Convolutions;
 impl Convolutions {
     /// # Errors
     /// None.
-    pub fn new(
-        _: &candle_core::cuda_backend::cudarc::driver::CudaStream,
-    ) -> Result<Self> {
+    pub fn new(_: &candle_core::cuda_backend::cudarc::driver::CudaStream) -> Result<Self> {
         Ok(Self)
     }
 }
@@ -55,7 +52,10 @@ impl Filter {
     fn output(&self, side: usize) -> Result<usize> {
         let padded = side + self.before + self.after;
         let room = padded.checked_sub(self.kernel).ok_or_else(|| {
-            Error::Msg(format!("a map of {side} is smaller than a kernel of {}", self.kernel))
+            Error::Msg(format!(
+                "a map of {side} is smaller than a kernel of {}",
+                self.kernel
+            ))
         })?;
         Ok(room / self.stride + 1)
     }
@@ -93,21 +93,22 @@ pub struct Call<'a> {
 }
 
 impl Convolution {
-    /// `weight`: (outputs, inputs, kernel, kernel), as checkpoints have it; `bias`: (outputs), of its type, or in float32 for one
-    /// position: the result is float32 then.
+    /// `weight`: (outputs, kernel, kernel, inputs); `bias`: (outputs), of its type, or in float32 for one position: the result is
+    /// float32 then.
     ///
     /// # Errors
-    /// Out of memory.
+    /// The weight has another shape.
     pub fn new(
         filter: Filter,
         weight: &Tensor,
         bias: Option<Tensor>,
         float32: Float32,
     ) -> Result<Self> {
+        let (outputs, inputs, side) = (filter.outputs, filter.inputs, filter.kernel);
         let weight = if filter.is_product() {
-            weight.reshape((filter.outputs, filter.inputs))?
+            weight.reshape((outputs, inputs))?
         } else {
-            weight.permute((0, 2, 3, 1))?.contiguous()?
+            weight.reshape((outputs, side, side, inputs))?
         };
         Ok(Self {
             filter,
@@ -144,7 +145,12 @@ impl Convolution {
         let added = Array::optional(residual, &card)?;
         let other = |array: &Option<Array>| array.as_ref().is_some_and(|a| a.dtype != input.dtype);
         let sized = residual.is_none_or(|residual| residual.dims() == [b, high, wide, shape.3]);
-        if c != self.filter.inputs || input.dtype != weight.dtype || other(&bias) || other(&added) || !sized {
+        if c != self.filter.inputs
+            || input.dtype != weight.dtype
+            || other(&bias)
+            || other(&added)
+            || !sized
+        {
             return Err(Error::Msg(format!(
                 "a convolution of {:?} in {:?} was given {:?} in {:?}",
                 self.filter,

@@ -1,6 +1,7 @@
 //! cuDNN's convolutions, bias and residual in the call, channels last.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::ptr::from_ref;
 
@@ -8,12 +9,11 @@ use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
 use candle_core::cuda_backend::cudarc::cudnn::sys;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{DType, Error};
+use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as ALGORITHM;
 
 use super::card::{Card, locked};
 use super::conv::{Call, Filter};
 use super::gemm::Float32;
-
-use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as ALGORITHM;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -203,15 +203,15 @@ pub fn forward(card: &Card, call: &Call) -> Result<bool> {
     };
     let mut convolutions = locked(&card.convolutions);
     let (handle, identity) = (convolutions.handle, convolutions.identity);
-    if !convolutions.plans.contains_key(&kind) {
-        let plan = match Plan::new(handle, &kind) {
+    let plan = match convolutions.plans.entry(kind) {
+        Entry::Occupied(found) => found.into_mut(),
+        Entry::Vacant(place) => place.insert(match Plan::new(handle, &kind) {
             Ok(plan) => Some(plan),
             Err(error) if not_supported(error) => None,
             Err(error) => return Err(failed(error)),
-        };
-        convolutions.plans.insert(kind, plan);
-    }
-    let Some(plan) = &convolutions.plans[&kind] else {
+        }),
+    };
+    let Some(plan) = plan else {
         return Ok(false);
     };
     let workspace = match plan.workspace {

@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt, with bias and residual in the call.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::ptr::from_ref;
 
@@ -63,11 +64,13 @@ impl Products {
     }
 
     fn plan(&mut self, kind: Kind) -> Result<Option<&Plan>> {
-        if !self.plans.contains_key(&kind) {
-            let plan = Plan::new(self.handle, &kind).map_err(failed)?;
-            self.plans.insert(kind, plan);
-        }
-        Ok(self.plans[&kind].as_ref())
+        let plan = match self.plans.entry(kind) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(Plan::new(self.handle, &kind).map_err(failed)?)
+            }
+        };
+        Ok(plan.as_ref())
     }
 }
 
@@ -112,16 +115,16 @@ impl Plan {
         let weight = layout(data, inputs, outputs)?;
         let input = layout(data, inputs, rows)?;
         let output = layout(sum, outputs, rows)?;
-        let product = result::create_matmul_desc(compute_type(kind), sys::cudaDataType::CUDA_R_32F)?;
+        let product =
+            result::create_matmul_desc(compute_type(kind), sys::cudaDataType::CUDA_R_32F)?;
         let set = |attribute, value: u32| {
             let value = from_ref(&value).cast::<c_void>();
             // SAFETY: the descriptor is alive; each attribute set here is of 32 bits.
-            unsafe { result::set_matmul_desc_attribute(product, attribute, value, size_of::<u32>()) }
+            unsafe {
+                result::set_matmul_desc_attribute(product, attribute, value, size_of::<u32>())
+            }
         };
-        set(
-            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
-            TRANSPOSED,
-        )?;
+        set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
         if kind.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
@@ -272,7 +275,8 @@ impl Linear {
             float32: self.float32,
             bias: bias.is_some(),
             residual: added.is_some(),
-            alignments: [places.weight, places.input, places.addend(), places.output].map(alignment),
+            alignments: [places.weight, places.input, places.addend(), places.output]
+                .map(alignment),
         };
         if !multiply(&card, kind, places)? {
             card.note(format!(
@@ -280,7 +284,9 @@ impl Linear {
                 input.dtype
             ));
             if result != input.dtype {
-                return self.widened()?.forward(&x.to_dtype(result)?, residual, result);
+                return self
+                    .widened()?
+                    .forward(&x.to_dtype(result)?, residual, result);
             }
             conv::own_product(&card, kind.into(), places)?;
         }

@@ -26,12 +26,7 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
             (MODULE, &name),
             (blocks(count / together), 1, 1),
             THREADS,
-            &[
-                &values.pointer,
-                &y.pointer,
-                &count,
-                &activation.number(),
-            ],
+            &[&values.pointer, &y.pointer, &count, &activation.number()],
         )?;
     }
     Ok(y.tensor(x.shape()))
@@ -91,7 +86,9 @@ fn resample(x: &Tensor, name: &str, (high, wide): (usize, usize), more: &[i32]) 
     }
     let grid = (blocks(wide * c / together), high as u32, b as u32);
     if high > 65535 || b > 65535 {
-        return Err(Error::Msg(format!("a map of {wide}x{high}, {b} of them, is too large for a card")));
+        return Err(Error::Msg(format!(
+            "a map of {wide}x{high}, {b} of them, is too large for a card"
+        )));
     }
     // SAFETY: the arguments are those of the kernel that the callers below name; y has the size that it writes.
     unsafe { card.launch((MODULE, &name), grid, THREADS, &arguments) }?;
@@ -160,7 +157,10 @@ pub fn planes_to_map(
     let (b, c1, h, w) = first.dims4()?;
     let c2 = second.map_or(Ok(0), |second| second.dim(1))?;
     if second.is_some_and(|second| second.dims() != [b, c2, h, w]) {
-        return Err(Error::Msg(format!("planes that do not go with {:?}", first.shape())));
+        return Err(Error::Msg(format!(
+            "planes that do not go with {:?}",
+            first.shape()
+        )));
     }
     let front = planes(first, &card)?;
     let back = second.map(|second| planes(second, &card)).transpose()?;
@@ -279,7 +279,9 @@ pub fn time_features(
     let values = Array::contiguous(condition, &card)?;
     let waves = planes(frequencies, &card)?;
     if width != 2 * count {
-        return Err(Error::Msg(format!("{count} frequencies for a condition of {width}")));
+        return Err(Error::Msg(format!(
+            "{count} frequencies for a condition of {width}"
+        )));
     }
     let y = Output::new(b * width, values.dtype, &card)?;
     let name = format!("sd_time_features_{}", suffix(values.dtype)?);

@@ -24,7 +24,7 @@ pub use self::maps::{
     Reading, activation, concatenate, denoised, downsample, map_to_planes, planes_to_map,
     time_features, upsample,
 };
-pub use self::norm::{GroupNorm, group_norm, layer_norm};
+pub use self::norm::{GroupNorm, group_norm, group_norm_over, layer_norm};
 
 /// The activations, as the kernels number them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,23 +66,84 @@ fn cut(batch: usize, positions: usize, groups: usize, vectors_a_group: usize) ->
 /// The shapes do not fit, or the device gives up.
 pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, norm: GroupNorm) -> Result<Tensor> {
     let card = of_device(x.device())?;
+    let y = Output::new(x.elem_count(), x.dtype(), &card)?;
+    normalise(&card, x, scale, shift, norm, y.pointer)?;
+    Ok(y.tensor(x.shape()))
+}
+
+/// The same in the map's own memory, which nobody else may be reading: what shares it is overwritten.
+///
+/// # Errors
+/// As [`group_norm`].
+pub fn group_norm_over(
+    x: Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    norm: GroupNorm,
+) -> Result<Tensor> {
+    let card = of_device(x.device())?;
+    let place = Array::contiguous(&x, &card)?.pointer;
+    normalise(&card, &x, scale, shift, norm, place)?;
+    Ok(x)
+}
+
+/// The normalised map at `to`, which has room for it.
+fn normalise(
+    card: &Card,
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    norm: GroupNorm,
+    to: u64,
+) -> Result<()> {
     let (b, h, w, c) = x.dims4()?;
-    let map = Array::contiguous(x, &card)?;
-    let (scale, scale_stride) = weights(scale, b, c, &card)?;
-    let (shift, shift_stride) = weights(shift, b, c, &card)?;
+    let map = Array::contiguous(x, card)?;
+    let affine = statistics(card, &map, (b, h * w, c), scale, shift, norm)?;
+    let together = vector(c, map.dtype);
+    let name = format!("sd_group_norm_apply_{}_{together}", suffix(map.dtype)?);
+    let grid = (blocks(h * w * c / together), b as u32, 1);
+    // SAFETY: the arguments are sd_group_norm_apply's; the map and `to` have b * h * w * c values, the affine map 2 * b * c.
+    unsafe {
+        card.launch(
+            (MODULE, &name),
+            grid,
+            THREADS as u32,
+            &[
+                &map.pointer,
+                &affine,
+                &to,
+                &int(h * w)?,
+                &int(c)?,
+                &norm.activation.number(),
+            ],
+        )
+    }
+}
+
+/// Where the factor and the addend of every row and channel lie, in scratch memory.
+fn statistics(
+    card: &Card,
+    map: &Array,
+    (b, positions, c): (usize, usize, usize),
+    scale: &Tensor,
+    shift: &Tensor,
+    norm: GroupNorm,
+) -> Result<u64> {
+    let (scale, scale_stride) = weights(scale, b, c, card)?;
+    let (shift, shift_stride) = weights(shift, b, c, card)?;
     if scale_stride != shift_stride || !c.is_multiple_of(norm.groups) {
         return Err(Error::Msg(format!(
             "a group norm of {} groups and rows of {scale_stride} and {shift_stride} does not fit {c} channels",
             norm.groups
         )));
     }
-    let (positions, size) = (h * w, c / norm.groups);
+    let size = c / norm.groups;
     let together = vector(size, map.dtype);
     let cut = cut(b, positions, norm.groups, size / together);
     let parts = b * cut.chunks * norm.groups * 2 * size_of::<f32>();
-    let affine = parts.next_multiple_of(256);
-    let scratch = card.scratch(affine + b * 2 * c * size_of::<f32>())?;
-    let affine = scratch + affine as u64;
+    let parts = parts.next_multiple_of(256);
+    let scratch = card.scratch(parts + b * 2 * c * size_of::<f32>())?;
+    let affine = scratch + parts as u64;
     let shape = Shape {
         positions: int(positions)?,
         channels: int(c)?,
@@ -92,8 +153,7 @@ pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, norm: GroupNorm) -
         scale_stride: int(scale_stride)?,
         eps: norm.eps,
     };
-    let end = suffix(map.dtype)?;
-    let name = format!("sd_group_norm_statistics_{end}_{together}");
+    let name = format!("sd_group_norm_statistics_{}_{together}", suffix(map.dtype)?);
     let grid = (cut.chunks as u32, cut.group_blocks as u32, b as u32);
     let tickets = card.tickets(b)?;
     // SAFETY: the arguments are sd_group_norm_statistics's. The map is whole; scale and shift have a row of c at every stride
@@ -114,27 +174,7 @@ pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, norm: GroupNorm) -
             ],
         )?;
     }
-    let y = Output::new(b * positions * c, map.dtype, &card)?;
-    let together = vector(c, map.dtype);
-    let name = format!("sd_group_norm_apply_{end}_{together}");
-    let grid = (blocks(positions * c / together), b as u32, 1);
-    // SAFETY: the arguments are sd_group_norm_apply's; x and y have b * positions * c values, the affine map 2 * b * c.
-    unsafe {
-        card.launch(
-            (MODULE, &name),
-            grid,
-            THREADS as u32,
-            &[
-                &map.pointer,
-                &affine,
-                &y.pointer,
-                &int(positions)?,
-                &int(c)?,
-                &norm.activation.number(),
-            ],
-        )?;
-    }
-    Ok(y.tensor((b, h, w, c)))
+    Ok(affine)
 }
 
 /// Scale or shift, and how far its rows lie apart: 0 for one row.

@@ -106,9 +106,9 @@ impl Resnet {
         match &self.conv_shortcut {
             Some(shortcut) => {
                 let x = shortcut.forward(x)?;
-                self.conv2.forward_normed(&hidden, &norm2, Some(&x))
+                self.conv2.forward_normed_over(hidden, &norm2, Some(&x))
             }
-            None => self.conv2.forward_normed(&hidden, &norm2, Some(x)),
+            None => self.conv2.forward_normed_over(hidden, &norm2, Some(x)),
         }
     }
 }

@@ -177,13 +177,18 @@ impl Resnet {
         })
     }
 
+    /// `x` is this resnet's own: a map of a large picture is written over as soon as nothing else reads it.
     fn forward(&self, x: FeatureMap) -> Result<FeatureMap> {
-        let hidden = self.conv1.forward_normed(&x, &self.norm1, None)?;
-        let x = match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(&x)?,
-            None => x,
+        let (hidden, residual) = match &self.conv_shortcut {
+            Some(shortcut) => {
+                let residual = shortcut.forward(&x)?;
+                let hidden = self.conv1.forward_normed_over(x, &self.norm1, None)?;
+                (hidden, residual)
+            }
+            None => (self.conv1.forward_normed(&x, &self.norm1, None)?, x),
         };
-        self.conv2.forward_normed(&hidden, &self.norm2, Some(&x))
+        self.conv2
+            .forward_normed_over(hidden, &self.norm2, Some(&residual))
     }
 }
 
