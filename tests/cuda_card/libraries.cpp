@@ -193,7 +193,7 @@ static bool lt_supported(const LtProduct &p, const LtLayout &a, const LtLayout &
 int cublasLtMatmulAlgoGetHeuristic(Handle, Handle product, Handle a, Handle b, Handle c, Handle d, Handle wish, int, LtHeuristic *results, int *found) {
     const LtProduct &p = *(LtProduct *)product;
     const LtLayout &A = *(LtLayout *)a, &B = *(LtLayout *)b, &C = *(LtLayout *)c, &D = *(LtLayout *)d;
-    sim_count("cublasLtMatmulAlgoGetHeuristic", 0);
+    sim_count("choice of an algorithm by cuBLASLt", 0);
     if (int s = sim_fault("cublasLtMatmulAlgoGetHeuristic")) return s;
     *found = 0;
     uint64_t problem = lt_problem(p, A, B, C, D);
