@@ -187,6 +187,7 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         ("in.png --seed -1", "--seed"),
         ("in.png --schedule linear", "log-linear"),
         ("in.png --dtype f8", "bf16"),
+        ("in.png --dtype tf32 --device cpu", "--dtype f32"),
         ("in.png --batch 0", "1..=64"),
         ("in.png --quality 0", "--quality"),
         ("in.png --shard 3/3", "3/3"),

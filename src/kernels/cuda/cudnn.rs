@@ -45,9 +45,13 @@ fn failed(error: CudnnError) -> Error {
     Error::Cuda(Box::new(error))
 }
 
-/// Whether cuDNN says that it has nothing for what was asked, in whichever of its words.
+/// Whether cuDNN says that it has nothing for what was asked, in whichever of its words: versions differ in where they call a
+/// layout or a type that they lack a bad parameter.
 fn not_supported(error: CudnnError) -> bool {
-    format!("{:?}", error.0).starts_with("CUDNN_STATUS_NOT_SUPPORTED")
+    let status = format!("{:?}", error.0);
+    ["NOT_SUPPORTED", "BAD_PARAM", "ARCH_MISMATCH"]
+        .iter()
+        .any(|word| status.starts_with(&format!("CUDNN_STATUS_{word}")))
 }
 
 impl Convolutions {

@@ -66,9 +66,7 @@ impl Products {
     fn plan(&mut self, kind: Kind) -> Result<Option<&Plan>> {
         let plan = match self.plans.entry(kind) {
             Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(place) => {
-                place.insert(Plan::new(self.handle, &kind).map_err(failed)?)
-            }
+            Entry::Vacant(place) => place.insert(Plan::new(self.handle, &kind).map_err(failed)?),
         };
         Ok(plan.as_ref())
     }
