@@ -168,6 +168,15 @@ impl Upscaler {
         self.forget();
     }
 
+    /// What the layers had to tell since this was asked last that only a curious user wants to know: shapes that a library of CUDA's did
+    /// not take, and what was done about it.
+    pub fn notes(&mut self) -> Vec<String> {
+        let all = networks::notes(&self.placement);
+        let new = all.iter().skip(self.notes_told).cloned().collect();
+        self.notes_told = all.len();
+        new
+    }
+
     fn placements(&mut self) -> [&mut Placement; 3] {
         [
             &mut self.placement,
@@ -274,7 +283,6 @@ impl Upscaler {
         let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
         let noise = noise_for(&low_res, &mut generators)?;
         let latents = self.denoise(&low_res, noise, &conditioning, settings, on_event)?;
-        self.tell_notes(on_event)?;
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
             Ok(UpscaledLatents {
@@ -438,16 +446,6 @@ impl Upscaler {
         Ok(latents)
     }
 
-    /// Tells what the layers have noted since the last time.
-    fn tell_notes(&mut self, on_event: OnEvent) -> Result<()> {
-        let notes = networks::notes(&self.placement)?;
-        for note in notes.iter().skip(self.notes_told) {
-            on_event(Event::Note(note.clone()))?;
-        }
-        self.notes_told = notes.len();
-        Ok(())
-    }
-
     fn decode_once(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
         let start = Instant::now();
         let decoder = loaded(&mut self.decoder, Stage::Decode, on_event, || {
@@ -469,7 +467,6 @@ impl Upscaler {
             self.decoder = None;
         }
         finished(Stage::Decode, start, on_event)?;
-        self.tell_notes(on_event)?;
         Pixels::new(upscaled.width, upscaled.height, values)
     }
 }

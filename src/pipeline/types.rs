@@ -193,8 +193,6 @@ pub enum Event {
     },
     /// Something the user should know.
     Warning(String),
-    /// Something that only a curious user wants to know.
-    Note(String),
 }
 
 /// Told of every [`Event`]; an error it returns ends the work (how a caller cancels).

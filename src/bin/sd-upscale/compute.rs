@@ -182,6 +182,9 @@ impl Worker<'_> {
             };
             results.push(Upscaled { result, low_res });
         }
+        for note in upscaler.notes() {
+            self.say(Message::Note(note))?;
+        }
         Ok(results)
     }
 
@@ -216,7 +219,6 @@ impl Worker<'_> {
                 self.say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
             }
             Event::Warning(text) => self.say(Message::Warning(format!("{name}: {text}"))),
-            Event::Note(text) => self.say(Message::Note(text)),
         }
     }
 

@@ -57,14 +57,18 @@ impl Card {
     /// # Errors
     /// A library of CUDA does not start.
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
-        static CARDS: OnceLock<Mutex<HashMap<DeviceId, Arc<Card>>>> = OnceLock::new();
-        let mut cards = locked(CARDS.get_or_init(Mutex::default));
+        let mut cards = locked(Self::cards());
         if let Some(card) = cards.get(&device.id()) {
             return Ok(card.clone());
         }
         let card = Arc::new(Self::new(device)?);
         cards.insert(device.id(), card.clone());
         Ok(card)
+    }
+
+    fn cards() -> &'static Mutex<HashMap<DeviceId, Arc<Self>>> {
+        static CARDS: OnceLock<Mutex<HashMap<DeviceId, Arc<Card>>>> = OnceLock::new();
+        CARDS.get_or_init(Mutex::default)
     }
 
     fn new(device: &CudaDevice) -> Result<Self> {
@@ -156,11 +160,6 @@ impl Card {
         Ok(kept.as_ref().map_or(0, |kept| self.pointer(kept)))
     }
 
-    /// Gives the scratch memory back, for when memory is short; it is there again when it is asked for.
-    pub fn release_scratch(&self) {
-        *locked(&self.scratch) = None;
-    }
-
     /// Zeros, one for each of `rows`, which a kernel leaves as it found them.
     ///
     /// # Errors
@@ -187,9 +186,11 @@ impl Card {
         }
     }
 
-    /// What was noted so far.
-    pub fn notes(&self) -> Vec<String> {
-        locked(&self.notes).clone()
+    /// What was noted so far of a device; nothing where it was not used.
+    pub fn notes_of(device: &CudaDevice) -> Vec<String> {
+        let cards = locked(Self::cards());
+        let card = cards.get(&device.id());
+        card.map_or_else(Vec::new, |card| locked(&card.notes).clone())
     }
 
     /// # Errors
