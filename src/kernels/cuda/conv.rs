@@ -81,6 +81,7 @@ pub struct Convolution {
 /// One call of a convolution.
 pub struct Call<'a> {
     pub filter: Filter,
+    #[cfg(feature = "cudnn")]
     pub float32: Float32,
     /// (b, h, w, inputs) of the map as it is in memory.
     pub map: (usize, usize, usize),
@@ -166,6 +167,7 @@ impl Convolution {
         let y = Output::new(b * high * wide * shape.3, input.dtype, &card)?;
         let call = Call {
             filter: self.filter,
+            #[cfg(feature = "cudnn")]
             float32: self.float32,
             map: (b, h, w),
             out: (high, wide),

@@ -99,6 +99,7 @@ fn resample(x: &Tensor, name: &str, (high, wide): (usize, usize), more: &[i32]) 
 ///
 /// # Errors
 /// The device gives up.
+#[cfg(feature = "cudnn")]
 pub fn repeat_2x(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, _) = x.dims4()?;
     resample(x, "repeat_2x", (2 * h, 2 * w), &[])
@@ -108,6 +109,7 @@ pub fn repeat_2x(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// The device gives up.
+#[cfg(feature = "cudnn")]
 pub fn pad(x: &Tensor, before: usize, after: usize) -> Result<Tensor> {
     let (_, h, w, _) = x.dims4()?;
     let more = before + after;
