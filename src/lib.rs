@@ -37,6 +37,8 @@
 //! # }
 //! ```
 
+#[doc(hidden)] // for the tool
+pub mod check;
 pub mod device;
 pub mod files;
 #[doc(hidden)] // for the benchmarks

@@ -1,12 +1,12 @@
 //! Latents in safetensors: diffusers' and ComfyUI's spellings read, ours and ComfyUI's written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{LatentKind, Latents, check_size, shortened};
 use crate::limits::ReadLimits;
@@ -56,14 +56,10 @@ impl Latents {
     /// # Errors
     /// The header does not fit the format.
     pub fn to_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
-        let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+        let mut metadata = metadata.clone();
         metadata.insert(SCALE_KEY.into(), "scaled".into());
         let bytes = le_bytes(&self.data);
-        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
-        Ok(safetensors::serialize(
-            [("latents", tensor)],
-            Some(metadata),
-        )?)
+        serialized(&[("latents", self.shape(), &bytes)], &metadata)
     }
 
     /// A ComfyUI `.latent`: F32 `latent_tensor`, raw, marked as such. `self` must be scaled; `scaling_factor` is the
@@ -78,14 +74,45 @@ impl Latents {
     ) -> Result<Vec<u8>> {
         let raw: Vec<f32> = self.data.iter().map(|v| v / scaling_factor).collect();
         let bytes = le_bytes(&raw);
-        let tensor = TensorView::new(Dtype::F32, self.shape(), &bytes)?;
-        let mark = TensorView::new(Dtype::F32, vec![0], &[])?;
-        let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
-        Ok(safetensors::serialize(
-            [(COMFY_KEY, tensor), (COMFY_MARK, mark)],
+        serialized(
+            &[
+                (COMFY_KEY, self.shape(), &bytes),
+                (COMFY_MARK, vec![0], &[]),
+            ],
             metadata,
-        )?)
+        )
     }
+}
+
+/// A safetensors file of F32 tensors (name, shape, little-endian bytes) in their order. Equal runs give equal bytes:
+/// the crate's own `serialize` takes the metadata in a hash map, and so writes it in another order each time.
+///
+/// # Errors
+/// The header cannot be written as JSON.
+fn serialized(
+    tensors: &[(&str, Vec<usize>, &[u8])],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
+    }
+    let mut end = 0;
+    for (name, shape, bytes) in tensors {
+        let start = end;
+        end += bytes.len();
+        let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        header.insert((*name).into(), entry);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    // The data begin at a multiple of 8 bytes, as the crate writes them.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.append(&mut header);
+    for (_, _, bytes) in tensors {
+        file.extend_from_slice(bytes);
+    }
+    Ok(file)
 }
 
 /// The bytes of the header of a safetensors file of which `head` is the beginning.

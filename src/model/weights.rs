@@ -18,6 +18,7 @@ use crate::device::Placement;
 enum Bytes {
     Mapped(Mmap),
     BuiltIn(&'static [u8]),
+    Made(Vec<u8>),
 }
 
 impl Bytes {
@@ -25,6 +26,7 @@ impl Bytes {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::BuiltIn(bytes) => bytes,
+            Bytes::Made(bytes) => bytes,
         }
     }
 
@@ -141,6 +143,14 @@ impl Weights {
     /// They are no safetensors file.
     pub fn built_in(name: &str, bytes: &'static [u8], placement: &Placement) -> Result<Self> {
         Self::index(vec![(name.to_string(), Bytes::BuiltIn(bytes))], placement)
+    }
+
+    /// The same over bytes made by this program.
+    ///
+    /// # Errors
+    /// As [`built_in`](Self::built_in).
+    pub fn made(bytes: Vec<u8>, placement: &Placement) -> Result<Self> {
+        Self::index(vec![("made here".into(), Bytes::Made(bytes))], placement)
     }
 
     fn index(files: Vec<(String, Bytes)>, placement: &Placement) -> Result<Self> {

@@ -6,7 +6,9 @@ mod memory;
 #[doc(hidden)] // for the parity tests
 pub mod noise;
 mod padding;
+mod progress;
 mod prompts;
+mod recover;
 #[doc(hidden)] // for the parity tests
 pub mod sampler;
 mod types;
@@ -20,7 +22,9 @@ use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
 use self::noise::Generator;
 use self::padding::Extent;
+use self::progress::Progress;
 use self::prompts::Prompts;
+use self::recover::OnCpu;
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
@@ -73,6 +77,8 @@ pub struct Upscaler {
     decoder: Option<Decoder>,
     /// Of the layers' notes.
     notes_told: usize,
+    /// What is too large for the card.
+    on_cpu: OnCpu,
 }
 
 /// The VAE's placements for a run in `dtype`: encoder and decoder.
@@ -137,6 +143,7 @@ impl Upscaler {
             unet: None,
             decoder: None,
             notes_told: 0,
+            on_cpu: OnCpu::default(),
             options,
         })
     }
@@ -202,10 +209,19 @@ impl Upscaler {
         settings: &Settings,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
-        match self.upscale_once(inputs, settings, on_event) {
-            Err(error) if self.can_retry(&error) => {
-                self.fall_back_to_f32(&error, on_event)?;
-                self.upscale_once(inputs, settings, on_event)
+        let pixels = self.pixels(inputs)?;
+        let upscaled = self.recovering(pixels, on_event, |upscaler, on_event| {
+            upscaler.upscale_once(inputs, settings, on_event)
+        });
+        match upscaled {
+            // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
+            Err(error) if inputs.len() > 1 && device::is_out_of_memory(&error) => {
+                let mut upscaled = Vec::with_capacity(inputs.len());
+                for input in inputs {
+                    let one = std::slice::from_ref(input);
+                    upscaled.extend(self.upscale(one, settings, on_event)?);
+                }
+                Ok(upscaled)
             }
             other => other,
         }
@@ -216,13 +232,10 @@ impl Upscaler {
     /// # Errors
     /// As [`upscale`](Self::upscale).
     pub fn decode(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
-        match self.decode_once(upscaled, on_event) {
-            Err(error) if self.can_retry(&error) => {
-                self.fall_back_to_f32(&error, on_event)?;
-                self.decode_once(upscaled, on_event)
-            }
-            other => other,
-        }
+        let pixels = upscaled.width * upscaled.height;
+        self.recovering(Some(pixels), on_event, |upscaler, on_event| {
+            upscaler.decode_once(upscaled, on_event)
+        })
     }
 
     /// Decode the input itself, not upscaled: what the latents show before.
@@ -244,24 +257,6 @@ impl Upscaler {
             },
             on_event,
         )
-    }
-
-    /// Whether an error is numbers that overflowed, in a precision that has a safer one.
-    fn can_retry(&self, error: &anyhow::Error) -> bool {
-        error
-            .downcast_ref::<NotFinite>()
-            .is_some_and(|error| error.dtype != DType::F32)
-    }
-
-    fn fall_back_to_f32(&mut self, error: &anyhow::Error, on_event: OnEvent) -> Result<()> {
-        on_event(Event::Warning(format!(
-            "{error}; doing it again in float32"
-        )))?;
-        for placement in self.placements() {
-            placement.dtype = DType::F32;
-        }
-        self.forget();
-        Ok(())
     }
 
     /// The passes through the networks, in their order; `upscale` does them again where they overflow.
@@ -424,19 +419,15 @@ impl Upscaler {
         let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
         let spread = self.sigma_range.initial_spread(sigmas[0]);
         let x = (noise * f64::from(spread))?.to_device(device)?;
-        let mut step_start = Instant::now();
+        let mut progress = Progress::start(device, settings.steps)?;
         let latents = sampler::euler(x, &sigmas, |x, step| {
             let denoised = denoiser.denoise(x, sigmas[step])?;
-            on_event(Event::Step {
-                done: step + 1,
-                total: settings.steps,
-                seconds: step_start.elapsed().as_secs_f64(),
-            })?;
-            step_start = Instant::now();
+            progress.step(on_event)?;
             Ok(denoised)
         })?;
 
         self.passes = denoiser.passes();
+        progress.end(on_event)?;
         let latents = latents.to_device(&Device::Cpu)?;
         check_finite(&floats(&latents)?, Stage::Denoise, self.placement.dtype)?;
         if !self.options.keep_loaded {

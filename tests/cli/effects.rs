@@ -190,3 +190,25 @@ fn a_dry_run_checks_what_a_run_would_and_speaks_json() {
     ran.says(&["memory: about", "model: tiny"]);
     assert!(!folder.path().join("out").exists());
 }
+
+#[test]
+fn a_device_is_checked_layer_by_layer() {
+    let folder = folder();
+    let ran = plain(folder.path(), "--check-device cpu --json").ends_in(0);
+    let lines = ran.json();
+    for part in ["convolution 3x3", "linear", "norm", "attention", "tiny"] {
+        let named = |line: &&serde_json::Value| line["layer"].as_str().unwrap().contains(part);
+        let found: Vec<_> = lines.iter().filter(named).collect();
+        assert!(!found.is_empty(), "no {part}");
+        for line in found {
+            assert_eq!(line["ok"], true, "{line}");
+            // Other orders of summing differ; nothing that was computed twice is equal in every last bit but the simplest.
+            assert!(line["error"].as_f64().unwrap() < 2e-5, "{line}");
+            assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
+        }
+    }
+    plain(folder.path(), "--check-device cpu a.png").ends_in(2);
+    plain(folder.path(), "--check-device gpu")
+        .ends_in(2)
+        .says(&["expected auto, cpu, cuda"]);
+}

@@ -70,6 +70,7 @@ impl Ran {
 
 /// The program, in `folder`, without what the developer's environment says. One thread, as the tests run side by side.
 pub fn program(folder: &Path) -> Command {
+    heed_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sd-upscale"));
     command.current_dir(folder).env("RAYON_NUM_THREADS", "1");
     for name in [
@@ -82,6 +83,16 @@ pub fn program(folder: &Path) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// The tests themselves may have been started by `nohup` or a shell's `&`, and the program rightly goes on ignoring the
+/// signals that those ignore.
+fn heed_signals() {
+    #[cfg(unix)]
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the default action is no function, so that nothing of ours runs in a handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// How long any one run may take before the test kills it: far beyond what the slowest machine needs.

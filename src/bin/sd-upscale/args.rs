@@ -15,7 +15,7 @@ use sd_upscale::plan::{Shard, Template};
 #[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
 pub struct Args {
     /// Image, latents file (.safetensors, .latent, .npz), folder, or - for standard input
-    #[arg(required_unless_present = "export_tiny")]
+    #[arg(required_unless_present_any = ["export_tiny", "check_device"])]
     pub input: Vec<OsString>,
 
     /// File (one input), folder (several inputs or a folder), or - for standard output
@@ -74,6 +74,17 @@ pub struct Args {
         help_heading = "Model"
     )]
     pub device: DeviceChoice,
+
+    /// Compute every layer and the built-in model on a device, compare with the CPU, and end; 1 where one is wrong
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        num_args = 0..=1,
+        default_missing_value = "auto",
+        help_heading = "Model",
+        conflicts_with = "input"
+    )]
+    pub check_device: Option<DeviceChoice>,
 
     /// Precision; auto: f16 on CUDA (the VAE's decoder in bf16, or f32 before capability 8.0), f32 on the CPU;
     /// tf32: f32 whose products CUDA's tensor cores may round

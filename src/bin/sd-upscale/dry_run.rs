@@ -33,7 +33,8 @@ const TINY_BASE: u64 = 100_000_000;
 /// # Errors
 /// The output is closed.
 pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
-    let facts = Model::new(job.clone()).facts_at_hand();
+    let first = devices.first().unwrap_or(&Device::Cpu);
+    let facts = Model::new(job.clone(), first.clone()).facts_at_hand();
     let (outcomes, peak) = outcomes(&job, plan, facts.as_ref());
     let failed = outcomes.iter().any(|o| o.status == Status::Error);
     let names: Vec<String> = devices.iter().map(device::name).collect();
@@ -42,7 +43,7 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
         format!("model: {}", weights(&job)),
     ];
     if let Some(peak) = peak {
-        about.push(memory(&job, peak));
+        about.extend(devices.iter().map(|device| memory(&job, device, peak)));
     }
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {
@@ -164,14 +165,18 @@ fn bytes_needed(size: Size, facts: Option<&Facts>) -> u64 {
     }
 }
 
-fn memory(job: &Job, peak: u64) -> String {
+/// What the run takes of a device's memory beside what is free of it.
+fn memory(job: &Job, device: &Device, peak: u64) -> String {
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    let base = if job.model == TINY {
-        TINY_BASE
-    } else {
-        PUBLISHED_BASE
+    let base = match &*job.model {
+        TINY => TINY_BASE,
+        _ => PUBLISHED_BASE,
     };
-    let free = match device::free_memory() {
+    let whose = match device {
+        Device::Cpu => String::new(),
+        card => format!(" of {}", device::name(card)),
+    };
+    let free = match device::free_memory(device) {
         Some(free) if free < base + peak => {
             format!("; only {:.1} GB are free: it may not fit", gigabytes(free))
         }
@@ -179,7 +184,7 @@ fn memory(job: &Job, peak: u64) -> String {
         None => String::new(),
     };
     format!(
-        "memory: about {:.1} GB ({:.1} GB for the largest picture){free}",
+        "memory{whose}: about {:.1} GB ({:.1} GB for the largest picture){free}",
         gigabytes(base + peak),
         gigabytes(peak)
     )

@@ -1,10 +1,12 @@
 //! The command line tool: parse, run, say what went wrong, exit.
 
 mod args;
+mod check_device;
 mod compute;
 mod dry_run;
 mod existing;
 mod export_tiny;
+mod first_use;
 mod item;
 mod job;
 mod model;
@@ -40,6 +42,11 @@ fn done(args: args::Args) -> Result<ExitCode> {
     if let Some(folder) = &args.export_tiny {
         export_tiny::export(folder)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(choice) = &args.check_device {
+        Isa::chosen().map_err(UsageError)?;
+        threads::start_pool()?;
+        return check_device::check(choice, args.json);
     }
     let job = job::Job::try_from(args)?;
     ensure!(

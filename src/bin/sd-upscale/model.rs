@@ -13,6 +13,8 @@ use crate::job::{Job, Verbosity};
 
 pub struct Model {
     job: Arc<Job>,
+    /// That memory is planned for: the run's first.
+    device: Device,
     found: Mutex<Option<Found>>,
 }
 
@@ -57,7 +59,7 @@ impl Facts {
         Ok(size.doubled())
     }
 
-    /// A result's peak of memory in bytes, weights apart.
+    /// A result's peak of the device's memory in bytes, weights apart.
     pub fn bytes_needed(&self, result: Size) -> u64 {
         self.upscaler.bytes_needed(result.width, result.height)
     }
@@ -71,11 +73,17 @@ struct Found {
 }
 
 impl Model {
-    pub fn new(job: Arc<Job>) -> Self {
+    pub fn new(job: Arc<Job>, device: Device) -> Self {
         Self {
             job,
+            device,
             found: Mutex::new(None),
         }
+    }
+
+    /// What memory is planned for.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The upscaler on one device; its weights are read when they are needed.
@@ -104,7 +112,7 @@ impl Model {
     /// # Errors
     /// [`NoModel`]: those of [`load`](Self::load).
     pub fn facts(&self) -> Result<Facts> {
-        let upscaler = self.load(&Device::Cpu, false).map_err(NoModel)?;
+        let upscaler = self.load(&self.device, false).map_err(NoModel)?;
         let name = self.job.model.clone();
         Ok(Facts { name, upscaler })
     }

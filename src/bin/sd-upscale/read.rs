@@ -294,7 +294,7 @@ impl Reader<'_> {
 
     /// Says before the work that a picture will hardly fit.
     fn warn_of_memory(&self, task: &Task, size: Size, needed: u64) {
-        if let Some(free) = device::free_memory().filter(|free| needed > *free) {
+        if let Some(free) = device::free_memory(self.model.device()).filter(|free| needed > *free) {
             let gigabytes = |bytes: u64| bytes as f64 / 1e9;
             self.say(Message::Warning(format!(
                 "{}: the result, {}x{}, needs about {:.1} GB of memory, and {:.1} GB are free: it may not fit",

@@ -16,7 +16,7 @@ use crate::model::Model;
 use crate::read::read;
 use crate::report::{End, Message, Outcome, Reporter, Status};
 use crate::write::write;
-use crate::{signals, threads};
+use crate::{first_use, signals, threads};
 
 /// Groups read ahead of the computing, and results waiting to be written.
 const AHEAD: usize = 2;
@@ -160,7 +160,8 @@ fn work(
     let (groups_out, groups_in) = sync_channel(AHEAD);
     let (finished_out, finished_in) = sync_channel(AHEAD);
     let groups_in = Arc::new(Mutex::new(groups_in));
-    let model = Arc::new(Model::new(job.clone()));
+    let first = devices.first().cloned().unwrap_or(Device::Cpu);
+    let model = Arc::new(Model::new(job.clone(), first));
 
     let many = plan.tasks.len() > 1;
     let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
@@ -174,7 +175,14 @@ fn work(
         let (job, to_say) = (job.clone(), messages.clone());
         let (groups, finished, model) = (groups_in.clone(), finished_out.clone(), model.clone());
         let work = move || {
-            let load = |of_many: bool| model.load(&device, many || of_many);
+            let load = |of_many: bool| {
+                let mut upscaler = model.load(&device, many || of_many)?;
+                if let Some(warning) = first_use::try_layers(&mut upscaler, &device)? {
+                    // The receiver is gone only where the run has ended.
+                    let _ = to_say.send(Message::Warning(warning));
+                }
+                Ok(upscaler)
+            };
             compute(&job, number, load, &groups, &finished, &to_say);
         };
         threads::start("computing", &messages, work)?;

@@ -1,13 +1,16 @@
 //! What the models run on: the CPU, or one or several CUDA cards.
 
-use std::str::FromStr;
+#[cfg(feature = "cuda")]
+mod card;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_card.rs"]
+mod card;
 
-#[cfg(feature = "cuda")]
-use anyhow::Context;
-#[cfg(feature = "cuda")]
-use anyhow::ensure;
-use anyhow::{Result, bail};
-use candle_core::{DType, Device};
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::{DType, Device, DeviceLocation};
 
 /// Where a model runs and in which precision its weights and activations are kept.
 #[derive(Clone, Debug)]
@@ -46,6 +49,15 @@ impl Placement {
             dtype,
             backend,
             tf32: false,
+        }
+    }
+
+    /// The same on candle's stock operations.
+    #[must_use]
+    pub fn with_stock_operations(self) -> Self {
+        Self {
+            backend: Backend::Stock,
+            ..self
         }
     }
 }
@@ -104,16 +116,16 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
         DeviceChoice::List(names) => {
             let open = |one: &One| match *one {
                 One::Cpu => Ok(Device::Cpu),
-                One::Cuda(number) => cuda(number),
+                One::Cuda(number) => card::open(number),
             };
             Ok((names.iter().map(open).collect::<Result<_>>()?, None))
         }
         DeviceChoice::AllCuda => {
-            let devices = (0..count_cards()?.max(1)).map(cuda);
+            let devices = (0..card::count()?.max(1)).map(card::open);
             Ok((devices.collect::<Result<_>>()?, None))
         }
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok((vec![Device::Cpu], None)),
-        DeviceChoice::Auto => match cuda(0) {
+        DeviceChoice::Auto => match card::open(0) {
             Ok(device) => Ok((vec![device], None)),
             Err(error) => Ok((
                 vec![Device::Cpu],
@@ -123,134 +135,15 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
     }
 }
 
-/// What candle opens on a CUDA device: what it is, its file where the CUDA libraries are opened at the first call (a
-/// build with `.ci/cuda`, which knows CUDA 13), and its files where they are linked and so loaded already.
-#[cfg(all(feature = "cuda", target_os = "linux"))]
-const LIBRARIES: [(&str, &str, &[&str]); 5] = [
-    ("the NVIDIA driver", "libcuda.so.1", &[]),
-    ("cuBLASLt", "libcublasLt.so.13", &["libcublasLt.so.12"]),
-    ("cuBLAS", "libcublas.so.13", &["libcublas.so.12"]),
-    ("cuRAND", "libcurand.so.10", &[]),
-    ("cuDNN", "libcudnn.so.9", &["libcudnn.so.8"]),
-];
-
-/// Looks for the libraries by name, so that every missing one is told of at once and by its name: what CUDA itself
-/// says without them is "not initialised".
-#[cfg(all(feature = "cuda", target_os = "linux"))]
-fn find_libraries() -> Result<()> {
-    let opens = |file: &str, flags| {
-        std::ffi::CString::new(file).is_ok_and(|file| {
-            // SAFETY: `file` ends in a zero byte. The libraries are NVIDIA's, whose loading has no conditions, and
-            // they stay open.
-            !unsafe { libc::dlopen(file.as_ptr(), flags) }.is_null()
-        })
-    };
-    let missing: Vec<String> = LIBRARIES
-        .into_iter()
-        .filter(|(what, ..)| cfg!(feature = "cudnn") || *what != "cuDNN")
-        .filter(|(_, file, linked)| {
-            !opens(file, libc::RTLD_NOW | libc::RTLD_GLOBAL)
-                && !linked
-                    .iter()
-                    .any(|file| opens(file, libc::RTLD_NOW | libc::RTLD_NOLOAD))
-        })
-        .map(|(what, file, _)| format!("{what} ({file})"))
-        .collect();
-    if !missing.is_empty() {
-        bail!(
-            "CUDA needs {}, not found on this machine: install what is missing, or add its folder to LD_LIBRARY_PATH",
-            missing.join(", ")
-        );
-    }
-    Ok(())
-}
-
-#[cfg(all(feature = "cuda", not(target_os = "linux")))]
-fn find_libraries() -> Result<()> {
-    Ok(())
-}
-
-/// How many cards the driver shows; `CUDA_VISIBLE_DEVICES` hides the others.
-#[cfg(feature = "cuda")]
-fn count_cards() -> Result<usize> {
-    use candle_core::cuda_backend::cudarc::driver::CudaContext;
-    find_libraries()?;
-    let count = CudaContext::device_count().context("the NVIDIA driver cannot be used")?;
-    Ok(usize::try_from(count)?)
-}
-
-#[cfg(feature = "cuda")]
-fn cuda(number: usize) -> Result<Device> {
-    let count = count_cards()?;
-    ensure!(
-        number < count,
-        "there is no CUDA device {number}: the NVIDIA driver shows {count}, counted from 0"
-    );
-    let device =
-        Device::new_cuda(number).with_context(|| format!("CUDA device {number} cannot be used"))?;
-    keep_memory(device.as_cuda_device()?);
-    Ok(device)
-}
-
-/// Whether a card computes in bfloat16: from compute capability 8.0 on.
+/// Whether a card computes in bfloat16: from compute capability 8.0 on. The CPU computes in float32 whatever it is given.
 ///
 /// # Errors
 /// The driver does not tell.
-#[cfg(feature = "cuda")]
 pub fn has_bfloat16(device: &Device) -> Result<bool> {
-    use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-    let Device::Cuda(card) = device else {
-        return Ok(false);
-    };
-    let stream = card.cuda_stream();
-    let major = stream
-        .context()
-        .attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    Ok(major >= 8)
-}
-
-/// Whether a card computes in bfloat16; there is none in a build without CUDA.
-///
-/// # Errors
-/// None.
-#[cfg(not(feature = "cuda"))]
-pub fn has_bfloat16(_: &Device) -> Result<bool> {
-    Ok(false)
-}
-
-/// Frees allocations of what they need not cost: two events for every tensor, and memory that goes back to the driver
-/// at every synchronisation.
-#[cfg(feature = "cuda")]
-fn keep_memory(device: &candle_core::CudaDevice) {
-    use candle_core::cuda_backend::cudarc::driver::{result, sys};
-    use sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: events order the work of several streams. A device has one here, for which cudarc makes events that it
-    // neither records nor awaits.
-    unsafe { device.disable_event_tracking() };
-    let mut threshold = u64::MAX;
-    // SAFETY: the context is alive, so its device is valid; the attribute is a u64 that the driver copies.
-    let set = unsafe {
-        result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()).and_then(
-            |pool| {
-                let value = (&raw mut threshold).cast();
-                result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, value)
-            },
-        )
-    };
-    // Cards without memory pools allocate as they always did.
-    let _ = set;
-}
-
-#[cfg(not(feature = "cuda"))]
-fn count_cards() -> Result<usize> {
-    Ok(1)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(_: usize) -> Result<Device> {
-    bail!(
-        "this build runs on the CPU alone: build it with `cargo build --release --features cuda,cudnn`, or use --device cpu"
-    )
+    match device {
+        Device::Cpu => Ok(false),
+        other => card::has_bfloat16(other),
+    }
 }
 
 /// The device, or this machine, has no memory left for what was asked of it.
@@ -270,9 +163,16 @@ pub fn can_allocate(bytes: u64) -> Result<(), OutOfMemory> {
         .map_err(|_| OutOfMemory)
 }
 
-/// Bytes of this machine's memory that are free, or of what the process's group may have; None where the system does
-/// not tell.
-pub fn free_memory() -> Option<u64> {
+/// Bytes of a device's memory that are free; None where the system does not tell.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => machine_memory(),
+        other => card::free_memory(other),
+    }
+}
+
+/// Of this machine's memory what is free, or of what the process's group may have.
+fn machine_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let number = |text: String| text.trim().parse::<u64>().ok();
     let machine = read("/proc/meminfo")?
@@ -287,10 +187,11 @@ pub fn free_memory() -> Option<u64> {
     Some(machine.min(group))
 }
 
-/// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's driver and cuBLAS call it.
+/// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's libraries call it.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<OutOfMemory>()
+            || card::is_out_of_memory(cause)
             || cause
                 .downcast_ref::<candle_core::Error>()
                 .is_some_and(candle_is_out_of_memory)
@@ -303,30 +204,9 @@ fn candle_is_out_of_memory(error: &candle_core::Error) -> bool {
         Error::Context { inner, .. }
         | Error::WithPath { inner, .. }
         | Error::WithBacktrace { inner, .. } => candle_is_out_of_memory(inner),
-        Error::Cuda(error) => cuda_is_out_of_memory(error.as_ref()),
+        Error::Cuda(error) => card::is_out_of_memory(error.as_ref()),
         _ => false,
     }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_is_out_of_memory(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    use candle_core::cuda_backend::CudaError;
-    use candle_core::cuda_backend::cudarc::cublas::result::CublasError;
-    use candle_core::cuda_backend::cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED;
-    use candle_core::cuda_backend::cudarc::driver::DriverError;
-    use candle_core::cuda_backend::cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    matches!(
-        error.downcast_ref::<CudaError>(),
-        Some(
-            CudaError::Cuda(DriverError(CUDA_ERROR_OUT_OF_MEMORY))
-                | CudaError::Cublas(CublasError(CUBLAS_STATUS_ALLOC_FAILED))
-        )
-    )
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_is_out_of_memory(_: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    false
 }
 
 /// The precision of a run on `device` where none is asked for: float16 on CUDA, float32 on the CPU.
@@ -337,11 +217,83 @@ pub fn default_dtype(device: &Device) -> DType {
     }
 }
 
-/// A short name for messages.
+/// A name for messages: `cpu`, or a card's number and what it is, `cuda:0 (NVIDIA GeForce RTX 4070)`.
 pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => match card::name(device) {
+            Some(name) => format!("cuda:{gpu_id} ({name})"),
+            None => format!("cuda:{gpu_id}"),
+        },
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// What a card is and which software drives it, a line each, the same at every call; empty for the CPU.
+///
+/// # Errors
+/// The driver does not answer.
+pub fn description(device: &Device) -> Result<Vec<String>> {
     match device {
-        Device::Cpu => "cpu".into(),
-        other => format!("{:?}", other.location()).to_lowercase(),
+        Device::Cpu => Ok(Vec::new()),
+        other => card::description(other),
+    }
+}
+
+/// Tells how long the steps of a device's work took. A card works while the program goes on: its own clock says when a
+/// step was done.
+pub enum StepClock {
+    /// The CPU: a step is done when its call returns.
+    Host {
+        /// The end of the last step.
+        last: Instant,
+        /// Seconds of the steps that were not told of.
+        open: Vec<f64>,
+    },
+    /// A card.
+    #[doc(hidden)]
+    Card(card::StepClock),
+}
+
+impl StepClock {
+    /// Begins the first step.
+    ///
+    /// # Errors
+    /// The driver refuses, as for the other calls.
+    pub fn start(device: &Device) -> Result<Self> {
+        Ok(match device {
+            Device::Cpu => Self::Host {
+                last: Instant::now(),
+                open: Vec::new(),
+            },
+            other => Self::Card(card::StepClock::start(other)?),
+        })
+    }
+
+    /// All work of a step has been told to the device: the next one begins.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn mark(&mut self) -> Result<()> {
+        match self {
+            Self::Host { last, open } => {
+                open.push(last.elapsed().as_secs_f64());
+                *last = Instant::now();
+                Ok(())
+            }
+            Self::Card(clock) => clock.mark(),
+        }
+    }
+
+    /// Seconds of each step that was done since the last call; waits while more than `ahead` steps are not.
+    ///
+    /// # Errors
+    /// The driver refuses, or a step failed.
+    pub fn finished(&mut self, ahead: usize) -> Result<Vec<f64>> {
+        match self {
+            Self::Host { open, .. } => Ok(std::mem::take(open)),
+            Self::Card(clock) => clock.finished(ahead),
+        }
     }
 }
 

@@ -1,0 +1,108 @@
+//! What one precision or device cannot do, another can: numbers that overflow are done again in float32, pictures that a
+//! card has no memory for on the CPU.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+
+use super::{Event, LowRes, NotFinite, OnEvent, Options, Upscaler};
+use crate::device;
+
+/// Stands in for a card whose memory is too small.
+#[derive(Default)]
+pub struct OnCpu {
+    upscaler: Option<Box<Upscaler>>,
+    /// Of the smallest picture that did not fit, in pixels of the result: larger ones are not tried.
+    too_large: Option<usize>,
+}
+
+impl Upscaler {
+    /// Does `work` for a result of so many pixels, again in float32 where its numbers overflow, and where the card has no
+    /// memory left: again without the other stages' weights, then on the CPU. `pixels` is None for a batch, which its
+    /// caller can make smaller.
+    pub(super) fn recovering<T>(
+        &mut self,
+        pixels: Option<usize>,
+        on_event: OnEvent,
+        work: impl Fn(&mut Self, OnEvent) -> Result<T>,
+    ) -> Result<T> {
+        if let Some(pixels) = pixels
+            && self.on_cpu.too_large.is_some_and(|least| pixels >= least)
+        {
+            return work(self.cpu()?, on_event);
+        }
+        let mut result = work(self, on_event);
+        if let Err(error) = &result
+            && overflowed(error)
+        {
+            self.fall_back_to_f32(error, on_event)?;
+            result = work(self, on_event);
+        }
+        if self.lacks_memory(&result) && self.forget_networks() {
+            result = work(self, on_event);
+        }
+        match pixels {
+            Some(pixels) if self.lacks_memory(&result) => {
+                self.forget_networks();
+                self.on_cpu.too_large = Some(pixels);
+                on_event(Event::Warning(format!(
+                    "{} has too little memory for it: doing it on the CPU, as all pictures of this size or larger from here on",
+                    device::name(&self.options.device)
+                )))?;
+                work(self.cpu()?, on_event)
+            }
+            _ => result,
+        }
+    }
+
+    fn lacks_memory<T>(&self, result: &Result<T>) -> bool {
+        !self.options.device.is_cpu() && result.as_ref().is_err_and(device::is_out_of_memory)
+    }
+
+    fn fall_back_to_f32(&mut self, error: &anyhow::Error, on_event: OnEvent) -> Result<()> {
+        on_event(Event::Warning(format!(
+            "{error}; doing it again in float32"
+        )))?;
+        for placement in self.placements() {
+            placement.dtype = DType::F32;
+        }
+        self.forget();
+        Ok(())
+    }
+
+    /// Drops the networks that are loaded; false where there are none.
+    fn forget_networks(&mut self) -> bool {
+        let loaded = self.encoder.is_some() || self.unet.is_some() || self.decoder.is_some();
+        (self.encoder, self.unet, self.decoder) = (None, None, None);
+        loaded
+    }
+
+    fn cpu(&mut self) -> Result<&mut Self> {
+        if self.on_cpu.upscaler.is_none() {
+            let upscaler = Self::new(Options {
+                device: Device::Cpu,
+                dtype: DType::F32,
+                ..self.options.clone()
+            });
+            let upscaler = upscaler.context("the CPU in place of the card")?;
+            self.on_cpu.upscaler = Some(Box::new(upscaler));
+        }
+        self.on_cpu
+            .upscaler
+            .as_deref_mut()
+            .context("the CPU in place of the card")
+    }
+
+    /// Pixels of the result of one input; None for several.
+    pub(super) fn pixels(&self, inputs: &[LowRes]) -> Result<Option<usize>> {
+        let [input] = inputs else { return Ok(None) };
+        let (width, height) = self.result_size(input)?;
+        Ok(Some(width * height))
+    }
+}
+
+/// Whether an error is numbers that overflowed, in a precision that has a safer one.
+fn overflowed(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<NotFinite>()
+        .is_some_and(|error| error.dtype != DType::F32)
+}
