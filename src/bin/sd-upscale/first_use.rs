@@ -31,7 +31,7 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
         return Ok(None);
     }
     let name = device::name(device);
-    let (wrong, ask) = (wrong.join("; "), "please report what --check-device shows");
+    let (wrong, ask) = (named(&wrong), "please report what --check-device shows");
     // Where candle's own operations are wrong as well, nothing is gained by them.
     Ok(Some(
         if check::short(device, true)?.iter().all(Finding::passed) {
@@ -55,6 +55,16 @@ fn wrong(findings: &[Finding]) -> Vec<String> {
     wrong
         .map(|finding| format!("{} in {}", finding.what, finding.dtype.as_str()))
         .collect()
+}
+
+/// The first of them, and how many more there are.
+fn named(wrong: &[String]) -> String {
+    const MOST: usize = 3;
+    let first = wrong[..wrong.len().min(MOST)].join("; ");
+    match wrong.len().saturating_sub(MOST) {
+        0 => first,
+        more => format!("{first}; and {more} more"),
+    }
 }
 
 /// A file in the user's cache folder whose name says what was found right.
