@@ -83,6 +83,16 @@ pub fn open(number: usize) -> Result<Device> {
 /// The oldest cards that the kernels are for: Turing, the first whose tensor cores every kernel of ours may use.
 const LEAST_CAPABILITY: (i32, i32) = (7, 5);
 
+/// What the smallest of candle's kernels makes of 0, which is 1.
+fn one(device: &Device) -> Result<f32> {
+    let zero = Tensor::zeros(1, DType::F32, device)?;
+    Ok(zero.affine(1.0, 1.0)?.squeeze(0)?.to_scalar()?)
+}
+
+pub fn computes(device: &Device) -> Result<bool> {
+    Ok(one(device)? == 1.0)
+}
+
 /// Loads and runs the smallest of kernels, so that a card or a driver too old for this build is found before the work: no
 /// other call tells.
 fn try_kernel(device: &Device) -> Result<()> {
@@ -97,11 +107,7 @@ fn try_kernel(device: &Device) -> Result<()> {
         LEAST_CAPABILITY.0,
         LEAST_CAPABILITY.1
     );
-    let tried = Tensor::zeros(1, DType::F32, device)
-        .and_then(|zero| zero.affine(1.0, 1.0))
-        .map_err(anyhow::Error::from)
-        .and_then(|_| Ok(device.synchronize()?));
-    tried.map_err(|error| match driver_status(&error) {
+    one(device).map(drop).map_err(|error| match driver_status(&error) {
         Some(CUDA_ERROR_UNSUPPORTED_PTX_VERSION) => error.context(format!(
             "its driver ({}) is older than the CUDA toolkit of this build: update the driver, or use --device cpu",
             software_versions().unwrap_or_default()

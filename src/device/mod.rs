@@ -135,6 +135,17 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
     }
 }
 
+/// Whether a device computes at all: 0 + 1 is 1 on it.
+///
+/// # Errors
+/// The driver refuses.
+pub fn computes(device: &Device) -> Result<bool> {
+    match device {
+        Device::Cpu => Ok(true),
+        other => card::computes(other),
+    }
+}
+
 /// Whether a card computes in bfloat16: from compute capability 8.0 on. The CPU computes in float32 whatever it is given.
 ///
 /// # Errors

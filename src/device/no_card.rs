@@ -20,6 +20,10 @@ pub fn is_out_of_memory(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+pub fn computes(_: &Device) -> Result<bool> {
+    Ok(false)
+}
+
 pub fn has_bfloat16(_: &Device) -> Result<bool> {
     Ok(false)
 }

@@ -21,6 +21,12 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
     if known.is_right() {
         return Ok(None);
     }
+    if !device::computes(device)? {
+        return Ok(Some(format!(
+            "{} says that 0 + 1 is not 1: what comes of it is no picture; use --device cpu",
+            device::name(device)
+        )));
+    }
     let findings = check::short(device, false)?;
     let wrong = wrong(&findings);
     if wrong.is_empty() {
