@@ -58,7 +58,7 @@ fn one(upscaler: &mut Upscaler, task: &Task, mut say: impl FnMut(&str)) -> Resul
                 total,
                 seconds,
             } => say(&format!("step {done} of {total} in {seconds:.2} s")),
-            Event::Warning(text) | Event::Note(text) => say(&text),
+            Event::Warning(text) => say(&text),
             Event::Started(_) | Event::Loading(_) | Event::Finished { .. } => {}
         }
         Ok(())
