@@ -9,6 +9,7 @@ mod cuda;
 mod cuda;
 mod stock;
 
+use std::cell::RefCell;
 use std::ops::Deref;
 
 use anyhow::{Result, bail, ensure};
@@ -513,6 +514,43 @@ pub struct Modulations {
     weights: ModulationWeights,
 }
 
+/// What a norm multiplies by, `1 + scale`, and adds, `shift`: each (b, channels), float32.
+pub type ScaleShift = (Tensor, Tensor);
+
+/// Scales and shifts of all norms, in the order of the norms.
+pub struct Modulated {
+    pub each: Vec<ScaleShift>,
+    /// On a card, the tensor that they are all parts of.
+    joined: Option<Tensor>,
+}
+
+/// A part of a network that is run many times on maps of one size. A card records it and is told of the whole at once; elsewhere it
+/// is run.
+#[derive(Default)]
+pub struct Replay(RefCell<cuda::Replay>);
+
+impl Replay {
+    /// `part(input, scales and shifts)`, which must read nothing else that changes from run to run, and whose weights live as long as
+    /// this. The result is good until the next run.
+    ///
+    /// # Errors
+    /// Those of `part`.
+    pub fn run(
+        &self,
+        input: &FeatureMap,
+        modulated: &Modulated,
+        part: impl Fn(&FeatureMap, &[ScaleShift]) -> Result<FeatureMap>,
+    ) -> Result<FeatureMap> {
+        match &modulated.joined {
+            Some(joined) => self
+                .0
+                .borrow_mut()
+                .run(input, joined, &modulated.each, part),
+            None => part(input, &modulated.each),
+        }
+    }
+}
+
 enum ModulationWeights {
     Card(cuda::Modulations),
     /// A layer a norm.
@@ -550,8 +588,8 @@ impl Modulations {
         Ok(ModulationWeights::Card(joined))
     }
 
-    /// `x` (b, inputs) -> of each norm `1 + scale` and `shift`, (b, channels), float32.
-    pub fn forward(&self, x: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
+    /// `x` (b, inputs) -> of each norm `1 + scale` and `shift`.
+    pub fn forward(&self, x: &Tensor) -> Result<Modulated> {
         match &self.weights {
             ModulationWeights::Card(joined) => joined.forward(x),
             ModulationWeights::Each(linears) => {
@@ -562,7 +600,10 @@ impl Modulations {
                     let shift = both.narrow(1, channels, channels)?.contiguous()?;
                     Ok((scale, shift))
                 };
-                linears.iter().map(each).collect()
+                Ok(Modulated {
+                    each: linears.iter().map(each).collect::<Result<_>>()?,
+                    joined: None,
+                })
             }
         }
     }

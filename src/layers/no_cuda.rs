@@ -3,7 +3,9 @@
 use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
 
-use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Reading, Sampling};
+use super::{
+    Activation, ConvShape, FeatureMap, Mask, Modulated, NormAct, Reading, Sampling, ScaleShift,
+};
 use crate::device::Placement;
 
 /// A layer that cannot be made.
@@ -38,7 +40,7 @@ impl Modulations {
         none()
     }
 
-    pub fn forward(&self, _: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
+    pub fn forward(&self, _: &Tensor) -> Result<Modulated> {
         match *self {}
     }
 }
@@ -109,4 +111,20 @@ pub fn denoised(_: &Tensor, _: &Tensor, _: &Sampling) -> Result<Tensor> {
 
 pub fn time_features(_: &Tensor, _: &Tensor, _: f64, _: bool) -> Result<Tensor> {
     none()
+}
+
+/// Nothing is recorded.
+#[derive(Default)]
+pub struct Replay;
+
+impl Replay {
+    pub fn run(
+        &mut self,
+        _: &FeatureMap,
+        _: &Tensor,
+        _: &[ScaleShift],
+        _: impl Fn(&FeatureMap, &[ScaleShift]) -> Result<FeatureMap>,
+    ) -> Result<FeatureMap> {
+        none()
+    }
 }

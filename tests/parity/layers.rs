@@ -115,7 +115,7 @@ fn scales_and_shifts_of_many_norms() {
             let w = weights(&shapes, placement);
             let norms = [(7, w.pp("a")), (11, w.pp("b"))];
             let all = Modulations::new(9, &norms, placement).unwrap();
-            let (scale, shift) = all.forward(&placed(&x, placement)).unwrap()[norm].clone();
+            let (scale, shift) = all.forward(&placed(&x, placement)).unwrap().each[norm].clone();
             Tensor::cat(&[scale, shift], 1).unwrap()
         });
     }

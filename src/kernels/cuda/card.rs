@@ -1,6 +1,7 @@
 //! What a card keeps between calls: its kernels, the libraries' handles and plans, memory that every call may use.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendDevice;
@@ -44,6 +45,8 @@ pub struct Card {
     pub products: Mutex<Products>,
     pub convolutions: Mutex<Convolutions>,
     notes: Mutex<Vec<String>>,
+    /// Whether what the stream is told is recorded in place of done.
+    pub recording: AtomicBool,
 }
 
 /// A lock's content, also where a thread that held it has panicked: nothing here is left half done.
@@ -83,6 +86,7 @@ impl Card {
             functions: Mutex::default(),
             scratch: Mutex::default(),
             notes: Mutex::default(),
+            recording: AtomicBool::new(false),
         })
     }
 
@@ -152,6 +156,11 @@ impl Card {
         let mut kept = locked(&self.scratch);
         let large_enough = kept.as_ref().is_some_and(|kept| kept.len() >= bytes);
         if !large_enough {
+            if self.recording.load(Ordering::Relaxed) {
+                return Err(Error::Msg(
+                    "scratch memory cannot grow within a graph, whose it would be".into(),
+                ));
+            }
             // The old one goes back in the stream's order: work told before still has it.
             *kept = None;
             // SAFETY: nobody reads what was not written: every user of scratch memory writes it first.

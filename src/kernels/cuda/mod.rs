@@ -11,6 +11,7 @@ mod conv;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 mod gemm;
+mod graph;
 mod maps;
 mod norm;
 
@@ -20,6 +21,7 @@ pub use self::attention::{attention, takes_heads};
 pub use self::card::Card;
 pub use self::conv::{Convolution, Filter, Read};
 pub use self::gemm::{Float32, Linear};
+pub use self::graph::{Graph, copy};
 pub use self::maps::{
     Reading, activation, concatenate, denoised, downsample, map_to_planes, planes_to_map,
     time_features, upsample,

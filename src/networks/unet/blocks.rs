@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, attention,
-    downsample, map_tokens, part, upsample,
+    Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, ScaleShift,
+    attention, downsample, map_tokens, part, upsample,
 };
 use crate::model::Weights;
 
@@ -26,9 +26,6 @@ pub struct Builder<'a> {
     /// Channels and linear layer of the adaptive norms built so far: each takes a number, by which its scale and shift are found.
     pub norms: Vec<(usize, Weights)>,
 }
-
-/// What the time embedding makes of a norm: `1 + scale` and `shift`, each (b, channels), float32.
-pub type ScaleShift = (Tensor, Tensor);
 
 /// `norm(x) * (1 + scale) + shift`, scale and shift from the time embedding.
 struct AdaGroupNorm {

@@ -3,16 +3,18 @@
 mod blocks;
 mod config;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use self::blocks::{Block, Builder, ScaleShift};
+use self::blocks::{Block, Builder};
 pub use self::config::UNetConfig;
 use crate::device::Placement;
 pub use crate::layers::Sampling;
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Modulations, NormAct, guide,
-    time_features,
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Modulations, NormAct, Replay,
+    ScaleShift, guide, time_features,
 };
 use crate::model::{ModelFiles, Weights};
 use crate::networks::text::Conditioning;
@@ -27,6 +29,9 @@ pub struct Prompted {
     pub(super) keys_values: Vec<(Tensor, Tensor)>,
     /// Projection of the noise level and the pooled prompt, (b, time features).
     condition: Tensor,
+    /// The network on these prompts, recorded. It reads their keys and values, and the weights of the network with this number.
+    replay: Replay,
+    network: u64,
 }
 
 impl Prompted {
@@ -60,7 +65,12 @@ pub struct UNet {
     conv_out: Conv2d,
     placement: Placement,
     pub config: UNetConfig,
+    /// Of its own, by which prompts know it.
+    number: u64,
 }
+
+/// Networks made so far.
+static NETWORKS: AtomicU64 = AtomicU64::new(0);
 
 impl UNet {
     /// Reads `unet/`.
@@ -139,6 +149,7 @@ impl UNet {
             )?,
             placement: w.placement().clone(),
             config,
+            number: NETWORKS.fetch_add(1, Ordering::Relaxed),
         })
     }
 
@@ -178,6 +189,8 @@ impl UNet {
                 .map(|attention| attention.keys_values(&context))
                 .collect::<Result<_>>()?,
             condition: projection.forward(&condition)?,
+            replay: Replay::default(),
+            network: self.number,
         })
     }
 
@@ -244,16 +257,31 @@ impl UNet {
     }
 
     fn call(&self, input: &FeatureMap, time: f32, prompted: &Prompted) -> Result<FeatureMap> {
-        let norms = self.norms.forward(&self.embed_time(time, prompted)?)?;
+        ensure!(
+            prompted.network == self.number,
+            "prompts that another network has prepared"
+        );
+        let modulated = self.norms.forward(&self.embed_time(time, prompted)?)?;
+        let all = |input: &FeatureMap, norms: &[ScaleShift]| self.untimed(input, norms, prompted);
+        prompted.replay.run(input, &modulated, all)
+    }
+
+    /// Everything behind the time embedding: the same work at every step.
+    fn untimed(
+        &self,
+        input: &FeatureMap,
+        norms: &[ScaleShift],
+        prompted: &Prompted,
+    ) -> Result<FeatureMap> {
         let mut x = self.conv_in.forward(input)?;
         let mut skips = Vec::with_capacity(self.down_blocks.len());
         for block in &self.down_blocks {
-            let (before, resampled) = block.forward(x, &norms, prompted)?;
+            let (before, resampled) = block.forward(x, norms, prompted)?;
             skips.push(block.gives_skip.then_some(before));
             x = resampled;
         }
         for block in &self.up_blocks {
-            x = Self::up(block, x, skips.pop().flatten(), &norms, prompted)?;
+            x = Self::up(block, x, skips.pop().flatten(), norms, prompted)?;
         }
         match &self.norm_out {
             Some(norm) => self.conv_out.forward_normed(&x, norm, None),
