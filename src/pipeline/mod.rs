@@ -83,10 +83,11 @@ pub struct Upscaler {
 
 /// The VAE's placements for a run in `dtype`: encoder and decoder.
 ///
-/// float16 overflows in the decoder. On a card bfloat16 does in its place, where the card has it: the decoder's maps are what a
-/// picture takes of memory. The encoder's maps are a quarter of them, and its error is one that all steps start from: there
-/// half precision is float32, multiplied as the tensor cores can.
-fn vae_placements(device: &Device, dtype: DType) -> Result<(Placement, Placement)> {
+/// The decoder's maps are what a picture takes of memory, so that a card keeps them in float16, which is 7 times as close to
+/// float32 as bfloat16 (benches/README.md); those that overflow are done again, see [`recover`]. The encoder's maps
+/// are a quarter of them, and its error is one that all steps start from: there half precision is float32, multiplied as
+/// the tensor cores can. candle's operations sum float16 in float16, which overflows: float32 in its place.
+fn vae_placements(device: &Device, dtype: DType) -> (Placement, Placement) {
     let mut encoder = Placement::new(device, dtype);
     let mut decoder = Placement::new(device, dtype);
     let on_card = encoder.backend == Backend::CardKernels;
@@ -94,14 +95,10 @@ fn vae_placements(device: &Device, dtype: DType) -> Result<(Placement, Placement
         encoder.dtype = DType::F32;
         encoder.tf32 = true;
     }
-    if dtype == DType::F16 {
-        decoder.dtype = if device::has_bfloat16(device)? {
-            DType::BF16
-        } else {
-            DType::F32
-        };
+    if dtype == DType::F16 && !on_card {
+        decoder.dtype = DType::F32;
     }
-    Ok((encoder, decoder))
+    (encoder, decoder)
 }
 
 impl Upscaler {
@@ -119,7 +116,7 @@ impl Upscaler {
         let unet_config: UNetConfig = options.model.json("unet/config.json")?;
         unet_config.check()?;
         let vae_config = VaeConfig::load(&vae_files)?;
-        let (encoder_placement, vae_placement) = vae_placements(&options.device, options.dtype)?;
+        let (encoder_placement, vae_placement) = vae_placements(&options.device, options.dtype);
         let channels = vae_config.latent_channels;
         ensure!(
             unet_config.in_channels == 2 * channels && unet_config.out_channels > channels,
@@ -162,6 +159,9 @@ impl Upscaler {
     pub fn use_stock_operations(&mut self) {
         for placement in self.placements() {
             placement.backend = Backend::Stock;
+        }
+        if self.vae_placement.dtype == DType::F16 {
+            self.vae_placement.dtype = DType::F32;
         }
         self.forget();
     }

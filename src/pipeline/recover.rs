@@ -1,10 +1,10 @@
-//! What one precision or device cannot do, another can: numbers that overflow are done again in float32, pictures that a
-//! card has no memory for on the CPU.
+//! What one precision or device cannot do, another can: numbers that overflow are done again in a safer precision, pictures
+//! that a card has no memory for on the CPU.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 
-use super::{Event, LowRes, NotFinite, OnEvent, Options, Upscaler};
+use super::{Event, LowRes, NotFinite, OnEvent, Options, Stage, Upscaler};
 use crate::device;
 
 /// Stands in for a card whose memory is too small.
@@ -16,8 +16,8 @@ pub struct OnCpu {
 }
 
 impl Upscaler {
-    /// Does `work` for a result of so many pixels, again in float32 where its numbers overflow, and where the card has no
-    /// memory left: again without the other stages' weights, then on the CPU. `pixels` is None for a batch, which its
+    /// Does `work` for a result of so many pixels, again in a safer precision where its numbers overflow, and where the card
+    /// has no memory left: again without the other stages' weights, then on the CPU. `pixels` is None for a batch, which its
     /// caller can make smaller.
     pub(super) fn recovering<T>(
         &mut self,
@@ -31,10 +31,8 @@ impl Upscaler {
             return work(self.cpu()?, on_event);
         }
         let mut result = work(self, on_event);
-        if let Err(error) = &result
-            && overflowed(error)
-        {
-            self.fall_back_to_f32(error, on_event)?;
+        while let Some(overflow) = overflow(&result) {
+            self.take_a_safer_precision(overflow, on_event)?;
             result = work(self, on_event);
         }
         if self.lacks_memory(&result) && self.forget_networks() {
@@ -58,15 +56,24 @@ impl Upscaler {
         !self.options.device.is_cpu() && result.as_ref().is_err_and(device::is_out_of_memory)
     }
 
-    fn fall_back_to_f32(&mut self, error: &anyhow::Error, on_event: OnEvent) -> Result<()> {
+    /// The decoder goes to the range of float32 in 16 bits first, where the card has that; all else, and what is not finite
+    /// even there, to float32.
+    fn take_a_safer_precision(&mut self, overflow: NotFinite, on_event: OnEvent) -> Result<()> {
+        let decoding = overflow.stage == Stage::Decode && overflow.dtype == DType::F16;
+        let name = if decoding && device::has_bfloat16(&self.options.device)? {
+            self.vae_placement.dtype = DType::BF16;
+            self.decoder = None;
+            "bfloat16"
+        } else {
+            for placement in self.placements() {
+                placement.dtype = DType::F32;
+            }
+            self.forget();
+            "float32"
+        };
         on_event(Event::Warning(format!(
-            "{error}; doing it again in float32"
-        )))?;
-        for placement in self.placements() {
-            placement.dtype = DType::F32;
-        }
-        self.forget();
-        Ok(())
+            "{overflow}; doing it again in {name}"
+        )))
     }
 
     /// Drops the networks that are loaded; false where there are none.
@@ -100,9 +107,8 @@ impl Upscaler {
     }
 }
 
-/// Whether an error is numbers that overflowed, in a precision that has a safer one.
-fn overflowed(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<NotFinite>()
-        .is_some_and(|error| error.dtype != DType::F32)
+/// Numbers that overflowed, in a precision that has a safer one.
+fn overflow<T>(result: &Result<T>) -> Option<NotFinite> {
+    let overflow = result.as_ref().err()?.downcast_ref::<NotFinite>()?;
+    (overflow.dtype != DType::F32).then_some(*overflow)
 }

@@ -199,7 +199,7 @@ pub enum Event {
 pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 
 /// Denotes results that are not numbers: the stage overflowed in its precision.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]
 pub struct NotFinite {
     /// Where it happened.

@@ -3,13 +3,13 @@
 //! SD_UPSCALE_TEST_DEVICE names the card: a real one, or that of tests/cuda_card, on which `.ci/run` runs these.
 
 use candle_core::DType;
-use sd_upscale::Event;
 use sd_upscale::device::Placement;
 use sd_upscale::model::PartFiles;
 use sd_upscale::networks::text::Conditioning;
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::sampler::Preconditioning;
+use sd_upscale::{Event, LowRes};
 
 use crate::STAGE;
 use crate::common::*;
@@ -55,8 +55,8 @@ fn the_vae_in_every_precision() {
     }
 }
 
-/// The decoder of a run in float16 is bfloat16; the other choice is float32 with products in TF32. cuDNN rounds to TF32 on a real card and
-/// where SIM_TF32=1 says so; cuBLASLt always, when it is asked for.
+/// The decoder of a run in tf32. cuDNN rounds to TF32 on a real card and where SIM_TF32=1 says so; cuBLASLt always, when it is
+/// asked for.
 #[test]
 fn the_decoder_in_tf32() {
     let Some(device) = card_or_word("the decoder in TF32") else {
@@ -133,4 +133,34 @@ fn latents_and_pictures_in_every_precision() {
             }
         }
     }
+}
+
+#[test]
+fn a_decoder_that_overflows_is_done_again_in_bfloat16() {
+    let Some(device) = card_or_word("the decoder's overflow") else {
+        return;
+    };
+    // Values that float16 cannot hold, which bfloat16 can.
+    let values: Vec<f32> = (0..4 * 64)
+        .map(|i| if i % 7 == 0 { 9e4 } else { -9e4 })
+        .collect();
+    let latents = LowRes::latents(8, 8, values).unwrap();
+    let mut upscaler = upscaler_on(device, model(), DType::F16);
+    let mut warnings = Vec::new();
+    let mut on_event = |event| {
+        if let Event::Warning(text) = event {
+            warnings.push(text);
+        }
+        Ok(())
+    };
+    for _ in 0..2 {
+        let pixels = upscaler.decode_low_res(&latents, &mut on_event).unwrap();
+        assert!(pixels.values.iter().all(|v| v.is_finite()));
+    }
+    // The second picture is decoded in bfloat16 at once.
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("doing it again in bfloat16"),
+        "{warnings:?}"
+    );
 }

@@ -86,7 +86,7 @@ pub struct Args {
     )]
     pub check_device: Option<DeviceChoice>,
 
-    /// Precision; auto: f16 on CUDA (the VAE's decoder in bf16, or f32 before capability 8.0), f32 on the CPU;
+    /// Precision; auto: f16 on CUDA, f32 on the CPU;
     /// tf32: f32 whose products CUDA's tensor cores may round
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
