@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use sd_upscale::device;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::model::TINY;
@@ -171,6 +171,12 @@ fn memory(job: &Job, device: &Device, peak: u64) -> String {
     let base = match &*job.model {
         TINY => TINY_BASE,
         _ => PUBLISHED_BASE,
+    };
+    // A card keeps weights in the run's precision, the CPU in float32 whatever they come in.
+    let dtype = job.dtype.unwrap_or_else(|| device::default_dtype(device));
+    let base = match device {
+        Device::Cpu => base,
+        _ => base * dtype.size_in_bytes() as u64 / DType::F32.size_in_bytes() as u64,
     };
     let whose = match device {
         Device::Cpu => String::new(),
