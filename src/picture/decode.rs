@@ -52,7 +52,7 @@ fn webp(bytes: &[u8], limits: &ReadLimits) -> Result<Picture> {
         .context("it ends before the length its header states: the file was cut short")?;
     let frames = chunks.iter().filter(|(name, _)| name == b"ANMF").count();
     let decoder = WebPDecoder::new(Cursor::new(bytes))?;
-    finish(decoder, Format::WebP, limits, dropped_frames(frames))
+    finish(decoder, Format::WebP, limits, words::dropped_frames(frames))
 }
 
 /// A TIFF's fields of IPTC records and of Photoshop's resources.
@@ -171,17 +171,3 @@ fn finish<D: ImageDecoder>(
         warnings,
     ))
 }
-
-pub(super) fn dropped_frames(frames: usize) -> Vec<String> {
-    if frames > 1 {
-        vec![format!(
-            "animated: the first of {frames} frames is used, the others are dropped"
-        )]
-    } else {
-        Vec::new()
-    }
-}
-
-/// What is said where only the first frame of an animation is whole.
-pub(super) const DAMAGED_LATER: &str =
-    "the file was cut short or is damaged after its first frame, which is used";

@@ -2,8 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::decode::{DAMAGED_LATER, dropped_frames};
-use super::structure;
+use super::{structure, words};
 
 /// A GIF of one frame.
 pub(super) struct FirstFrame {
@@ -17,9 +16,9 @@ pub(super) fn first_frame(bytes: &[u8]) -> Result<FirstFrame> {
         !map.frames.is_empty(),
         "it ends before its first frame is complete: the file was cut short"
     );
-    let mut warnings = dropped_frames(map.frames.len());
+    let mut warnings = words::dropped_frames(map.frames.len());
     if !map.whole {
-        warnings.push(DAMAGED_LATER.into());
+        warnings.push(words::DAMAGED_LATER.into());
     }
     let mut first = bytes[..map.header].to_vec();
     if let Some(control) = &map.control {

@@ -6,7 +6,6 @@ use std::io::Cursor;
 use anyhow::{Context, Result, bail, ensure};
 use image::{DynamicImage, ImageBuffer};
 
-use super::decode::{DAMAGED_LATER, dropped_frames};
 use super::{Format, Picture, structure, words};
 use crate::limits::ReadLimits;
 use crate::metadata::{Metadata, orientation};
@@ -111,7 +110,7 @@ impl<'a> Still<'a> {
                 break;
             }
         }
-        let mut warnings = dropped_frames(frames);
+        let mut warnings = words::dropped_frames(frames);
         if !damaged.is_empty() {
             damaged.dedup();
             warnings.push(format!("damaged and left out: {}", damaged.join(", ")));
@@ -119,7 +118,7 @@ impl<'a> Still<'a> {
         let later = animated && pixels && !whole && animation_began(bytes);
         if later {
             kept.extend_from_slice(b"\0\0\0\0IEND\xAE\x42\x60\x82");
-            warnings.push(DAMAGED_LATER.into());
+            warnings.push(words::DAMAGED_LATER.into());
         }
         ensure!(whole || later, words::CUT_SHORT);
         changed |= animated || !warnings.is_empty();

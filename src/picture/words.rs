@@ -1,5 +1,5 @@
 //! Decoders' errors in words: one line that says what is wrong with the file, without a type's debug form, doubled text
-//! or line breaks; and what would help.
+//! or line breaks; and what would help. What they leave of animations, too.
 
 use image::ImageError;
 use zune_jpeg::errors::DecodeErrors;
@@ -162,6 +162,21 @@ fn without_structures(text: &str) -> String {
     }
     out
 }
+
+/// What is said of an animation of so many frames; nothing of a still picture.
+pub(super) fn dropped_frames(frames: usize) -> Vec<String> {
+    if frames > 1 {
+        vec![format!(
+            "animated: the first of {frames} frames is used, the others are dropped"
+        )]
+    } else {
+        Vec::new()
+    }
+}
+
+/// What is said where only the first frame of an animation is whole.
+pub(super) const DAMAGED_LATER: &str =
+    "the file was cut short or is damaged after its first frame, which is used";
 
 #[cfg(test)]
 mod tests {

@@ -207,7 +207,11 @@ fn a_device_is_checked_layer_by_layer() {
             assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
         }
     }
-    plain(folder.path(), "--check-device cpu a.png").ends_in(2);
+    for idle in ["a.png", "-o out.png", "--dtype f32", "-s 4", "--model tiny"] {
+        plain(folder.path(), &format!("--check-device cpu {idle}"))
+            .ends_in(2)
+            .says(&["cannot be used with"]);
+    }
     plain(folder.path(), "--check-device gpu")
         .ends_in(2)
         .says(&["expected auto, cpu, cuda"]);

@@ -82,7 +82,7 @@ pub struct Args {
         num_args = 0..=1,
         default_missing_value = "auto",
         help_heading = "Model",
-        conflicts_with = "input"
+        conflicts_with_all = OF_A_RUN
     )]
     pub check_device: Option<DeviceChoice>,
 
@@ -176,6 +176,41 @@ pub struct Args {
     #[arg(short, long)]
     pub verbose: bool,
 }
+
+/// What says something of a run alone.
+const OF_A_RUN: [&str; 31] = [
+    "input",
+    "output",
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance",
+    "seed",
+    "schedule",
+    "model",
+    "revision",
+    "vae",
+    "device",
+    "dtype",
+    "export_tiny",
+    "recursive",
+    "include",
+    "exclude",
+    "name",
+    "skip_existing",
+    "overwrite",
+    "batch",
+    "shard",
+    "dry_run",
+    "format",
+    "quality",
+    "strip",
+    "color_fix",
+    "latent_scale",
+    "save_low_res",
+    "max_pixels",
+    "quiet",
+];
 
 const EXAMPLES: &str = "\
 Examples:
