@@ -217,6 +217,13 @@ impl Weights {
         }
     }
 
+    /// The same view, its tensors kept in `dtype`.
+    pub fn in_dtype(&self, dtype: DType) -> Self {
+        let mut view = self.clone();
+        view.placement.dtype = dtype;
+        view
+    }
+
     fn key(&self, name: impl Display) -> String {
         if self.prefix.is_empty() {
             name.to_string()

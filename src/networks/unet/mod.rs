@@ -47,6 +47,7 @@ struct TimeEmbedding {
     frequencies: Tensor,
     cosine_first: bool,
     cond_proj: Option<Linear>,
+    placement: Placement,
     linear_1: Linear,
     activation: Activation,
     linear_2: Linear,
@@ -97,7 +98,8 @@ impl UNet {
             cross_attentions: 0,
             norms: Vec::new(),
         };
-        let embedding = w.pp("time_embedding");
+        // A few rows that every norm of every step is scaled by: in half precision too they are float32 to their end.
+        let embedding = w.pp("time_embedding").in_dtype(DType::F32);
         let time = TimeEmbedding {
             frequencies: w
                 .pp("time_proj")
@@ -109,6 +111,7 @@ impl UNet {
                 .transpose()?,
             linear_1: Linear::new(time_width, time_width, &embedding.pp("linear_1"))?,
             activation,
+            placement: embedding.placement().clone(),
             linear_2: Linear::new(time_width, time_width, &embedding.pp("linear_2"))?,
             post_activation: match &config.timestep_post_act {
                 Some(name) => {
@@ -162,8 +165,9 @@ impl UNet {
     /// The prompt's width is not what this network was made for.
     pub fn prompted(&self, conditioning: &Conditioning) -> Result<Prompted> {
         let placement = &self.placement;
-        let place = |t: &Tensor| t.to_device(&placement.device)?.to_dtype(placement.dtype);
-        let (context, pooled) = (place(&conditioning.context)?, place(&conditioning.pooled)?);
+        let place = |t: &Tensor, dtype| t.to_device(&placement.device)?.to_dtype(dtype);
+        let context = place(&conditioning.context, placement.dtype)?;
+        let pooled = place(&conditioning.pooled, DType::F32)?;
         let (b, width) = pooled.dims2()?;
         let Some(projection) = &self.time.cond_proj else {
             bail!(
@@ -177,8 +181,7 @@ impl UNet {
             "unet/config.json: time_cond_proj_dim is {expected}, expected {features} + {width}, the text encoder's width"
         );
         let level = [(1.0, b), (0.0, b)].map(|(value, b)| {
-            Tensor::full(value as f32, (b, NOISE_LEVEL_FEATURES), &placement.device)?
-                .to_dtype(placement.dtype)
+            Tensor::full(value as f32, (b, NOISE_LEVEL_FEATURES), &placement.device)
         });
         let [ones, zeros] = level;
         let condition = Tensor::cat(&[&ones?, &zeros?, &pooled], 1)?;
@@ -207,13 +210,14 @@ impl UNet {
             &parts.frequencies,
             angle,
             parts.cosine_first,
-            &self.placement,
+            &parts.placement,
         )?;
         let x = parts
             .activation
-            .apply(&parts.linear_1.forward(&x)?, &self.placement)?;
+            .apply(&parts.linear_1.forward(&x)?, &parts.placement)?;
         let x = parts.linear_2.forward(&x)?;
-        parts.post_activation.apply(&x, &self.placement)
+        let x = parts.post_activation.apply(&x, &parts.placement)?;
+        Ok(x.to_dtype(self.placement.dtype)?)
     }
 
     /// One call: `input` (b, in_channels, h, w), the scaled noisy latents and the condition; `time` is
