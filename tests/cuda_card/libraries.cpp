@@ -328,8 +328,9 @@ struct Convolution {
         if (X.dims[1] != W.dims[1] || Y.dims[1] != W.dims[0] || X.dims[0] != Y.dims[0] || Y.dims[2] != expected(0) || Y.dims[3] != expected(1)) return 2000; // CUDNN_STATUS_BAD_PARAM
         if (X.type != W.type || X.type != Y.type || D.mode != 1) return 3000; // CUDNN_STATUS_NOT_SUPPORTED
         if (D.compute != 0 && !(D.compute == 2 && X.type == F16)) return 3000;
-        bool last[] = {X.strides[1] == 1 && X.dims[1] > 1, W.strides[1] == 1 && W.dims[1] > 1};
-        if (X.dims[1] > 1 && last[0] != last[1]) return 3000; // a filter in the other order than its map
+        auto one = [](const TensorDescriptor &t) { return t.dims[1] == 1 || t.dims[2] * t.dims[3] == 1; }; // lies alike in both orders
+        auto last = [](const TensorDescriptor &t) { return t.strides[1] == 1; };
+        if (!one(X) && !one(W) && last(X) != last(W)) return 3000; // a filter in the other order than its map
         return workspace_bytes < workspace_of(D, W, Y) ? 2000 : 0;
     }
     void run(const std::string &name) const {

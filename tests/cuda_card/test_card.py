@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -194,6 +195,42 @@ class Failures(CardTest):
         self.assert_picture(out, expected, "on the CPU")
 
 
+class FirstUse(CardTest):
+    """Of a card that no earlier run has found right."""
+
+    def setUp(self):
+        super().setUp()
+        cache = unittest.mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.folder / "cache"))
+        cache.start()
+        self.addCleanup(cache.stop)
+
+    def run_once(self, name, **settings):
+        out = self.folder / name
+        run = card.run(SQUARE, "--model", SMALL, "-s", 2, "--dtype", "f32", "--device", "cuda", "-o", out, stats=1, **settings)
+        return self.done(run), out
+
+    def test_a_layer_that_fails_is_done_without_and_the_card_is_tried_again(self):
+        _, expected = self.run_once("expected.bmp")
+        shutil.rmtree(self.folder / "cache")
+        for _ in range(2):
+            run, out = self.run_once("stock.bmp", fault="cublasLtMatmul:13:1")
+            told = [line for line in run.told if "candle's own operations are used" in line]
+            self.assertEqual(len(told), 1, run)
+            self.assertRegex(told[0], "cuda:0 .*convolution 1x1, 8 -> 32, 9x9 in f32", run)
+            self.assert_picture(out, expected, "candle's operations")
+            self.assertEqual(list((self.folder / "cache").rglob("*.*")), [], "the card counts as right")
+
+    def test_a_card_that_was_right_is_not_tried_again(self):
+        first, _ = self.run_once("first.bmp")
+        second, _ = self.run_once("second.bmp")
+        self.assertFalse([line for line in first.told + second.told if "does not compute" in line])
+        self.assertLess(second.summary()["calls"], first.summary()["calls"])
+
+    def test_a_card_that_computes_nothing_is_said_to_be_so(self):
+        run, _ = self.run_once("nothing.safetensors", skip=1)
+        self.assertTrue([line for line in run.told if "0 + 1 is not 1" in line], run)
+
+
 class Costs(CardTest):
     """The published configuration, computing nothing: counts, which do not depend on the numbers."""
 
@@ -223,4 +260,6 @@ class Costs(CardTest):
 
 if __name__ == "__main__":
     card = Card(*sys.argv[1:3])
-    unittest.main(argv=[sys.argv[0], *(word for name in sys.argv[3:] for word in ["-k", name])], verbosity=2)
+    with tempfile.TemporaryDirectory() as cache:  # what a run remembers of the card is not the user's
+        os.environ["XDG_CACHE_HOME"] = cache
+        unittest.main(argv=[sys.argv[0], *(word for name in sys.argv[3:] for word in ["-k", name])], verbosity=2)

@@ -28,7 +28,10 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
         )));
     }
     let findings = check::short(device, false)?;
-    let wrong = wrong(&findings);
+    let wrong: Vec<&Finding> = findings
+        .iter()
+        .filter(|finding| is_wrong(finding))
+        .collect();
     if wrong.is_empty() {
         // A layer that there was no memory for is tried at the next run.
         if findings.iter().all(Finding::passed) {
@@ -36,40 +39,48 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
         }
         return Ok(None);
     }
-    let name = device::name(device);
-    let (wrong, ask) = (named(&wrong), "please report what --check-device shows");
-    // Where candle's own operations are wrong as well, nothing is gained by them.
-    Ok(Some(
-        if check::short(device, true)?.iter().all(Finding::passed) {
-            upscaler.use_stock_operations();
-            format!(
-                "{name} does not compute what the CPU does in {wrong}: candle's own operations are used, which are slower; {ask}"
-            )
-        } else {
-            format!(
-                "{name} does not compute what the CPU does in {wrong}, nor with candle's own operations: pictures may be \
-             wrong; use --device cpu, and {ask}"
-            )
-        },
-    ))
+    let stock = check::short(device, true)?;
+    let mended = |wrong: &&Finding| {
+        let mut same = stock.iter().filter(|stock| named(stock) == named(wrong));
+        same.all(Finding::passed)
+    };
+    let (name, ask) = (
+        device::name(device),
+        "please report what --check-device shows",
+    );
+    let found = format!(
+        "{name} does not compute what the CPU does in {}",
+        first(&wrong)
+    );
+    Ok(Some(if wrong.iter().all(mended) {
+        upscaler.use_stock_operations();
+        format!("{found}: candle's own operations are used, which are slower; {ask}")
+    } else {
+        format!(
+            "{found}, nor with candle's own operations: pictures may be wrong; use --device cpu, and {ask}"
+        )
+    }))
 }
 
-fn wrong(findings: &[Finding]) -> Vec<String> {
-    let wrong = findings
-        .iter()
-        .filter(|finding| !finding.passed() && !finding.lacked_memory);
-    wrong
-        .map(|finding| format!("{} in {}", finding.what, finding.dtype.as_str()))
-        .collect()
+fn is_wrong(finding: &Finding) -> bool {
+    !finding.passed() && !finding.lacked_memory
+}
+
+fn named(finding: &Finding) -> String {
+    format!("{} in {}", finding.what, finding.dtype.as_str())
 }
 
 /// The first of them, and how many more there are.
-fn named(wrong: &[String]) -> String {
+fn first(wrong: &[&Finding]) -> String {
     const MOST: usize = 3;
-    let first = wrong[..wrong.len().min(MOST)].join("; ");
+    let names: Vec<String> = wrong
+        .iter()
+        .take(MOST)
+        .map(|finding| named(finding))
+        .collect();
     match wrong.len().saturating_sub(MOST) {
-        0 => first,
-        more => format!("{first}; and {more} more"),
+        0 => names.join("; "),
+        more => format!("{}; and {more} more", names.join("; ")),
     }
 }
 
