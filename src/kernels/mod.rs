@@ -3,3 +3,16 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+
+/// An elementwise activation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    #[default]
+    None,
+    /// Exact, by the error function: `x / 2 * (1 + erf(x / sqrt 2))`.
+    Gelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * sigmoid(1.702 x)`, CLIP's.
+    QuickGelu,
+}

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
-use crate::kernels::cpu::{Act, AttentionShape, Filter, Input, PackedConv, Prologue};
+use crate::kernels::cpu::{AttentionShape, Filter, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
@@ -53,15 +53,6 @@ fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, dtype: DType) 
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)?)
 }
 
-fn act(activation: Activation) -> Act {
-    match activation {
-        Activation::None => Act::None,
-        Activation::Gelu => Act::Gelu,
-        Activation::Silu => Act::Silu,
-        Activation::QuickGelu => Act::QuickGelu,
-    }
-}
-
 pub fn pack_linear(
     weight: &[f32],
     bias: Option<&[f32]>,
@@ -103,7 +94,7 @@ pub fn linear(
     let rows: usize = shape.iter().product();
     shape.push(outputs);
     let input = Input::new(values.slice()?, 1, 1, rows, inputs);
-    let y = kernels::linear(&input, weight, residual, Act::None);
+    let y = kernels::linear(&input, weight, residual, Activation::None);
     tensor(y, shape, x.dtype())
 }
 
@@ -138,7 +129,7 @@ pub fn conv2d(
 fn prologue(x: &[f32], b: usize, c: usize, norm: &NormAct) -> Result<Prologue> {
     let stats = kernels::group_norm_stats(x, b, c, norm.groups, norm.eps);
     let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
-    Ok(stats.affine(scale.slice()?, shift.slice()?, act(norm.activation)))
+    Ok(stats.affine(scale.slice()?, shift.slice()?, norm.activation))
 }
 
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
@@ -152,7 +143,7 @@ pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
 
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     let values = Values::of(x)?;
-    let y = kernels::activate(values.slice()?, act(activation));
+    let y = kernels::activate(values.slice()?, activation);
     tensor(y, x.shape(), x.dtype())
 }
 

@@ -13,15 +13,6 @@ use super::{
 use crate::device::Placement;
 use crate::kernels::cuda as kernels;
 
-fn act(activation: Activation) -> kernels::Activation {
-    match activation {
-        Activation::None => kernels::Activation::None,
-        Activation::Gelu => kernels::Activation::Gelu,
-        Activation::Silu => kernels::Activation::Silu,
-        Activation::QuickGelu => kernels::Activation::QuickGelu,
-    }
-}
-
 fn float32(placement: &Placement) -> kernels::Float32 {
     if placement.tf32 {
         kernels::Float32::Tf32
@@ -232,7 +223,7 @@ fn numbers(norm: &NormAct) -> kernels::GroupNorm {
     kernels::GroupNorm {
         groups: norm.groups,
         eps: norm.eps as f32,
-        activation: act(norm.activation),
+        activation: norm.activation,
     }
 }
 
@@ -244,7 +235,7 @@ pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {
         Activation::None => x.clone(),
-        other => kernels::activation(&x.contiguous()?, act(other))?,
+        other => kernels::activation(&x.contiguous()?, other)?,
     })
 }
 

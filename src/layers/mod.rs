@@ -16,6 +16,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use crate::device::{Backend, Placement};
+pub use crate::kernels::Activation;
 use crate::kernels::cpu::PackedConv;
 use crate::model::Weights;
 
@@ -124,17 +125,6 @@ impl FeatureMap {
             Backend::Stock => Tensor::cat(&[left, right], 1)?,
         }))
     }
-}
-
-/// The activations that the published configurations use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    /// Exact, by the error function.
-    Gelu,
-    Silu,
-    /// `x * sigmoid(1.702 x)`, CLIP's.
-    QuickGelu,
 }
 
 impl Activation {

@@ -1,19 +1,7 @@
 //! Vectorised exp, erf and the activations made of them.
 
 use super::simd::Simd;
-
-/// An elementwise activation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Act {
-    #[default]
-    None,
-    /// Exact: `x / 2 * (1 + erf(x / sqrt 2))`.
-    Gelu,
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x * sigmoid(1.702 x)`, CLIP's.
-    QuickGelu,
-}
+pub use crate::kernels::Activation as Act;
 
 /// `e^x` to 2 ulp for x in -87.3..=88; clamped outside. NaN stays NaN.
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Tensors as kernels see them: a pointer and what it points to.
 
+use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::CudaStorageSlice as Slice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Error, Result, Shape, Storage, StorageRef, Tensor};
@@ -44,7 +45,7 @@ impl<'a> Array<'a> {
                 "a CUDA kernel was given a tensor that is not on a card".into(),
             ));
         };
-        if !super::card::same(&cuda.device, &card.device) {
+        if !cuda.device.same_device(&card.device) {
             return Err(Error::Msg(
                 "a CUDA kernel was given tensors of several cards".into(),
             ));

@@ -1,18 +1,14 @@
-//! What a card keeps between calls: its kernels, the libraries' handles and plans, memory that every call may use.
+//! What a card keeps between calls: its kernels, and memory that every call may use.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, sys,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
 use candle_core::{DType, Error, Result};
-
-use super::conv::Convolutions;
-use super::gemm::Products;
 
 /// PTX of one source file for cards of one capability and newer ones.
 struct Module {
@@ -42,8 +38,6 @@ pub struct Card {
     scratch: Mutex<Option<CudaSlice<u8>>>,
     /// Zeros between calls.
     tickets: CudaSlice<u32>,
-    pub products: Mutex<Products>,
-    pub convolutions: Mutex<Convolutions>,
     notes: Mutex<Vec<String>>,
     /// Whether what the stream is told is recorded in place of done.
     pub recording: AtomicBool,
@@ -54,33 +48,56 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// One of something for every card in use.
+pub struct PerCard<T>(Mutex<Vec<(DeviceId, Arc<T>)>>);
+
+impl<T> PerCard<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// The one of `device`, if it was made.
+    pub fn found(&self, device: &CudaDevice) -> Option<Arc<T>> {
+        Self::find(&locked(&self.0), device)
+    }
+
+    /// The one of `device`, made at the first call.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of(&self, device: &CudaDevice, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let mut all = locked(&self.0);
+        if let Some(found) = Self::find(&all, device) {
+            return Ok(found);
+        }
+        let made = Arc::new(make()?);
+        all.push((device.id(), made.clone()));
+        Ok(made)
+    }
+
+    fn find(all: &[(DeviceId, Arc<T>)], device: &CudaDevice) -> Option<Arc<T>> {
+        let found = all.iter().find(|(id, _)| *id == device.id());
+        found.map(|(_, one)| one.clone())
+    }
+}
+
+static CARDS: PerCard<Card> = PerCard::new();
+
 impl Card {
     /// What is kept for `device`; made at the first call.
     ///
     /// # Errors
-    /// A library of CUDA does not start.
+    /// Out of memory.
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
-        let mut cards = locked(Self::cards());
-        if let Some(card) = cards.get(&device.id()) {
-            return Ok(card.clone());
-        }
-        let card = Arc::new(Self::new(device)?);
-        cards.insert(device.id(), card.clone());
-        Ok(card)
-    }
-
-    fn cards() -> &'static Mutex<HashMap<DeviceId, Arc<Self>>> {
-        static CARDS: OnceLock<Mutex<HashMap<DeviceId, Arc<Card>>>> = OnceLock::new();
-        CARDS.get_or_init(Mutex::default)
+        CARDS.of(device, || Self::new(device))
     }
 
     fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
+        let (major, minor) = stream.context().compute_capability().w()?;
         Ok(Self {
-            capability: capability(device)?,
+            capability: (10 * major + minor).unsigned_abs(),
             tickets: device.alloc_zeros::<u32>(TICKETS)?,
-            products: Mutex::new(Products::new()?),
-            convolutions: Mutex::new(Convolutions::new(&stream)?),
             device: device.clone(),
             stream,
             functions: Mutex::default(),
@@ -197,9 +214,9 @@ impl Card {
 
     /// What was noted so far of a device; nothing where it was not used.
     pub fn notes_of(device: &CudaDevice) -> Vec<String> {
-        let cards = locked(Self::cards());
-        let card = cards.get(&device.id());
-        card.map_or_else(Vec::new, |card| locked(&card.notes).clone())
+        CARDS
+            .found(device)
+            .map_or_else(Vec::new, |card| locked(&card.notes).clone())
     }
 
     /// # Errors
@@ -214,15 +231,6 @@ impl Card {
         }
         Ok(())
     }
-}
-
-fn capability(device: &CudaDevice) -> Result<u32> {
-    use sys::CUdevice_attribute as Attribute;
-    let stream = device.cuda_stream();
-    let read = |attribute| stream.context().attribute(attribute).w();
-    let major = read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    Ok((major * 10 + minor).unsigned_abs())
 }
 
 /// Something that a kernel takes by value.
@@ -240,9 +248,4 @@ impl<T: Argument> AsArgument for T {
 /// The device of a tensor, which the CUDA kernels were given.
 pub fn of_device(device: &candle_core::Device) -> Result<Arc<Card>> {
     Card::of(device.as_cuda_device()?)
-}
-
-/// Whether two handles are of one card.
-pub fn same(a: &CudaDevice, b: &CudaDevice) -> bool {
-    a.same_device(b)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::ptr::from_ref;
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
 use candle_core::cuda_backend::cudarc::cudnn::sys;
@@ -11,24 +12,16 @@ use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{DType, Error};
 use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as ALGORITHM;
 
-use super::card::{Card, locked};
-use super::conv::{Call, Filter};
-use super::gemm::Float32;
+use super::calls::{Convolve, Filter, Float32, Places};
+use super::card::{Card, PerCard, locked};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A convolution's kind, for which one plan serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    filter: Filter,
-    map: (usize, usize, usize),
-    out: (usize, usize),
-    dtype: DType,
-    float32: Float32,
-}
+type Kind = (Convolve, Float32);
 
 /// cuDNN's handle and what it was asked before.
-pub struct Convolutions {
+struct Convolutions {
     handle: sys::cudnnHandle_t,
     /// `+ residual` or not, the output goes through this.
     identity: sys::cudnnActivationDescriptor_t,
@@ -54,10 +47,18 @@ fn not_supported(error: CudnnError) -> bool {
         .any(|word| status.starts_with(&format!("CUDNN_STATUS_{word}")))
 }
 
+static CONVOLUTIONS: PerCard<Mutex<Convolutions>> = PerCard::new();
+
+fn convolutions(card: &Card) -> Result<Arc<Mutex<Convolutions>>> {
+    CONVOLUTIONS.of(&card.device, || {
+        Ok(Mutex::new(Convolutions::new(&card.stream)?))
+    })
+}
+
 impl Convolutions {
     /// # Errors
     /// cuDNN does not start.
-    pub fn new(stream: &CudaStream) -> Result<Self> {
+    fn new(stream: &CudaStream) -> Result<Self> {
         let handle = result::create_handle().map_err(failed)?;
         // SAFETY: the handle was just made; the stream is the device's, alive as long as that.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
@@ -98,8 +99,8 @@ fn data_type(dtype: DType) -> sys::cudnnDataType_t {
 }
 
 /// float32 is multiplied as float32 unless TF32 was asked for: cuDNN's own default is TF32 from capability 8.0 on.
-fn math(kind: &Kind) -> sys::cudnnMathType_t {
-    match (kind.dtype, kind.float32) {
+fn math(dtype: DType, float32: Float32) -> sys::cudnnMathType_t {
+    match (dtype, float32) {
         (DType::F32, Float32::Exact) => sys::cudnnMathType_t::CUDNN_FMA_MATH,
         (DType::F32, Float32::Tf32) => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
         _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
@@ -109,13 +110,13 @@ fn math(kind: &Kind) -> sys::cudnnMathType_t {
 const CHANNELS_LAST: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
 
 impl Plan {
-    fn new(handle: sys::cudnnHandle_t, kind: &Kind) -> Result<Self, CudnnError> {
-        let (b, h, w) = kind.map;
-        let filter = &kind.filter;
-        let tensor = |b, h, w, c| tensor(kind.dtype, [b, c, h, w]);
+    fn new(handle: sys::cudnnHandle_t, (call, float32): &Kind) -> Result<Self, CudnnError> {
+        let (b, h, w) = call.map;
+        let filter = &call.filter;
+        let tensor = |b, h, w, c| tensor(call.dtype, [b, c, h, w]);
         let mut plan = Self {
             x: tensor(b, h, w, filter.inputs)?,
-            y: tensor(b, kind.out.0, kind.out.1, filter.outputs)?,
+            y: tensor(b, call.out.0, call.out.1, filter.outputs)?,
             bias: tensor(1, 1, 1, filter.outputs)?,
             filter: result::create_filter_descriptor()?,
             convolution: result::create_convolution_descriptor()?,
@@ -126,7 +127,7 @@ impl Plan {
         let (pad, stride) = (filter.before as c_int, filter.stride as c_int);
         // SAFETY: the descriptors were made above. Sums are float32 whatever the data.
         unsafe {
-            let data = data_type(kind.dtype);
+            let data = data_type(call.dtype);
             result::set_filter4d_descriptor(plan.filter, data, CHANNELS_LAST, sizes)?;
             result::set_convolution2d_descriptor(
                 plan.convolution,
@@ -139,7 +140,7 @@ impl Plan {
                 sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
                 sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
             )?;
-            result::set_convolution_math_type(plan.convolution, math(kind))?;
+            result::set_convolution_math_type(plan.convolution, math(call.dtype, *float32))?;
             plan.workspace = result::get_convolution_forward_workspace_size(
                 handle,
                 plan.x,
@@ -177,35 +178,37 @@ impl Drop for Plan {
 
 /// Whether cuDNN has refused such a convolution before, so that its map need not be prepared in vain. The channels decide that,
 /// not the map's size.
-pub fn refuses(card: &Card, filter: &Filter, dtype: DType, float32: Float32) -> bool {
-    locked(&card.convolutions)
-        .refused
-        .contains(&(*filter, dtype, float32))
+///
+/// # Errors
+/// cuDNN does not start.
+pub fn refuses(card: &Card, filter: &Filter, dtype: DType, float32: Float32) -> Result<bool> {
+    let convolutions = convolutions(card)?;
+    let refused = &locked(&convolutions).refused;
+    Ok(refused.contains(&(*filter, dtype, float32)))
 }
 
 /// Notes that cuDNN has refused a convolution.
-pub fn refused(card: &Card, filter: &Filter, dtype: DType, float32: Float32) {
+///
+/// # Errors
+/// As [`refuses`].
+pub fn refused(card: &Card, filter: &Filter, dtype: DType, float32: Float32) -> Result<()> {
     card.note(format!(
         "cuDNN does not take a convolution of {0}x{0}, {1} to {2} channels, stride {3}, in {dtype:?}: our own does it",
         filter.kernel, filter.inputs, filter.outputs, filter.stride
     ));
     let kind = (*filter, dtype, float32);
-    locked(&card.convolutions).refused.push(kind);
+    locked(&*convolutions(card)?).refused.push(kind);
+    Ok(())
 }
 
 /// Whether cuDNN took it.
 ///
 /// # Errors
 /// The device gives up.
-pub fn forward(card: &Card, call: &Call) -> Result<bool> {
-    let kind = Kind {
-        filter: call.filter,
-        map: call.map,
-        out: call.out,
-        dtype: call.x.dtype,
-        float32: call.float32,
-    };
-    let mut convolutions = locked(&card.convolutions);
+pub fn forward(card: &Card, call: Convolve, float32: Float32, places: Places) -> Result<bool> {
+    let kind = (call, float32);
+    let convolutions = convolutions(card)?;
+    let mut convolutions = locked(&convolutions);
     let (handle, identity) = (convolutions.handle, convolutions.identity);
     let plan = match convolutions.plans.entry(kind) {
         Entry::Occupied(found) => found.into_mut(),
@@ -222,12 +225,7 @@ pub fn forward(card: &Card, call: &Call) -> Result<bool> {
         0 => 0,
         bytes => card.scratch(bytes)?,
     };
-    let (one, added) = (1f32, f32::from(u8::from(call.residual != 0)));
-    let residual = if call.residual == 0 {
-        call.y // multiplied by zero; cuDNN wants a tensor all the same
-    } else {
-        call.residual
-    };
+    let (one, added) = (1f32, f32::from(u8::from(places.residual != 0)));
     // SAFETY: handle and descriptors are alive and describe the memory (`Convolution::forward`), the workspace has what the
     // algorithm asks for, and alpha1 and alpha2 are float32, as data up to that type have them.
     let done = unsafe {
@@ -235,21 +233,21 @@ pub fn forward(card: &Card, call: &Call) -> Result<bool> {
             handle,
             from_ref(&one).cast(),
             plan.x,
-            call.x.pointer as *const c_void,
+            places.input as *const c_void,
             plan.filter,
-            call.weight as *const c_void,
+            places.weight as *const c_void,
             plan.convolution,
             ALGORITHM,
             workspace as *mut c_void,
             plan.workspace,
             from_ref(&added).cast(),
             plan.y,
-            residual as *const c_void,
+            places.addend() as *const c_void,
             plan.bias,
-            call.bias as *const c_void,
+            places.bias as *const c_void,
             identity,
             plan.y,
-            call.y as *mut c_void,
+            places.output as *mut c_void,
         )
     };
     match done {

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::ptr::from_ref;
+use std::sync::Mutex;
 
 use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda_backend::cudarc::cublaslt::sys;
 use candle_core::{DType, Error, Tensor};
 
 use super::arrays::{Array, Output, pointer};
-use super::card::{Card, locked, of_device};
-use super::conv;
+use super::calls::{Float32, Multiply, Places};
+use super::card::{Card, PerCard, locked, of_device};
+use super::own;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -20,22 +22,10 @@ const TRANSPOSED: u32 = 1;
 /// Memory that a product may use: NVIDIA's advice for the largest cards.
 const WORKSPACE: usize = 32 << 20;
 
-/// What float32 products are rounded to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Float32 {
-    /// Nothing: all 24 bits.
-    Exact,
-    /// TF32, 11 bits, which the tensor cores multiply; sums stay float32.
-    Tf32,
-}
-
 /// A product's kind, for which one plan serves.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    dtype: DType,
+    product: Multiply,
     result: DType,
     float32: Float32,
     bias: bool,
@@ -45,7 +35,7 @@ struct Kind {
 }
 
 /// cuBLASLt's handle and what it was asked before.
-pub struct Products {
+struct Products {
     handle: sys::cublasLtHandle_t,
     plans: HashMap<Kind, Option<Plan>>,
 }
@@ -53,10 +43,12 @@ pub struct Products {
 // SAFETY: cuBLASLt's handles may be used from any thread; this one from one at a time, behind a lock.
 unsafe impl Send for Products {}
 
+static PRODUCTS: PerCard<Mutex<Products>> = PerCard::new();
+
 impl Products {
     /// # Errors
     /// cuBLASLt does not start.
-    pub fn new() -> Result<Self> {
+    fn new() -> Result<Self> {
         Ok(Self {
             handle: result::create_handle().map_err(failed)?,
             plans: HashMap::new(),
@@ -94,7 +86,7 @@ fn data_type(dtype: DType) -> sys::cudaDataType {
 }
 
 fn compute_type(kind: &Kind) -> sys::cublasComputeType_t {
-    match (kind.dtype, kind.float32) {
+    match (kind.product.dtype, kind.float32) {
         (DType::F32, Float32::Tf32) => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
         _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
     }
@@ -105,8 +97,9 @@ impl Plan {
     /// algorithm.
     fn new(handle: sys::cublasLtHandle_t, kind: &Kind) -> Result<Option<Self>, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let (rows, inputs, outputs) = (kind.rows as u64, kind.inputs as u64, kind.outputs as u64);
-        let (data, sum) = (data_type(kind.dtype), data_type(kind.result));
+        let size = kind.product;
+        let (rows, inputs, outputs) = (size.rows as u64, size.inputs as u64, size.outputs as u64);
+        let (data, sum) = (data_type(size.dtype), data_type(kind.result));
         let layout = |data, rows: u64, columns| {
             result::create_matrix_layout(data, rows, columns, rows.cast_signed())
         };
@@ -264,11 +257,14 @@ impl Linear {
             residual: pointer(added.as_ref()),
             output: y.pointer,
         };
-        let kind = Kind {
+        let product = Multiply {
             rows,
             inputs,
             outputs,
             dtype: input.dtype,
+        };
+        let kind = Kind {
+            product,
             result,
             float32: self.float32,
             bias: bias.is_some(),
@@ -286,7 +282,7 @@ impl Linear {
                     .widened()?
                     .forward(&x.to_dtype(result)?, residual, result);
             }
-            conv::own_product(&card, kind.into(), places)?;
+            own::multiply(&card, product, places)?;
         }
         Ok(y.tensor(shape))
     }
@@ -304,49 +300,10 @@ impl Linear {
     }
 }
 
-/// Where a product's matrices lie; null for none.
-#[derive(Clone, Copy)]
-pub struct Places {
-    pub weight: u64,
-    pub input: u64,
-    pub bias: u64,
-    pub residual: u64,
-    pub output: u64,
-}
-
-impl Places {
-    /// cuBLASLt wants a third matrix also where it is multiplied by zero.
-    fn addend(&self) -> u64 {
-        if self.residual == 0 {
-            self.output
-        } else {
-            self.residual
-        }
-    }
-}
-
-/// A product as our own convolution sees it.
-pub struct OwnProduct {
-    pub rows: usize,
-    pub inputs: usize,
-    pub outputs: usize,
-    pub dtype: DType,
-}
-
-impl From<Kind> for OwnProduct {
-    fn from(kind: Kind) -> Self {
-        Self {
-            rows: kind.rows,
-            inputs: kind.inputs,
-            outputs: kind.outputs,
-            dtype: kind.dtype,
-        }
-    }
-}
-
 /// Whether cuBLASLt could.
 fn multiply(card: &Card, kind: Kind, places: Places) -> Result<bool> {
-    let mut products = locked(&card.products);
+    let products = PRODUCTS.of(&card.device, || Ok(Mutex::new(Products::new()?)))?;
+    let mut products = locked(&products);
     let handle = products.handle;
     let Some(plan) = products.plan(kind)? else {
         return Ok(false);

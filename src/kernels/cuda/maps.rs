@@ -4,7 +4,8 @@ use candle_core::{DType, Error, Result, Tensor};
 
 use super::arrays::{Array, Output, pointer, suffix, vector};
 use super::card::{Card, of_device};
-use super::{Activation, blocks, int};
+use super::{blocks, int, number};
+use crate::kernels::Activation;
 
 const MODULE: &str = "sd_maps";
 const THREADS: u32 = 256;
@@ -26,7 +27,7 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
             (MODULE, &name),
             (blocks(count / together), 1, 1),
             THREADS,
-            &[&values.pointer, &y.pointer, &count, &activation.number()],
+            &[&values.pointer, &y.pointer, &count, &number(activation)],
         )?;
     }
     Ok(y.tensor(x.shape()))

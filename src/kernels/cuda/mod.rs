@@ -6,6 +6,7 @@
 
 mod arrays;
 mod attention;
+mod calls;
 mod card;
 mod conv;
 #[cfg(feature = "cudnn")]
@@ -14,39 +15,30 @@ mod gemm;
 mod graph;
 mod maps;
 mod norm;
+mod own;
 
 use candle_core::{Error, Result};
 
 pub use self::attention::{attention, takes_heads};
+pub use self::calls::{Filter, Float32, Read};
 pub use self::card::Card;
-pub use self::conv::{Convolution, Filter, Read};
-pub use self::gemm::{Float32, Linear};
+pub use self::conv::Convolution;
+pub use self::gemm::Linear;
 pub use self::graph::{Graph, copy};
 pub use self::maps::{
     Reading, activation, concatenate, denoised, downsample, map_to_planes, planes_to_map,
     time_features, upsample,
 };
 pub use self::norm::{GroupNorm, group_norm, group_norm_over, layer_norm};
+use crate::kernels::Activation;
 
-/// The activations, as the kernels number them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    /// Exact, by the error function.
-    Gelu,
-    Silu,
-    /// `x * sigmoid(1.702 x)`
-    QuickGelu,
-}
-
-impl Activation {
-    fn number(self) -> i32 {
-        match self {
-            Self::None => 0,
-            Self::Gelu => 1,
-            Self::Silu => 2,
-            Self::QuickGelu => 3,
-        }
+/// As the kernels number it (sd_common.cuh).
+fn number(activation: Activation) -> i32 {
+    match activation {
+        Activation::None => 0,
+        Activation::Gelu => 1,
+        Activation::Silu => 2,
+        Activation::QuickGelu => 3,
     }
 }
 

@@ -4,7 +4,8 @@ use candle_core::{DType, Error, Result, Tensor};
 
 use super::arrays::{Array, Output, suffix, vector};
 use super::card::{Argument, Card, of_device};
-use super::{Activation, blocks, int};
+use super::{blocks, int, number};
+use crate::kernels::Activation;
 
 const MODULE: &str = "sd_norm";
 const THREADS: usize = 256;
@@ -114,7 +115,7 @@ fn normalise(
                 &to,
                 &int(h * w)?,
                 &int(c)?,
-                &norm.activation.number(),
+                &number(norm.activation),
             ],
         )
     }
