@@ -10,7 +10,10 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::{DType, Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// Where a model runs and in which precision its weights and activations are kept.
 #[derive(Clone, Debug)]
@@ -52,6 +55,26 @@ impl Placement {
         }
     }
 
+    /// `values`, in C order, as a tensor on the device in the dtype: converted here by all threads, and sent once.
+    ///
+    /// # Errors
+    /// They are not as many as the shape says, or the device has no memory for them.
+    pub fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+        let host = &Device::Cpu;
+        let tensor = match self.dtype {
+            DType::F16 => {
+                let all = converted(values, <[f16]>::convert_from_f32_slice);
+                Tensor::from_vec(all, shape, host)?
+            }
+            DType::BF16 => {
+                let all = converted(values, <[bf16]>::convert_from_f32_slice);
+                Tensor::from_vec(all, shape, host)?
+            }
+            _ => Tensor::from_slice(values, shape, host)?,
+        };
+        Ok(tensor.to_device(&self.device)?)
+    }
+
     /// The same on candle's stock operations.
     #[must_use]
     pub fn with_stock_operations(self) -> Self {
@@ -60,6 +83,19 @@ impl Placement {
             ..self
         }
     }
+}
+
+fn converted<T: Copy + Default + Send>(
+    values: &[f32],
+    convert: impl Fn(&mut [T], &[f32]) + Sync,
+) -> Vec<T> {
+    /// Values that one thread converts at a time.
+    const PIECE: usize = 1 << 16;
+    let mut all = vec![T::default(); values.len()];
+    all.par_chunks_mut(PIECE)
+        .zip(values.par_chunks(PIECE))
+        .for_each(|(to, from)| convert(to, from));
+    all
 }
 
 /// `--device`.

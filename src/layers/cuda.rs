@@ -1,9 +1,7 @@
 //! The layers on this program's own CUDA kernels and the CUDA libraries, channels last.
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::{
@@ -19,36 +17,6 @@ fn float32(placement: &Placement) -> kernels::Float32 {
     } else {
         kernels::Float32::Exact
     }
-}
-
-/// Values that one thread converts at a time.
-const PIECE: usize = 1 << 16;
-
-/// Values on the placement's device in its dtype, converted here by all threads and sent once.
-fn upload(values: &[f32], shape: &[usize], placement: &Placement) -> Result<Tensor> {
-    fn converted<T: Copy + Default + Send>(
-        values: &[f32],
-        convert: impl Fn(&mut [T], &[f32]) + Sync,
-    ) -> Vec<T> {
-        let mut all = vec![T::default(); values.len()];
-        all.par_chunks_mut(PIECE)
-            .zip(values.par_chunks(PIECE))
-            .for_each(|(to, from)| convert(to, from));
-        all
-    }
-    let host = &Device::Cpu;
-    let tensor = match placement.dtype {
-        DType::F16 => {
-            let all = converted(values, <[f16]>::convert_from_f32_slice);
-            Tensor::from_vec(all, shape, host)?
-        }
-        DType::BF16 => {
-            let all = converted(values, <[bf16]>::convert_from_f32_slice);
-            Tensor::from_vec(all, shape, host)?
-        }
-        _ => Tensor::from_slice(values, shape, host)?,
-    };
-    Ok(tensor.to_device(&placement.device)?)
 }
 
 /// A filter (outputs, inputs, positions) as (outputs, positions, inputs).
@@ -82,9 +50,9 @@ impl Linear {
         (inputs, outputs): (usize, usize),
         placement: &Placement,
     ) -> Result<Self> {
-        let bias = bias.map(|bias| upload(bias, &[outputs], placement));
+        let bias = bias.map(|bias| placement.upload(bias, &[outputs]));
         Ok(Self(kernels::Linear {
-            weight: upload(weight, &[outputs, inputs], placement)?,
+            weight: placement.upload(weight, &[outputs, inputs])?,
             bias: bias.transpose()?,
             float32: float32(placement),
         }))
@@ -123,8 +91,8 @@ impl Modulations {
             ..placement.clone()
         };
         let linear = kernels::Linear {
-            weight: upload(weights, &[outputs, weights.len() / outputs], placement)?,
-            bias: Some(upload(&biases, &[outputs], &in_float32)?),
+            weight: placement.upload(weights, &[outputs, weights.len() / outputs])?,
+            bias: Some(in_float32.upload(&biases, &[outputs])?),
             float32: float32(placement),
         };
         Ok(Self { linear, channels })
@@ -168,7 +136,7 @@ impl Conv2d {
         };
         let positions = shape.kernel * shape.kernel;
         let weight = channels_last(weight, shape.inputs, positions);
-        let weight = upload(&weight, &[weight.len()], placement)?;
+        let weight = placement.upload(&weight, &[weight.len()])?;
         let of_bias = Placement {
             // A network's last words are not rounded once more.
             dtype: if filter.is_product() && shape.last {
@@ -178,7 +146,7 @@ impl Conv2d {
             },
             ..placement.clone()
         };
-        let bias = bias.map(|bias| upload(bias, &[shape.outputs], &of_bias));
+        let bias = bias.map(|bias| of_bias.upload(bias, &[shape.outputs]));
         let bias = bias.transpose()?;
         let convolution = kernels::Convolution::new(filter, &weight, bias, float32(placement))?;
         Ok(Self(convolution))

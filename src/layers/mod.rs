@@ -231,9 +231,9 @@ impl Linear {
                 placement,
             )?),
             Backend::Stock => LinearWeights::Stock {
-                weight: stock::upload(values, &[outputs, inputs], placement)?,
+                weight: placement.upload(values, &[outputs, inputs])?,
                 bias: bias
-                    .map(|bias| stock::upload(bias, &[outputs], placement))
+                    .map(|bias| placement.upload(bias, &[outputs]))
                     .transpose()?,
             },
         };
@@ -361,9 +361,9 @@ impl Conv2d {
                 ConvWeights::Card(cuda::Conv2d::new(weight, bias, &shape, placement)?)
             }
             Backend::Stock => ConvWeights::Stock {
-                weight: stock::upload(weight, &shape.weight(), placement)?,
+                weight: placement.upload(weight, &shape.weight())?,
                 bias: bias
-                    .map(|bias| stock::upload(bias, &[1, shape.outputs, 1, 1], placement))
+                    .map(|bias| placement.upload(bias, &[1, shape.outputs, 1, 1]))
                     .transpose()?,
             },
         };

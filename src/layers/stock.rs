@@ -1,18 +1,12 @@
-//! The layers on candle's stock operations, channels first: what CUDA runs.
+//! The layers on candle's stock operations, channels first: what they are compared with, and what a card falls back to.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding};
-use crate::device::Placement;
 
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
 const SCORES_AT_ONCE: usize = 1 << 26;
-
-pub fn upload(values: &[f32], shape: &[usize], placement: &Placement) -> Result<Tensor> {
-    let host = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(placement.dtype)?;
-    Ok(host.to_device(&placement.device)?)
-}
 
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -386,8 +386,11 @@ impl Weights {
     /// As [`f32`](Self::f32).
     pub fn tensor_in(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let values = self.f32(shape, name)?;
-        let host = Tensor::from_slice(&values, shape, &Device::Cpu)?.to_dtype(dtype)?;
-        Ok(host.to_device(&self.placement.device)?)
+        let placement = Placement {
+            dtype,
+            ..self.placement.clone()
+        };
+        placement.upload(&values, shape)
     }
 }
 

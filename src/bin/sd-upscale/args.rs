@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
@@ -81,8 +81,7 @@ pub struct Args {
         value_name = "DEVICE",
         num_args = 0..=1,
         default_missing_value = "auto",
-        help_heading = "Model",
-        conflicts_with_all = OF_A_RUN
+        help_heading = "Model"
     )]
     pub check_device: Option<DeviceChoice>,
 
@@ -177,40 +176,27 @@ pub struct Args {
     pub verbose: bool,
 }
 
-/// What says something of a run alone.
-const OF_A_RUN: [&str; 31] = [
-    "input",
-    "output",
-    "prompt",
-    "negative_prompt",
-    "steps",
-    "guidance",
-    "seed",
-    "schedule",
-    "model",
-    "revision",
-    "vae",
-    "device",
-    "dtype",
-    "export_tiny",
-    "recursive",
-    "include",
-    "exclude",
-    "name",
-    "skip_existing",
-    "overwrite",
-    "batch",
-    "shard",
-    "dry_run",
-    "format",
-    "quality",
-    "strip",
-    "color_fix",
-    "latent_scale",
-    "save_low_res",
-    "max_pixels",
-    "quiet",
-];
+impl Args {
+    /// What the process was given; a command line that cannot be read ends it, with clap's message and status 2.
+    pub fn of_process() -> Self {
+        let matches = Self::checked_command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The command, whose `--check-device` takes no option of a run: whatever is not about what is said.
+    fn checked_command() -> Command {
+        const GO_WITH_IT: [&str; 3] = ["check_device", "json", "verbose"];
+        let command = Self::command();
+        let of_a_run: Vec<Id> = command
+            .get_arguments()
+            .map(|argument| argument.get_id().clone())
+            .filter(|id| !GO_WITH_IT.contains(&id.as_str()))
+            .collect();
+        command.mut_arg("check_device", |argument| {
+            argument.conflicts_with_all(of_a_run)
+        })
+    }
+}
 
 const EXAMPLES: &str = "\
 Examples:

@@ -21,7 +21,6 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::Parser;
 use sd_upscale::kernels::cpu::Isa;
 use sd_upscale::plan::UsageError;
 
@@ -29,7 +28,7 @@ fn main() -> ExitCode {
     threads::keep_panics();
     signals::outlive_file_limits();
     // Its own messages on a command line that it cannot read end in status 2.
-    let args = args::Args::parse();
+    let args = args::Args::of_process();
     let result = threads::guarded(|| done(args)).flatten();
     result.unwrap_or_else(|error| {
         // Where no one reads standard error, the exit status remains.
