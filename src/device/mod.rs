@@ -55,6 +55,14 @@ impl Placement {
         }
     }
 
+    /// The same on candle's stock operations.
+    pub fn stock(device: &Device, dtype: DType) -> Self {
+        Self {
+            backend: Backend::Stock,
+            ..Self::new(device, dtype)
+        }
+    }
+
     /// `values`, in C order, as a tensor on the device in the dtype: converted here by all threads, and sent once.
     ///
     /// # Errors
@@ -73,15 +81,6 @@ impl Placement {
             _ => Tensor::from_slice(values, shape, host)?,
         };
         Ok(tensor.to_device(&self.device)?)
-    }
-
-    /// The same on candle's stock operations.
-    #[must_use]
-    pub fn with_stock_operations(self) -> Self {
-        Self {
-            backend: Backend::Stock,
-            ..self
-        }
     }
 }
 

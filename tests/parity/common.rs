@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::ModelFiles;
-use sd_upscale::device::{Backend, Placement};
+use sd_upscale::device::Placement;
 
 pub use crate::data::data;
 
@@ -15,10 +15,7 @@ pub fn model() -> ModelFiles {
 /// The ways to run a model here: this program's CPU kernels, candle's stock operations, and the card's where there is one.
 pub fn placements(dtype: DType) -> Vec<(&'static str, Placement)> {
     let kernels = Placement::new(&Device::Cpu, dtype);
-    let stock = Placement {
-        backend: Backend::Stock,
-        ..kernels.clone()
-    };
+    let stock = Placement::stock(&Device::Cpu, dtype);
     let mut all = vec![("kernels", kernels), ("stock", stock)];
     all.extend(card().map(|device| ("card", Placement::new(&device, dtype))));
     all

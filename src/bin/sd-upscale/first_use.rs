@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_core::Device;
 use sd_upscale::check::{self, Finding};
-use sd_upscale::{Upscaler, device, files};
+use sd_upscale::device::{self, Placement};
+use sd_upscale::{Upscaler, files};
 
 /// Tries our layers on the device, unless an earlier run found them right, and has `upscaler` do without them where they
 /// are wrong. What is to be said of it is the result.
@@ -27,7 +28,7 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
             device::name(device)
         )));
     }
-    let findings = check::short(device, false)?;
+    let findings = check::short(device, Placement::new)?;
     let wrong: Vec<&Finding> = findings
         .iter()
         .filter(|finding| is_wrong(finding))
@@ -39,7 +40,7 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
         }
         return Ok(None);
     }
-    let stock = check::short(device, true)?;
+    let stock = check::short(device, Placement::stock)?;
     let mended = |wrong: &&Finding| {
         let mut same = stock.iter().filter(|stock| named(stock) == named(wrong));
         same.all(Finding::passed)
