@@ -7,14 +7,17 @@ mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
 mod cuda;
+mod modulation;
+mod sampling;
 mod stock;
 
-use std::cell::RefCell;
 use std::ops::Deref;
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
+pub use self::modulation::{Modulated, Modulations, Replay, ScaleShift};
+pub use self::sampling::{Sampling, guide, time_features};
 use crate::device::{Backend, Placement};
 pub use crate::kernels::Activation;
 use crate::kernels::cpu::PackedConv;
@@ -499,106 +502,6 @@ impl GroupNorm {
     }
 }
 
-/// Scales and shifts of several adaptive norms, all from one input: `1 + scale` and `shift` of each are a linear layer's outputs.
-pub struct Modulations {
-    weights: ModulationWeights,
-}
-
-/// What a norm multiplies by, `1 + scale`, and adds, `shift`: each (b, channels), float32.
-pub type ScaleShift = (Tensor, Tensor);
-
-/// Scales and shifts of all norms, in the order of the norms.
-pub struct Modulated {
-    pub each: Vec<ScaleShift>,
-    /// On a card, the tensor that they are all parts of.
-    joined: Option<Tensor>,
-}
-
-/// A part of a network that is run many times on maps of one size. A card records it and is told of the whole at once; elsewhere it
-/// is run.
-#[derive(Default)]
-pub struct Replay(RefCell<cuda::Replay>);
-
-impl Replay {
-    /// `part(input, scales and shifts)`, which must read nothing else that changes from run to run, and whose weights live as long as
-    /// this. The result is good until the next run.
-    ///
-    /// # Errors
-    /// Those of `part`.
-    pub fn run(
-        &self,
-        input: &FeatureMap,
-        modulated: &Modulated,
-        part: impl Fn(&FeatureMap, &[ScaleShift]) -> Result<FeatureMap>,
-    ) -> Result<FeatureMap> {
-        match &modulated.joined {
-            Some(joined) => self
-                .0
-                .borrow_mut()
-                .run(input, joined, &modulated.each, part),
-            None => part(input, &modulated.each),
-        }
-    }
-}
-
-enum ModulationWeights {
-    Card(cuda::Modulations),
-    /// A layer a norm.
-    Each(Vec<Linear>),
-}
-
-impl Modulations {
-    /// Reads `weight` (2 * channels, inputs) and `bias` (2 * channels) of each norm.
-    ///
-    /// # Errors
-    /// One is missing or of another shape.
-    pub fn new(inputs: usize, norms: &[(usize, Weights)], placement: &Placement) -> Result<Self> {
-        let weights = match placement.backend {
-            Backend::CardKernels => Self::on_card(inputs, norms, placement)?,
-            Backend::CpuKernels | Backend::Stock => {
-                let each = |(channels, w): &(usize, Weights)| Linear::new(inputs, 2 * channels, w);
-                ModulationWeights::Each(norms.iter().map(each).collect::<Result<_>>()?)
-            }
-        };
-        Ok(Self { weights })
-    }
-
-    fn on_card(
-        inputs: usize,
-        norms: &[(usize, Weights)],
-        placement: &Placement,
-    ) -> Result<ModulationWeights> {
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
-        for (channels, w) in norms {
-            weights.extend_from_slice(&w.f32(&[2 * channels, inputs], "weight")?);
-            biases.extend_from_slice(&w.f32(&[2 * channels], "bias")?);
-        }
-        let channels = norms.iter().map(|(channels, _)| *channels).collect();
-        let joined = cuda::Modulations::new(channels, &weights, biases, placement)?;
-        Ok(ModulationWeights::Card(joined))
-    }
-
-    /// `x` (b, inputs) -> of each norm `1 + scale` and `shift`.
-    pub fn forward(&self, x: &Tensor) -> Result<Modulated> {
-        match &self.weights {
-            ModulationWeights::Card(joined) => joined.forward(x),
-            ModulationWeights::Each(linears) => {
-                let each = |linear: &Linear| {
-                    let both = linear.forward(x)?.to_dtype(DType::F32)?;
-                    let channels = linear.outputs / 2;
-                    let scale = (both.narrow(1, 0, channels)? + 1.0)?;
-                    let shift = both.narrow(1, channels, channels)?.contiguous()?;
-                    Ok((scale, shift))
-                };
-                Ok(Modulated {
-                    each: linears.iter().map(each).collect::<Result<_>>()?,
-                    joined: None,
-                })
-            }
-        }
-    }
-}
-
 /// Layer normalisation over the last dimension, with learned weights.
 pub struct LayerNorm {
     weight: Tensor,
@@ -689,88 +592,6 @@ pub fn part(joined: &Tensor, width: usize, index: usize, placement: &Placement) 
 pub fn map_tokens(x: &FeatureMap, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<FeatureMap> {
     let tokens = f(&x.tokens()?)?;
     x.with_tokens(&tokens)
-}
-
-/// How noisy latents go into a denoising network, and how what comes out is read (Karras et al., 2022).
-#[derive(Clone, Copy, Debug)]
-pub struct Sampling {
-    /// Scales the noisy latents on their way in.
-    pub c_in: f64,
-    /// Weight of the noisy latents in the denoised ones.
-    pub c_skip: f64,
-    /// Weight of the network's output in the denoised ones.
-    pub c_out: f64,
-    /// Of two prompts, the negative one first: `negative + guidance * (positive - negative)`.
-    pub guidance: f64,
-}
-
-impl Sampling {
-    /// The network's input: `c_in` times the latents `x` (b, c, h, w) and then the `condition` (b, d, h, w), both float32, as a map
-    /// of `prompts` times the batch.
-    pub fn input(
-        &self,
-        x: &Tensor,
-        condition: &Tensor,
-        prompts: usize,
-        placement: &Placement,
-    ) -> Result<FeatureMap> {
-        if placement.backend == Backend::CardKernels {
-            let second = Some(condition);
-            return Ok(FeatureMap {
-                tensor: cuda::map_of_planes(x, self.c_in, second, prompts, placement.dtype)?,
-                backend: placement.backend,
-            });
-        }
-        let input = Tensor::cat(&[&(x * self.c_in)?, condition], 1)?;
-        FeatureMap::from_nchw(&Tensor::cat(&vec![&input; prompts], 0)?, placement)
-    }
-
-    /// `x` (b, c, h, w), float32, and the network's `output` for it, a map of as many or twice as many rows with at least c channels,
-    /// as latents without noise, (b, c, h, w), float32.
-    pub fn denoised(&self, x: &Tensor, output: &FeatureMap) -> Result<Tensor> {
-        if output.backend == Backend::CardKernels {
-            return cuda::denoised(x, &output.tensor, self);
-        }
-        let (b, channels, _, _) = x.dims4()?;
-        let output = output.to_nchw()?.narrow(1, 0, channels)?;
-        let prompts = output.dim(0)? / b;
-        let repeated = Tensor::cat(&vec![x; prompts], 0)?;
-        let denoised = ((repeated * self.c_skip)? + (output * self.c_out)?)?;
-        match prompts {
-            1 => Ok(denoised),
-            _ => guide(&denoised, self.guidance),
-        }
-    }
-}
-
-/// Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
-///
-/// `denoised` holds both halves along the batch, unconditional first: (2b, c, h, w) -> (b, c, h, w).
-pub fn guide(denoised: &Tensor, scale: f64) -> Result<Tensor> {
-    let halves = denoised.chunk(2, 0)?;
-    let (unconditional, conditional) = (&halves[0], &halves[1]);
-    Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
-}
-
-/// `condition` (b, 2n) plus the cosines and sines of `frequencies` (n), float32, times `angle`, in the condition's dtype.
-pub fn time_features(
-    condition: &Tensor,
-    frequencies: &Tensor,
-    angle: f64,
-    cosine_first: bool,
-    placement: &Placement,
-) -> Result<Tensor> {
-    if placement.backend == Backend::CardKernels {
-        return cuda::time_features(condition, frequencies, angle, cosine_first);
-    }
-    let angles = (frequencies * angle)?;
-    let (cos, sin) = (angles.cos()?, angles.sin()?);
-    let features = if cosine_first {
-        Tensor::cat(&[cos, sin], 0)?
-    } else {
-        Tensor::cat(&[sin, cos], 0)?
-    };
-    Ok(condition.broadcast_add(&features.to_dtype(placement.dtype)?)?)
 }
 
 /// What the kernels have to tell that only a curious user wants to know: shapes that a library did not take.

@@ -4,8 +4,6 @@
 
 use candle_core::DType;
 use sd_upscale::device::Placement;
-use sd_upscale::model::PartFiles;
-use sd_upscale::networks::text::Conditioning;
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::sampler::Preconditioning;
@@ -16,8 +14,7 @@ use crate::common::*;
 use crate::whole::{Case, assert_same_picture, upscaler_on};
 
 /// What a network's output may differ by. float16 rounds to 5e-4 relative, bfloat16 to 4e-3, and a network's layers leave
-/// two to sixteen times one rounding (candle's convolutions sum in float16 where the data is); a wrong formula leaves
-/// 10 % and more in any of them.
+/// two to sixteen times one rounding; a wrong formula leaves 10 % and more in any of them.
 const NETWORK: [(DType, f64); 3] = [(DType::F32, STAGE), (DType::F16, 8e-3), (DType::BF16, 4e-2)];
 
 /// What latents may differ by at the end of the steps, without and with guidance: float32 sums in another order leave 3e-6
@@ -35,19 +32,14 @@ fn the_vae_in_every_precision() {
         return;
     };
     let reference = Reference::read("vae");
-    let files = PartFiles {
-        files: model(),
-        part: "vae",
-        weights: None,
-    };
     for (dtype, tolerance) in NETWORK {
         let placement = Placement::new(&device, dtype);
-        let encoder = Encoder::load(&files, &placement).unwrap();
+        let encoder = Encoder::load(&vae_files(), &placement).unwrap();
         let posterior = encoder.encode(&reference.get("encode.image")).unwrap();
         let expected = reference.get("encode.mean");
         let what = format!("encode {dtype:?}");
         assert_close(&what, &posterior.mean, &expected, tolerance);
-        let decoder = Decoder::load(&files, &placement).unwrap();
+        let decoder = Decoder::load(&vae_files(), &placement).unwrap();
         let image = decoder.decode(&reference.get("decode.latents")).unwrap();
         let expected = reference.get("decode.image");
         let what = format!("decode {dtype:?}");
@@ -63,16 +55,11 @@ fn the_decoder_in_tf32() {
         return;
     };
     let reference = Reference::read("vae");
-    let files = PartFiles {
-        files: model(),
-        part: "vae",
-        weights: None,
-    };
     let placement = Placement {
         tf32: true,
         ..Placement::new(&device, DType::F32)
     };
-    let decoder = Decoder::load(&files, &placement).unwrap();
+    let decoder = Decoder::load(&vae_files(), &placement).unwrap();
     let image = decoder.decode(&reference.get("decode.latents")).unwrap();
     // TF32 has float16's 11 bits, for products alone.
     assert_close("decode TF32", &image, &reference.get("decode.image"), 4e-3);
@@ -88,12 +75,7 @@ fn the_unet_in_every_precision() {
         let unet = UNet::load(&model(), &Placement::new(&device, dtype)).unwrap();
         for case in ["b1", "b2"] {
             let get = |key: &str| reference.get(&format!("{case}.{key}"));
-            let timestep_cond = get("timestep_cond");
-            let width = timestep_cond.dim(1).unwrap() - 128;
-            let conditioning = Conditioning {
-                context: get("context"),
-                pooled: timestep_cond.narrow(1, 128, width).unwrap(),
-            };
+            let conditioning = reference.conditioning(case);
             let time = Preconditioning::new(values(&get("sigma"))[0]).time;
             let prompted = unet.prompted(&conditioning).unwrap();
             let output = unet.forward(&get("sample"), time, &prompted).unwrap();

@@ -5,11 +5,21 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::ModelFiles;
 use sd_upscale::device::Placement;
+use sd_upscale::model::PartFiles;
+use sd_upscale::networks::text::Conditioning;
 
 pub use crate::data::data;
 
 pub fn model() -> ModelFiles {
     ModelFiles::Folder(data("model"))
+}
+
+pub fn vae_files() -> PartFiles {
+    PartFiles {
+        files: model(),
+        part: "vae",
+        weights: None,
+    }
 }
 
 /// The ways to run a model here: this program's CPU kernels, candle's stock operations, and the card's where there is one.
@@ -59,6 +69,16 @@ impl Reference {
                 panic!("{name}.safetensors lacks `{key}`: run tests/data/make_reference.py")
             })
             .clone()
+    }
+
+    /// What a call of the UNet was told of the prompt: its context, and the pooled prompt behind the 128 features of noise level 0.
+    pub fn conditioning(&self, case: &str) -> Conditioning {
+        let timestep_cond = self.get(&format!("{case}.timestep_cond"));
+        let width = timestep_cond.dim(1).unwrap() - 128;
+        Conditioning {
+            context: self.get(&format!("{case}.context")),
+            pooled: timestep_cond.narrow(1, 128, width).unwrap(),
+        }
     }
 
     pub fn keys(&self) -> Vec<&str> {

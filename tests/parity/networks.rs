@@ -2,22 +2,12 @@
 
 use candle_core::DType;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
-use sd_upscale::model::PartFiles;
-use sd_upscale::networks::text::Conditioning;
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::sampler::Preconditioning;
 
 use crate::STAGE;
 use crate::common::*;
-
-fn vae_files() -> PartFiles {
-    PartFiles {
-        files: model(),
-        part: "vae",
-        weights: None,
-    }
-}
 
 #[test]
 fn vae_encoder() {
@@ -54,12 +44,7 @@ fn unet_call() {
         let unet = UNet::load(&model(), &placement).unwrap();
         for case in ["b1", "b2"] {
             let get = |key: &str| reference.get(&format!("{case}.{key}"));
-            let timestep_cond = get("timestep_cond");
-            let width = timestep_cond.dim(1).unwrap() - 128;
-            let conditioning = Conditioning {
-                context: get("context"),
-                pooled: timestep_cond.narrow(1, 128, width).unwrap(),
-            };
+            let conditioning = reference.conditioning(case);
             let sigma = values(&get("sigma"))[0];
             let time = Preconditioning::new(sigma).time;
             assert_eq!(time, values(&get("timestep"))[0]);

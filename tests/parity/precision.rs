@@ -6,7 +6,7 @@ use sd_upscale::{LowRes, ModelFiles, Settings};
 use crate::common::*;
 use crate::whole::{Case, run, upscaler};
 
-/// Half precision against float32, both on the CPU, with the dtype plan that CUDA uses. A rounding to 11 bits (f16) is
+/// Half precision against float32, both on the CPU (the VAE of a float16 run in float32). A rounding to 11 bits (f16) is
 /// 5e-4 relative, to 8 bits (bf16) 4e-3; layers of independent roundings leave two to three times one. Seen: 1.0e-3 and
 /// 1.2e-2 with the kernels, 1.4e-3 with candle's operations; the bounds leave a factor of three.
 #[test]
