@@ -7,7 +7,8 @@
 # libraries are opened at the first call, so that the one binary also runs where there are none. A machine with a toolkit
 # needs none of this.
 # Needs Python 3.11, gcc and cargo; without --card also pip, and DEST takes 410 MB. CUDA_COMPUTE_CAP (default 80, the
-# first with bfloat16) is the oldest card the kernels are for: the driver compiles them for newer ones at the first use.
+# first with bfloat16; with --card 75, so that its tests try both) is the oldest card the kernels are for: the driver
+# compiles them for newer ones at the first use.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 usage="usage: .ci/cuda/prepare.sh [--card] DEST"
@@ -20,11 +21,13 @@ if [ -n "$card" ]; then
   cuda=$dest/card
   nvcc=$here/card-nvcc
   toolkit=()
+  oldest=75
   mkdir -p "$cuda/lib"
 else
   cuda=$dest/python/nvidia/cu13
   nvcc=$here/nvcc
   toolkit=("$cuda/lib")
+  oldest=80
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
     --no-deps --no-compile --upgrade --target "$dest/python" \
     nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
@@ -46,7 +49,7 @@ cat > "$dest/cuda.toml" <<TOML
 [env]
 CUDA_HOME = "$cuda"
 NVCC = "$nvcc"
-CUDA_COMPUTE_CAP = "${CUDA_COMPUTE_CAP:-80}"
+CUDA_COMPUTE_CAP = "${CUDA_COMPUTE_CAP:-$oldest}"
 CUDARC_CUDA_VERSION = "13000"
 CUDAFORGE_THREADS = "$(nproc)"
 TOML

@@ -42,6 +42,7 @@ impl Finding {
         let lacked_memory = run.as_ref().is_err_and(device::is_out_of_memory);
         let (error, seconds) = match run {
             Ok((error, seconds)) => (Ok(error), seconds),
+            Err(_) if lacked_memory => (Err("the device has too little memory for it".into()), 0.0),
             Err(error) => (Err(in_one_line(&error)), 0.0),
         };
         Self {
@@ -54,6 +55,11 @@ impl Finding {
             operations: 0.0,
             bytes: 0.0,
         }
+    }
+
+    /// Whether the device computes it wrongly, or not at all for another reason than a lack of memory.
+    pub fn wrong(&self) -> bool {
+        !self.passed() && !self.lacked_memory
     }
 
     /// Whether the device may be used for it.

@@ -76,7 +76,8 @@ class Card:
         """One run; `settings` are SIM_ variables without their SIM_. Hangs end in an error (TimeoutExpired)."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SIM_", "RUST_"))}
         environment |= {f"SIM_{name.upper()}": str(value) for name, value in settings.items()}
-        environment |= {"RAYON_NUM_THREADS": "1"}  # several runs at a time
+        # Several runs at a time; and a refusal is one line whatever the user wants to know of his own programs' panics.
+        environment |= {"RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "1"}
         command = [HERE / "run.sh", self.out, self.program, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, timeout=limit, env=environment, stdin=subprocess.DEVNULL)
         return Run(done)

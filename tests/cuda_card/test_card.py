@@ -195,6 +195,29 @@ class Failures(CardTest):
         self.assert_picture(out, expected, "on the CPU")
 
 
+class OldCards(CardTest):
+    def test_a_card_before_bfloat16(self):
+        _, expected = self.upscale("cpu.bmp", device="cpu", model="tiny")
+        run, out = self.upscale("f16.bmp", model="tiny", dtype="f16", capability=75)
+        self.done(run)
+        self.assert_picture(out, expected, "float16 on a card of 7.5", levels=3)
+        out = self.folder / "bf16.bmp"
+        run = card.run(SQUARE, "--model", "tiny", "--dtype", "bf16", "--device", "cuda", "-o", out, capability=75)
+        self.assertEqual((run.status, len(run.told)), (2, 1), run)
+        self.assertIn("--dtype bf16 needs a card of compute capability 8.0", run.told[0])
+        self.assertFalse(out.exists())
+
+    def test_a_card_that_no_kernel_is_for(self):
+        run, out = self.upscale("old.bmp", capability=70)
+        self.assert_refused(run, out, "capability 7.0")
+        self.assertIn("7.5 or newer is needed", run.told[0])
+
+    def test_a_driver_older_than_the_build(self):
+        run, out = self.upscale("old.bmp", driver=12040)
+        self.assert_refused(run, out, "an old driver")
+        self.assertIn("update the driver", run.told[0])
+
+
 class FirstUse(CardTest):
     """Of a card that no earlier run has found right."""
 

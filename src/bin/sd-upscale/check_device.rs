@@ -26,7 +26,7 @@ pub fn check(choice: &DeviceChoice, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(wrong > 0)))
 }
 
-/// How many findings are wrong.
+/// How many findings are wrong or could not be had.
 fn check_one(device: &Device, json: bool) -> Result<usize> {
     let name = device::name(device);
     let print = |line: &str| -> Result<()> {
@@ -44,10 +44,11 @@ fn check_one(device: &Device, json: bool) -> Result<usize> {
             "", "error", "allowed", "time"
         ))?;
     }
-    let (mut checked, mut wrong) = (0, Vec::new());
+    let (mut checked, mut untried, mut wrong) = (0, 0, Vec::new());
     check::whole_device(device, &mut |finding| {
         checked += 1;
-        if !finding.passed() {
+        untried += usize::from(finding.lacked_memory);
+        if finding.wrong() {
             wrong.push(format!("{} {}", precision(finding.dtype), finding.what));
         }
         print(&if json {
@@ -57,15 +58,18 @@ fn check_one(device: &Device, json: bool) -> Result<usize> {
         })
     })?;
     if !json {
-        print(&match wrong.len() {
-            0 => format!("{name} is right: all {checked} results are those of the CPU"),
-            count => format!(
+        print(&match (wrong.len(), untried) {
+            (0, 0) => format!("{name} is right: all {checked} results are those of the CPU"),
+            (0, untried) => format!(
+                "{name} is right as far as its memory goes: {untried} of {checked} were not tried; free some"
+            ),
+            (count, _) => format!(
                 "{name} is wrong in {count} of {checked}: {}; use --device cpu, and please report this table",
                 wrong.join("; ")
             ),
         })?;
     }
-    Ok(wrong.len())
+    Ok(wrong.len() + untried)
 }
 
 fn about(device: &Device) -> Result<Vec<String>> {
@@ -85,7 +89,11 @@ fn precision(dtype: DType) -> &'static str {
 }
 
 fn in_words(finding: &Finding) -> String {
-    let verdict = if finding.passed() { "ok" } else { "WRONG" };
+    let verdict = match finding {
+        finding if finding.passed() => "ok",
+        finding if finding.wrong() => "WRONG",
+        _ => "not tried",
+    };
     let start = format!("{:<4} {:<58}", precision(finding.dtype), finding.what);
     let error = match &finding.error {
         Err(error) => return format!("{start} {verdict}: {error}"),

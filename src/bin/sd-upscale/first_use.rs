@@ -29,10 +29,7 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
         )));
     }
     let findings = check::short(device, Placement::new)?;
-    let wrong: Vec<&Finding> = findings
-        .iter()
-        .filter(|finding| is_wrong(finding))
-        .collect();
+    let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.wrong()).collect();
     if wrong.is_empty() {
         // A layer that there was no memory for is tried at the next run.
         if findings.iter().all(Finding::passed) {
@@ -61,10 +58,6 @@ pub fn try_layers(upscaler: &mut Upscaler, device: &Device) -> Result<Option<Str
             "{found}, nor with candle's own operations: pictures may be wrong; use --device cpu, and {ask}"
         )
     }))
-}
-
-fn is_wrong(finding: &Finding) -> bool {
-    !finding.passed() && !finding.lacked_memory
 }
 
 fn named(finding: &Finding) -> String {

@@ -25,6 +25,7 @@ use sd_upscale::kernels::cpu::Isa;
 use sd_upscale::plan::UsageError;
 
 fn main() -> ExitCode {
+    errors_without_backtraces();
     threads::keep_panics();
     signals::outlive_file_limits();
     // Its own messages on a command line that it cannot read end in status 2.
@@ -35,6 +36,16 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
+}
+
+/// RUST_BACKTRACE, which many have set for programs of their own, has candle write a backtrace into its errors, which are a
+/// line here. RUST_LIB_BACKTRACE=1 asks for it all the same; panics heed the first as ever.
+fn errors_without_backtraces() {
+    const LIBRARIES: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(LIBRARIES).is_none() {
+        // SAFETY: no other thread has been started.
+        unsafe { std::env::set_var(LIBRARIES, "0") };
+    }
 }
 
 fn done(args: args::Args) -> Result<ExitCode> {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use sd_upscale::plan::{self, PassedOver, Plan, UsageError};
 use sd_upscale::{device, files};
 
@@ -33,6 +33,9 @@ pub fn run(job: Job) -> Result<ExitCode> {
         !(job.tf32 && devices.iter().any(Device::is_cpu)),
         UsageError(crate::job::TF32_ON_THE_CPU.into())
     );
+    if job.dtype == Some(DType::BF16) {
+        refuse_without_bfloat16(&devices)?;
+    }
     let inputs = plan.tasks.len() + plan.failed.len();
     let mut reporter = Reporter::new(job.verbosity, job.json, inputs, devices.len());
     for text in job.warnings.iter().chain(&plan.warnings).chain(&note) {
@@ -75,6 +78,21 @@ pub fn run(job: Job) -> Result<ExitCode> {
         writing,
     };
     work(Arc::new(job), plan, devices, reporter, wires)
+}
+
+/// # Errors
+/// A card is too old for bfloat16.
+fn refuse_without_bfloat16(devices: &[Device]) -> Result<()> {
+    for card in devices.iter().filter(|device| !device.is_cpu()) {
+        ensure!(
+            device::has_bfloat16(card)?,
+            UsageError(format!(
+                "--dtype bf16 needs a card of compute capability 8.0 or newer, which {} is not: use --dtype f16 or f32",
+                device::name(card)
+            ))
+        );
+    }
+    Ok(())
 }
 
 /// How many files of folders are passed over for what they are, by extension: a folder of HEIC would else end in silence.
