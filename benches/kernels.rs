@@ -205,13 +205,16 @@ impl Bench {
             .collect();
         let (ones, tokens) = (vec![1.0; c], side * side);
         let at = format!("{c} @{side}");
+        let map = Input::new(&x, 1, side, side, c);
         self.run(&format!("group_norm_stats {at}"), 0.0, |_| {
-            black_box(group_norm_stats(&x, 1, c, c / 32, 1e-5));
+            let mut sums = GroupSums::new(1, c, c / 32);
+            sums.add(&map, 0..side);
+            black_box(sums.stats(1e-5));
         });
         let prologue = Prologue::new(ones.clone(), ones.clone(), Act::Silu);
         self.run(&format!("materialise norm + silu {at}"), 0.0, |_| {
             black_box(materialise(
-                &Input::new(&x, 1, side, side, c).prologue(&prologue),
+                &map.clone().prologue(&prologue),
             ));
         });
         self.run(&format!("layer_norm {tokens}x{c}"), 0.0, |_| {
@@ -221,10 +224,10 @@ impl Bench {
             black_box(activate(&x, Act::Gelu));
         });
         self.run(&format!("downsample_k {at}"), 0.0, |_| {
-            black_box(downsample_k(&x, 1, side, side, c));
+            black_box(downsample_k(&map, 0..side / 2));
         });
         self.run(&format!("upsample_k {at}"), 0.0, |_| {
-            black_box(upsample_k(&x, 1, side, side, c));
+            black_box(upsample_k(&map, 0..2 * side));
         });
     }
 }

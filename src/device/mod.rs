@@ -37,6 +37,11 @@ pub enum Backend {
     CardKernels,
     /// candle's stock operations, on channels-first maps, on any device.
     Stock,
+    /// Nothing: maps have sizes and no values, for planning what the kernels of the CPU, or of a card, would take.
+    Shapes {
+        /// Whether it is a card that is planned for.
+        card: bool,
+    },
 }
 
 impl Placement {
@@ -61,6 +66,22 @@ impl Placement {
             backend: Backend::Stock,
             ..Self::new(device, dtype)
         }
+    }
+
+    /// The same without values, for planning; nothing is on the device.
+    pub fn shapes(&self) -> Self {
+        Self {
+            device: Device::Cpu,
+            backend: Backend::Shapes {
+                card: !self.device.is_cpu(),
+            },
+            ..self.clone()
+        }
+    }
+
+    /// Whether it is for planning alone.
+    pub fn is_of_shapes(&self) -> bool {
+        matches!(self.backend, Backend::Shapes { .. })
     }
 
     /// `values`, in C order, as a tensor on the device in the dtype: converted here by all threads, and sent once.
@@ -215,6 +236,36 @@ pub fn free_memory(device: &Device) -> Option<u64> {
         Device::Cpu => machine_memory(),
         other => card::free_memory(other),
     }
+}
+
+/// Bytes of this machine's memory that the process has now; 0 where the system does not tell.
+pub fn resident_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = |line: &str| line.strip_prefix("VmRSS:").map(str::to_owned);
+    let kib = status.lines().find_map(line);
+    let kib = kib.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Bytes that are free in a folder; None where it is in memory itself (tmpfs), or cannot be asked.
+#[cfg(target_os = "linux")]
+pub fn free_on_disk(folder: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zeros is a value of this C struct of numbers.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a zero byte, and `found` is there to be written.
+    if unsafe { libc::statfs(path.as_ptr(), &mut found) } != 0 {
+        return None;
+    }
+    let in_memory = found.f_type == libc::TMPFS_MAGIC;
+    (!in_memory).then(|| found.f_bavail.saturating_mul(found.f_bsize as u64))
+}
+
+/// Bytes that are free in a folder; None where that cannot be asked, and then nothing is known against it.
+#[cfg(not(target_os = "linux"))]
+pub fn free_on_disk(folder: &std::path::Path) -> Option<u64> {
+    folder.is_dir().then_some(u64::MAX)
 }
 
 /// Of this machine's memory what is free, or of what the process's group may have.

@@ -6,9 +6,11 @@ use std::ops::{Deref, Range};
 use anyhow::{Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
+use super::bands::{Band, BandReading, Known, Size, Window};
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
-use crate::kernels::cpu::{AttentionShape, Filter, Input, PackedConv, Prologue};
+pub use crate::kernels::cpu::{downsample_reach, upsample_reach};
+use crate::kernels::cpu::{AttentionShape, Filter, GroupSums, Input, PackedConv, Prologue};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {
@@ -114,7 +116,7 @@ pub fn conv2d(
     let input = match reading {
         Reading::Plain => input,
         Reading::Normed(norm) => {
-            normed = prologue(values.slice()?, b, c, norm)?;
+            normed = prologue(&input, norm)?;
             input.prologue(&normed)
         }
         Reading::Upsampled => input.upsample2x(),
@@ -125,19 +127,121 @@ pub fn conv2d(
     Ok(x.like(tensor(y, (b, h, w, shape.outputs), x.tensor.dtype())?))
 }
 
-/// Statistics of `x` (b, h * w, c) and weights of a norm as the map that a kernel applies to what it reads.
-fn prologue(x: &[f32], b: usize, c: usize, norm: &NormAct) -> Result<Prologue> {
-    let stats = kernels::group_norm_stats(x, b, c, norm.groups, norm.eps);
+/// What a window's pieces hold.
+fn values_of(pieces: &[FeatureMap]) -> Result<Vec<Values<'_>>> {
+    pieces.iter().map(|map| Values::of(&map.tensor)).collect()
+}
+
+/// Calls `run` with a window of a map of `size` as kernels read it.
+fn with_input<T>(window: &Window, size: Size, run: impl FnOnce(Input) -> Result<T>) -> Result<T> {
+    let (left, right) = (values_of(&window.pieces)?, values_of(&window.beside)?);
+    let left: Vec<&[f32]> = left.iter().map(Values::slice).collect::<Result<_>>()?;
+    let right: Vec<&[f32]> = right.iter().map(Values::slice).collect::<Result<_>>()?;
+    let channels = |pieces: &[FeatureMap]| match pieces.first() {
+        Some(piece) => Ok::<_, anyhow::Error>(piece.dims()?.1),
+        None => Ok(0),
+    };
+    let (first, second) = (channels(&window.pieces)?, channels(&window.beside)?);
+    let Size { b, h, w, .. } = size;
+    let input = Input::bands(&left, window.first, b, h, w, first);
+    run(if second > 0 {
+        input.beside(&right, second)
+    } else {
+        input
+    })
+}
+
+pub fn conv2d_lines(
+    window: &Window,
+    size: Size,
+    weight: &PackedConv,
+    reading: BandReading,
+    residual: Option<&FeatureMap>,
+    lines: Band,
+) -> Result<FeatureMap> {
+    let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
+    let residual = residual.as_ref().map(Values::slice).transpose()?;
+    with_input(window, size, |input| {
+        let input = match reading {
+            BandReading::Plain => input,
+            BandReading::Upsampled => input.upsample2x(),
+            BandReading::Known(Known::Cpu(prologue)) => input.prologue(prologue),
+            BandReading::Known(Known::Tensors { .. } | Known::Shapes) => {
+                bail!("the CPU kernels were given another device's norm")
+            }
+        };
+        let (b, h, w) = input.shape();
+        let (_, w) = weight.output_size(h, w);
+        let y = kernels::conv2d_lines(&input, weight, residual, lines.clone());
+        map_like(window, y, (b, lines.len(), w, weight.outputs()))
+    })
+}
+
+/// A map of the type of a window's.
+fn map_like(
+    window: &Window,
+    values: Vec<f32>,
+    shape: (usize, usize, usize, usize),
+) -> Result<FeatureMap> {
+    let Some(piece) = window.pieces.first() else {
+        bail!("a window of no lines");
+    };
+    Ok(piece.like(tensor(values, shape, piece.tensor.dtype())?))
+}
+
+pub fn normed_lines(
+    window: &Window,
+    size: Size,
+    prologue: &Prologue,
+    lines: Band,
+) -> Result<FeatureMap> {
+    with_input(window, size, |input| {
+        let shape = (size.b, lines.len(), size.w, input.channels());
+        let y = kernels::materialise_lines(&input.prologue(prologue), lines);
+        map_like(window, y, shape)
+    })
+}
+
+pub fn add_lines(sums: &mut GroupSums, window: &Window, size: Size, lines: Band) -> Result<()> {
+    with_input(window, size, |input| {
+        sums.add(&input, lines);
+        Ok(())
+    })
+}
+
+/// Lines of a map at twice its size (`up`) or half.
+pub fn resampled_lines(window: &Window, size: Size, up: bool, lines: Band) -> Result<FeatureMap> {
+    with_input(window, size, |input| {
+        let (y, w) = if up {
+            (kernels::upsample_k(&input, lines.clone()), 2 * size.w)
+        } else {
+            (kernels::downsample_k(&input, lines.clone()), size.w / 2)
+        };
+        map_like(window, y, (size.b, lines.len(), w, input.channels()))
+    })
+}
+
+/// Statistics of a map and weights of its norm as the map that a kernel applies to what it reads.
+fn prologue(x: &Input, norm: &NormAct) -> Result<Prologue> {
+    let (b, h, _) = x.shape();
+    let mut sums = GroupSums::new(b, x.channels(), norm.groups);
+    sums.add(x, 0..h);
+    known_prologue(&sums, norm)
+}
+
+/// The same of statistics that are known.
+pub fn known_prologue(sums: &GroupSums, norm: &NormAct) -> Result<Prologue> {
     let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
+    let stats = sums.stats(norm.eps);
     Ok(stats.affine(scale.slice()?, shift.slice()?, norm.activation))
 }
 
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     let values = Values::of(&x.tensor)?;
-    let prologue = prologue(values.slice()?, b, c, norm)?;
-    let input = Input::new(values.slice()?, b, h, w, c).prologue(&prologue);
-    let y = kernels::materialise(&input);
+    let input = Input::new(values.slice()?, b, h, w, c);
+    let prologue = prologue(&input, norm)?;
+    let y = kernels::materialise(&input.prologue(&prologue));
     Ok(x.like(tensor(y, (b, h, w, c), x.tensor.dtype())?))
 }
 
@@ -173,13 +277,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
-    let y = kernels::downsample_k(Values::of(&x.tensor)?.slice()?, b, h, w, c);
+    let values = Values::of(&x.tensor)?;
+    let y = kernels::downsample_k(&Input::new(values.slice()?, b, h, w, c), 0..h / 2);
     Ok(x.like(tensor(y, (b, h / 2, w / 2, c), x.tensor.dtype())?))
 }
 
 pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
     ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
-    let y = kernels::upsample_k(Values::of(&x.tensor)?.slice()?, b, h, w, c);
+    let values = Values::of(&x.tensor)?;
+    let y = kernels::upsample_k(&Input::new(values.slice()?, b, h, w, c), 0..2 * h);
     Ok(x.like(tensor(y, (b, 2 * h, 2 * w, c), x.tensor.dtype())?))
 }

@@ -200,6 +200,24 @@ pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
     Ok(x.like(y))
 }
 
+/// `act(x * scale + shift)` of a map, scale and shift (b, c), float32.
+pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, act: Activation) -> Result<Tensor> {
+    Ok(kernels::affine(&x.contiguous()?, scale, shift, act)?)
+}
+
+/// Those of each group of each batch item of a map.
+pub fn moments(x: &Tensor, groups: usize) -> Result<Vec<Moments>> {
+    let (_, h, w, c) = x.dims4()?;
+    let count = (h * w * (c / groups)) as f64;
+    let pairs = kernels::moments(&x.contiguous()?, groups)?;
+    let moments = pairs.into_iter().map(|(mean, variance)| Moments {
+        count,
+        mean,
+        variance,
+    });
+    Ok(moments.collect())
+}
+
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {
         Activation::None => x.clone(),

@@ -1,6 +1,7 @@
 //! The layers that the networks share. Here, and only here, it is decided what runs them: this program's own
 //! CPU or CUDA kernels on channels-last maps, or candle's stock operations on channels-first ones.
 
+pub mod bands;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -9,6 +10,7 @@ mod cuda;
 mod cuda;
 mod modulation;
 mod sampling;
+pub mod shapes;
 mod stock;
 
 use std::ops::Deref;
@@ -16,6 +18,7 @@ use std::ops::Deref;
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
+use self::bands::{Band, BandReading, Size, Window};
 pub use self::modulation::{Modulated, Modulations, Replay, ScaleShift};
 pub use self::sampling::{Sampling, guide, time_features};
 use crate::device::{Backend, Placement};
@@ -42,6 +45,10 @@ impl FeatureMap {
                 .permute((0, 2, 3, 1))?
                 .contiguous()?,
             Backend::Stock => tensor.to_dtype(placement.dtype)?.contiguous()?,
+            Backend::Shapes { .. } => {
+                let (b, c, h, w) = tensor.dims4()?;
+                shapes::result((b, h, w, c), placement.dtype)?
+            }
         };
         Ok(Self {
             tensor,
@@ -59,7 +66,12 @@ impl FeatureMap {
                 .contiguous()?
                 .to_dtype(DType::F32)?,
             Backend::Stock => self.tensor.to_dtype(DType::F32)?,
+            Backend::Shapes { .. } => shapes::result(self.dims()?, DType::F32)?,
         })
+    }
+
+    fn is_of_shapes(&self) -> bool {
+        matches!(self.backend, Backend::Shapes { .. })
     }
 
     fn channels_last(&self) -> bool {
@@ -79,7 +91,9 @@ impl FeatureMap {
     /// The positions as a sequence: (b, h * w, c), row after row.
     pub fn tokens(&self) -> Result<Tensor> {
         let (b, c, h, w) = self.dims()?;
-        Ok(if self.channels_last() {
+        Ok(if self.is_of_shapes() {
+            shapes::view((b, h * w, c), self.tensor.dtype())?
+        } else if self.channels_last() {
             self.tensor.reshape((b, h * w, c))?
         } else {
             self.tensor
@@ -93,7 +107,9 @@ impl FeatureMap {
     fn with_tokens(&self, tokens: &Tensor) -> Result<Self> {
         let (_, _, h, w) = self.dims()?;
         let (b, _, c) = tokens.dims3()?;
-        let tensor = if self.channels_last() {
+        let tensor = if self.is_of_shapes() {
+            shapes::view((b, h, w, c), tokens.dtype())?
+        } else if self.channels_last() {
             tokens.reshape((b, h, w, c))?
         } else {
             tokens
@@ -126,6 +142,10 @@ impl FeatureMap {
             Backend::CardKernels => cuda::cat_channels(left, right)?,
             Backend::CpuKernels => Tensor::cat(&[left, right], 3)?,
             Backend::Stock => Tensor::cat(&[left, right], 1)?,
+            Backend::Shapes { .. } => {
+                let (b, h, w, c) = left.dims4()?;
+                shapes::result((b, h, w, c + right.dim(3)?), left.dtype())?
+            }
         }))
     }
 }
@@ -150,6 +170,7 @@ impl Activation {
             Backend::CpuKernels => cpu::activation(x, self),
             Backend::CardKernels => cuda::activation(x, self),
             Backend::Stock => stock::activation(x, self),
+            Backend::Shapes { .. } => Ok(x.clone()),
         }
     }
 }
@@ -161,6 +182,7 @@ pub struct Linear {
 }
 
 enum LinearWeights {
+    Shapes,
     Packed(PackedConv),
     Card(cuda::Linear),
     Stock {
@@ -175,6 +197,9 @@ impl Linear {
     /// # Errors
     /// One is missing or of another shape.
     pub fn new(inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(inputs, outputs, w.placement()));
+        }
         let weight = Self::weight(inputs, outputs, w)?;
         let bias = w.f32(&[outputs], "bias")?;
         Self::from_values(inputs, outputs, &weight, Some(&bias), w.placement())
@@ -185,8 +210,19 @@ impl Linear {
     /// # Errors
     /// It is missing or of another shape.
     pub fn without_bias(inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(inputs, outputs, w.placement()));
+        }
         let weight = Self::weight(inputs, outputs, w)?;
         Self::from_values(inputs, outputs, &weight, None, w.placement())
+    }
+
+    fn of_shapes(inputs: usize, outputs: usize, placement: &Placement) -> Self {
+        shapes::weights(inputs * outputs, placement);
+        Self {
+            weights: LinearWeights::Shapes,
+            outputs,
+        }
     }
 
     fn weight(inputs: usize, outputs: usize, w: &Weights) -> Result<impl Deref<Target = [f32]>> {
@@ -203,6 +239,9 @@ impl Linear {
     /// # Errors
     /// There is none, or as [`new`](Self::new).
     pub fn joined(inputs: usize, outputs: &[usize], parts: &[Weights]) -> Result<Self> {
+        if let Some(w) = parts.first().filter(|w| w.placement().is_of_shapes()) {
+            return Ok(Self::of_shapes(inputs, outputs.iter().sum(), w.placement()));
+        }
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for (w, &outputs) in parts.iter().zip(outputs) {
@@ -233,6 +272,7 @@ impl Linear {
                 (inputs, outputs),
                 placement,
             )?),
+            Backend::Shapes { .. } => LinearWeights::Shapes,
             Backend::Stock => LinearWeights::Stock {
                 weight: placement.upload(values, &[outputs, inputs])?,
                 bias: bias
@@ -253,6 +293,13 @@ impl Linear {
         match &self.weights {
             LinearWeights::Packed(packed) => cpu::linear(x, packed, self.outputs, residual),
             LinearWeights::Card(linear) => linear.forward(x, residual),
+            LinearWeights::Shapes => {
+                let mut shape = x.dims().to_vec();
+                let inputs = shape.pop().unwrap_or(1);
+                shapes::product(shape.iter().product(), inputs, self.outputs);
+                shape.push(self.outputs);
+                shapes::result(shape, x.dtype())
+            }
             LinearWeights::Stock { weight, bias } => {
                 stock::linear(x, weight, bias.as_ref(), residual)
             }
@@ -324,6 +371,7 @@ pub struct Conv2d {
 }
 
 enum ConvWeights {
+    Shapes,
     Packed(PackedConv),
     Card(cuda::Conv2d),
     Stock {
@@ -338,6 +386,9 @@ impl Conv2d {
     /// # Errors
     /// One is missing or of another shape.
     pub fn new(shape: ConvShape, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(shape, w.placement()));
+        }
         let weight = w.f32(&shape.weight(), "weight")?;
         let bias = w.f32(&[shape.outputs], "bias")?;
         Self::from_values(shape, &weight, Some(&bias), w.placement())
@@ -348,8 +399,19 @@ impl Conv2d {
     /// # Errors
     /// It is missing or of another shape.
     pub fn without_bias(shape: ConvShape, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(shape, w.placement()));
+        }
         let weight = w.f32(&shape.weight(), "weight")?;
         Self::from_values(shape, &weight, None, w.placement())
+    }
+
+    fn of_shapes(shape: ConvShape, placement: &Placement) -> Self {
+        shapes::weights(shape.weight().iter().product(), placement);
+        Self {
+            shape,
+            weights: ConvWeights::Shapes,
+        }
     }
 
     fn from_values(
@@ -363,6 +425,7 @@ impl Conv2d {
             Backend::CardKernels => {
                 ConvWeights::Card(cuda::Conv2d::new(weight, bias, &shape, placement)?)
             }
+            Backend::Shapes { .. } => ConvWeights::Shapes,
             Backend::Stock => ConvWeights::Stock {
                 weight: placement.upload(weight, &shape.weight())?,
                 bias: bias
@@ -397,7 +460,7 @@ impl Conv2d {
     ) -> Result<FeatureMap> {
         match &self.weights {
             ConvWeights::Card(convolution) => convolution.forward_normed_over(x, norm, residual),
-            ConvWeights::Packed(_) | ConvWeights::Stock { .. } => {
+            ConvWeights::Packed(_) | ConvWeights::Stock { .. } | ConvWeights::Shapes => {
                 self.forward_normed(&x, norm, residual)
             }
         }
@@ -406,6 +469,127 @@ impl Conv2d {
     /// `conv(x enlarged 2x by repeating every value)`
     pub fn forward_upsampled(&self, x: &FeatureMap) -> Result<FeatureMap> {
         self.run(x, Reading::Upsampled, None)
+    }
+
+    /// The sizes of what it makes of a map.
+    fn output_size(&self, of: Size, upsampled: bool) -> Size {
+        let ConvShape {
+            kernel,
+            stride,
+            padding,
+            ..
+        } = self.shape;
+        let enlarged = if upsampled { 2 } else { 1 };
+        let side = |n: usize| {
+            let n = enlarged * n + padding.before + padding.after;
+            if n < kernel { 0 } else { (n - kernel) / stride + 1 }
+        };
+        Size {
+            c: self.shape.outputs,
+            h: side(of.h),
+            w: side(of.w),
+            ..of
+        }
+    }
+
+    /// The lines of a map of `h` that lines of the output are made of.
+    fn reach(&self, lines: &Band, h: usize, upsampled: bool) -> Band {
+        let enlarged = if upsampled { 2 } else { 1 };
+        let there = match &self.weights {
+            ConvWeights::Packed(packed) => packed.reach(lines, enlarged * h),
+            ConvWeights::Card(_) | ConvWeights::Stock { .. } | ConvWeights::Shapes => {
+                let ConvShape {
+                    kernel,
+                    stride,
+                    padding,
+                    ..
+                } = self.shape;
+                let start = (lines.start * stride).saturating_sub(padding.before);
+                let end = (lines.end - 1) * stride + kernel;
+                start..end.saturating_sub(padding.before).min(enlarged * h)
+            }
+        };
+        there.start / enlarged..there.end.div_ceil(enlarged).min(h)
+    }
+
+    /// Lines of what it makes of a map of `size`, of which the `window` has those that [`reach`](Self::reach) says; `residual`
+    /// has those lines of the output.
+    fn lines(
+        &self,
+        window: &Window,
+        size: Size,
+        reading: BandReading,
+        residual: Option<&FeatureMap>,
+        lines: Band,
+    ) -> Result<FeatureMap> {
+        match &self.weights {
+            ConvWeights::Packed(packed) => {
+                cpu::conv2d_lines(window, size, packed, reading, residual, lines)
+            }
+            ConvWeights::Shapes => self.lines_of_shapes(window, size, &reading, lines.len()),
+            ConvWeights::Card(_) | ConvWeights::Stock { .. } => {
+                self.lines_of_window(window, size, reading, residual, lines)
+            }
+        }
+    }
+
+    fn lines_of_shapes(
+        &self,
+        window: &Window,
+        size: Size,
+        reading: &BandReading,
+        lines: usize,
+    ) -> Result<FeatureMap> {
+        let of = self.output_size(size, matches!(reading, BandReading::Upsampled));
+        shapes::convolution(&self.shape, of, lines);
+        let Some(piece) = window.pieces.first() else {
+            bail!("a window of no lines");
+        };
+        if piece.backend == (Backend::Shapes { card: true }) {
+            // The window in one piece, and normed.
+            let (_, c, rows, w) = piece.dims()?;
+            shapes::scratch((2 * of.b * rows * w * c * of.value) as u64);
+        }
+        let tensor = shapes::result((of.b, lines, of.w, of.c), piece.tensor.dtype())?;
+        Ok(piece.like(tensor))
+    }
+
+    /// The same as the whole output of the window's lines, of which those at its edges, which know nothing of their neighbours, are
+    /// cut off.
+    fn lines_of_window(
+        &self,
+        window: &Window,
+        size: Size,
+        reading: BandReading,
+        residual: Option<&FeatureMap>,
+        lines: Band,
+    ) -> Result<FeatureMap> {
+        let upsampled = matches!(reading, BandReading::Upsampled);
+        let there = self.reach(&lines, size.h, upsampled);
+        let (x, read) = match reading {
+            BandReading::Plain => (window.exactly(there.clone())?, Reading::Plain),
+            BandReading::Upsampled => (window.exactly(there.clone())?, Reading::Upsampled),
+            BandReading::Known(known) => {
+                let x = known.apply(window, size, there.clone())?;
+                (x, Reading::Plain)
+            }
+        };
+        let enlarged = if upsampled { 2 } else { 1 };
+        let ConvShape {
+            stride, padding, ..
+        } = self.shape;
+        ensure!(
+            stride == 1 || padding.before == 0,
+            "a strided convolution with zeros above its map cannot be done in bands"
+        );
+        // The line of the output that the window's first would be, were it the map's.
+        let first = enlarged * there.start / stride;
+        let all = self.run(&x, read, None)?;
+        let y = all.lines(lines.start - first..lines.end - first)?;
+        match residual {
+            Some(residual) => y.add(residual),
+            None => Ok(y),
+        }
     }
 
     fn run(
@@ -423,6 +607,17 @@ impl Conv2d {
         match &self.weights {
             ConvWeights::Packed(packed) => cpu::conv2d(x, packed, &self.shape, reading, residual),
             ConvWeights::Card(convolution) => convolution.forward(x, reading, residual),
+            ConvWeights::Shapes => {
+                let size = x.size()?;
+                let of = self.output_size(size, matches!(reading, Reading::Upsampled));
+                shapes::convolution(&self.shape, of, of.h);
+                if x.backend == (Backend::Shapes { card: true })
+                    && matches!(reading, Reading::Normed(_))
+                {
+                    shapes::scratch(size.bytes());
+                }
+                Ok(x.like(shapes::result((of.b, of.h, of.w, of.c), x.tensor.dtype())?))
+            }
             ConvWeights::Stock { weight, bias } => {
                 let read = match reading {
                     Reading::Plain => x.clone(),
@@ -442,6 +637,7 @@ impl Conv2d {
 
 /// Group normalisation, a scale and a shift per channel, an activation: what comes before nearly every
 /// convolution of these networks. `act(norm(x) * scale + shift)`.
+#[derive(Clone)]
 pub struct NormAct {
     pub groups: usize,
     pub eps: f64,
@@ -459,6 +655,7 @@ impl NormAct {
             Backend::CpuKernels => cpu::norm_act(x, self),
             Backend::CardKernels => cuda::norm_act(x, self),
             Backend::Stock => Ok(x.like(stock::norm_act(&x.tensor, self)?)),
+            Backend::Shapes { .. } => Ok(x.like(shapes::result(x.tensor.dims(), x.tensor.dtype())?)),
         }
     }
 }
@@ -527,6 +724,7 @@ impl LayerNorm {
             Backend::CpuKernels => cpu::layer_norm(x, &self.weight, &self.bias, self.eps),
             Backend::CardKernels => cuda::layer_norm(x, &self.weight, &self.bias, self.eps),
             Backend::Stock => stock::layer_norm(x, &self.weight, &self.bias, self.eps),
+            Backend::Shapes { .. } => Ok(x.clone()),
         }
     }
 }
@@ -555,7 +753,32 @@ pub fn attention(
         Backend::CpuKernels => cpu::attention(q, k, v, heads, mask),
         Backend::CardKernels => cuda::attention(q, k, v, heads, mask),
         Backend::Stock => stock::attention(q, k, v, heads, mask),
+        Backend::Shapes { card } => {
+            let (b, rows, width) = q.dims3()?;
+            let keys = k.dim(1)?;
+            shapes::product(b * rows, width, 2 * keys);
+            if !card {
+                // Keys and values once more, as the kernel reads them.
+                shapes::scratch((2 * k.elem_count() * k.dtype().size_in_bytes()) as u64);
+            }
+            shapes::result((b, rows, width), q.dtype())
+        }
     }
+}
+
+/// Tokens of a map that were computed in parts, (b, any, c) each, one after the other.
+pub fn joined_tokens(parts: &[Tensor], placement: &Placement) -> Result<Tensor> {
+    if !placement.is_of_shapes() {
+        return Ok(Tensor::cat(parts, 1)?);
+    }
+    let mut count = 0;
+    for part in parts {
+        count += part.dim(1)?;
+    }
+    let Some(first) = parts.first() else {
+        bail!("no tokens to join");
+    };
+    shapes::result((first.dim(0)?, count, first.dim(2)?), first.dtype())
 }
 
 /// Half the size, by the fixed kernel [1, 3, 3, 1] / 8 in each direction on a map extended by reflection
@@ -565,6 +788,10 @@ pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
         Backend::CpuKernels => cpu::downsample(x),
         Backend::CardKernels => cuda::downsample(x),
         Backend::Stock => Ok(x.like(stock::downsample(&x.tensor)?)),
+        Backend::Shapes { .. } => {
+            let (b, h, w, c) = x.tensor.dims4()?;
+            Ok(x.like(shapes::result((b, h / 2, w / 2, c), x.tensor.dtype())?))
+        }
     }
 }
 
@@ -575,6 +802,10 @@ pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
         Backend::CpuKernels => cpu::upsample(x),
         Backend::CardKernels => cuda::upsample(x),
         Backend::Stock => Ok(x.like(stock::upsample(&x.tensor)?)),
+        Backend::Shapes { .. } => {
+            let (b, h, w, c) = x.tensor.dims4()?;
+            Ok(x.like(shapes::result((b, 2 * h, 2 * w, c), x.tensor.dtype())?))
+        }
     }
 }
 
@@ -585,6 +816,7 @@ pub fn part(joined: &Tensor, width: usize, index: usize, placement: &Placement) 
         // Its kernels read rows that lie apart.
         Backend::CardKernels => part,
         Backend::CpuKernels | Backend::Stock => part.contiguous()?,
+        Backend::Shapes { .. } => shapes::result(part.dims(), part.dtype())?,
     })
 }
 
@@ -598,6 +830,6 @@ pub fn map_tokens(x: &FeatureMap, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> 
 pub fn notes(placement: &Placement) -> Vec<String> {
     match placement.backend {
         Backend::CardKernels => cuda::notes(placement),
-        Backend::CpuKernels | Backend::Stock => Vec::new(),
+        Backend::CpuKernels | Backend::Stock | Backend::Shapes { .. } => Vec::new(),
     }
 }

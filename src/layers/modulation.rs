@@ -65,7 +65,7 @@ impl Modulations {
     pub fn new(inputs: usize, norms: &[(usize, Weights)], placement: &Placement) -> Result<Self> {
         let weights = match placement.backend {
             Backend::CardKernels => Self::on_card(inputs, norms, placement)?,
-            Backend::CpuKernels | Backend::Stock => {
+            Backend::CpuKernels | Backend::Stock | Backend::Shapes { .. } => {
                 let each = |(channels, w): &(usize, Weights)| Linear::new(inputs, 2 * channels, w);
                 ModulationWeights::Each(norms.iter().map(each).collect::<Result<_>>()?)
             }

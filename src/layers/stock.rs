@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
+use super::bands::Moments;
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding};
 
 /// Scores formed at once in attention, at most: 2^26 float32 values are 256 MiB.
@@ -81,6 +82,33 @@ pub fn norm_act(x: &Tensor, norm: &NormAct) -> Result<Tensor> {
         .broadcast_mul(&per_channel(&norm.scale)?)?
         .broadcast_add(&per_channel(&norm.shift)?)?;
     Ok(activation(&y, norm.activation)?.to_dtype(dtype)?)
+}
+
+/// `act(x * scale + shift)`, scale and shift (b, c), float32.
+pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, act: Activation) -> Result<Tensor> {
+    let per_channel = |t: &Tensor| t.unsqueeze(2)?.unsqueeze(3);
+    let y = x
+        .to_dtype(DType::F32)?
+        .broadcast_mul(&per_channel(scale)?)?
+        .broadcast_add(&per_channel(shift)?)?;
+    Ok(activation(&y, act)?.to_dtype(x.dtype())?)
+}
+
+/// Those of each group of each batch item of a map.
+pub fn moments(x: &Tensor, groups: usize) -> Result<Vec<Moments>> {
+    let (b, c, h, w) = x.dims4()?;
+    let count = c / groups * h * w;
+    let grouped = x.to_dtype(DType::F32)?.reshape((b * groups, count))?;
+    let mean = grouped.mean_keepdim(1)?;
+    let variance = grouped.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)?;
+    let host = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+    let pairs = host(&mean)?.into_iter().zip(host(&variance)?);
+    let moments = pairs.map(|(mean, variance)| Moments {
+        count: count as f64,
+        mean: f64::from(mean),
+        variance: f64::from(variance),
+    });
+    Ok(moments.collect())
 }
 
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

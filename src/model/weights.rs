@@ -153,6 +153,19 @@ impl Weights {
         Self::index(vec![("made here".into(), Bytes::Made(bytes))], placement)
     }
 
+    /// No tensors, for a network of shapes alone.
+    pub fn none(placement: &Placement) -> Self {
+        Self {
+            store: Arc::new(Store {
+                files: Vec::new(),
+                entries: HashMap::new(),
+            }),
+            prefix: String::new(),
+            placement: placement.shapes(),
+            names: None,
+        }
+    }
+
     fn index(files: Vec<(String, Bytes)>, placement: &Placement) -> Result<Self> {
         let mut entries = HashMap::new();
         for (number, (name, bytes)) in files.iter().enumerate() {
@@ -385,6 +398,10 @@ impl Weights {
     /// # Errors
     /// As [`f32`](Self::f32).
     pub fn tensor_in(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
+        if self.placement.is_of_shapes() {
+            let one = Tensor::zeros((), dtype, &self.placement.device)?;
+            return Ok(one.broadcast_as(shape)?);
+        }
         let values = self.f32(shape, name)?;
         let placement = Placement {
             dtype,

@@ -5,3 +5,5 @@ pub mod unet;
 pub mod vae;
 
 pub use crate::layers::notes;
+pub use crate::layers::bands::{Limits, Room};
+pub use crate::layers::shapes::{Counted, counted, view as zeros_without_memory};

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use super::sampler::Preconditioning;
 use crate::device;
+use crate::networks::Room;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{Prompted, Sampling, UNet};
 
@@ -27,6 +28,7 @@ pub struct Denoiser<'a> {
     /// The low-res latents at the size of the result, (b, 4, H, W), float32.
     low_res: Tensor,
     passes: Passes,
+    room: Room,
     /// One entry a call of the network; the rows of all are the rows of the result.
     prompted: Vec<Prompted>,
 }
@@ -42,6 +44,7 @@ impl<'a> Denoiser<'a> {
         guidance: f64,
         low_res: Tensor,
         passes: Passes,
+        room: Room,
     ) -> Result<Self> {
         let pictures = low_res.dim(0)?;
         Ok(Self {
@@ -51,6 +54,7 @@ impl<'a> Denoiser<'a> {
             guidance,
             low_res,
             passes,
+            room,
         })
     }
 
@@ -91,7 +95,7 @@ impl<'a> Denoiser<'a> {
         };
         let time = preconditioning.time;
         self.unet
-            .denoise(x, &self.low_res, &sampling, time, &self.prompted)
+            .denoise(x, &self.low_res, &sampling, time, &self.prompted, &self.room)
     }
 }
 

@@ -20,18 +20,20 @@ use candle_core::{DType, Device, Tensor};
 
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
+use self::memory::Planner;
+pub use self::memory::{Memory, StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
 use self::progress::Progress;
 use self::prompts::Prompts;
-use self::recover::OnCpu;
+use self::recover::{OnCpu, lacks_memory};
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
     Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
-use crate::device::{self, Backend, Placement};
+use crate::device::{Backend, Placement};
 use crate::model::PartFiles;
 use crate::networks;
 use crate::networks::text::Conditioning;
@@ -49,6 +51,7 @@ use crate::pixels::Pixels;
 ///     vae: None,
 ///     device: candle_core::Device::Cpu,
 ///     dtype: candle_core::DType::F32,
+///     memory: Default::default(),
 ///     keep_loaded: true,
 /// })?;
 /// let low_res = LowRes::image(&Pixels::new(64, 64, vec![0.5; 64 * 64 * 3])?)?;
@@ -79,6 +82,9 @@ pub struct Upscaler {
     notes_told: usize,
     /// What is too large for the card.
     on_cpu: OnCpu,
+    planner: Planner,
+    /// Bytes that plans keep to once a card ran out of memory all the same.
+    smaller: Option<u64>,
 }
 
 /// The VAE's placements for a run in `dtype`: encoder and decoder.
@@ -141,6 +147,8 @@ impl Upscaler {
             decoder: None,
             notes_told: 0,
             on_cpu: OnCpu::default(),
+            planner: Planner::default(),
+            smaller: None,
             options,
         })
     }
@@ -215,7 +223,7 @@ impl Upscaler {
         });
         match upscaled {
             // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
-            Err(error) if inputs.len() > 1 && device::is_out_of_memory(&error) => {
+            Err(error) if inputs.len() > 1 && lacks_memory(&error) => {
                 let mut upscaled = Vec::with_capacity(inputs.len());
                 for input in inputs {
                     let one = std::slice::from_ref(input);
@@ -272,7 +280,6 @@ impl Upscaler {
             "a guidance of {} was given; expected 0 to {MAX_GUIDANCE}",
             settings.guidance
         );
-        self.check_memory(inputs)?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
         let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
@@ -373,11 +380,13 @@ impl Upscaler {
         let (multiple, minimum) = self.low_res_sides();
         let factor = self.vae_config.factor();
         let padded = padding::extend(image, multiple * factor, minimum * factor)?;
+        let (_, _, h, w) = padded.dims4()?;
+        let room = self.room_to_encode(h, w)?;
         let encoder = loaded(&mut self.encoder, Stage::Encode, on_event, || {
             Encoder::load(&self.vae_files, &self.encoder_placement)
         })?;
         on_event(Event::Started(Stage::Encode))?;
-        let posterior = encoder.encode(&padded)?;
+        let posterior = encoder.encode_within(&padded, &room)?;
         let posterior = Posterior {
             mean: posterior.mean.to_device(&Device::Cpu)?,
             logvar: posterior.logvar.to_device(&Device::Cpu)?,
@@ -404,17 +413,18 @@ impl Upscaler {
         on_event: OnEvent,
     ) -> Result<Tensor> {
         let start = Instant::now();
+        let (pictures, _, h, w) = low_res.dims4()?;
+        let room = self.room_to_denoise(pictures, conditioning.pooled.dim(0)?, (2 * h, 2 * w))?;
         let unet = loaded(&mut self.unet, Stage::Denoise, on_event, || {
             UNet::load(&self.options.model, &self.placement)
         })?;
         on_event(Event::Started(Stage::Denoise))?;
         let device = &self.placement.device;
-        let (_, _, h, w) = low_res.dims4()?;
         let low_res = low_res
             .to_device(device)?
             .upsample_nearest2d(2 * h, 2 * w)?;
         let mut denoiser =
-            Denoiser::new(unet, conditioning, settings.guidance, low_res, self.passes)?;
+            Denoiser::new(unet, conditioning, settings.guidance, low_res, self.passes, room)?;
 
         let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
         let spread = self.sigma_range.initial_spread(sigmas[0]);
@@ -439,21 +449,32 @@ impl Upscaler {
 
     fn decode_once(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
         let start = Instant::now();
+        let (_, _, h, w) = upscaled.padded.dims4()?;
+        let room = self.room_to_decode(h, w)?;
         let decoder = loaded(&mut self.decoder, Stage::Decode, on_event, || {
             Decoder::load(&self.vae_files, &self.vae_placement)
         })?;
         on_event(Event::Started(Stage::Decode))?;
         let raw = (&upscaled.padded / self.vae_config.scaling_factor)?;
-        let image = decoder
-            .decode(&raw)?
-            .to_device(&Device::Cpu)?
-            .narrow(2, 0, upscaled.height)?
-            .narrow(3, 0, upscaled.width)?;
-        let mut values = floats(&image.squeeze(0)?.permute((1, 2, 0))?)?;
-        check_finite(&values, Stage::Decode, self.vae_placement.dtype)?;
-        for v in &mut values {
-            *v = (*v / 2.0 + 0.5).clamp(0.0, 1.0);
-        }
+        let (width, height) = (upscaled.width, upscaled.height);
+        let dtype = self.vae_placement.dtype;
+        let mut values = Vec::with_capacity(3 * width * height);
+        decoder.decode_within(&raw, &room, |band| {
+            let left = height - values.len() / (3 * width);
+            let lines = band.dim(2)?.min(left);
+            if lines == 0 {
+                return Ok(());
+            }
+            let band = band
+                .to_device(&Device::Cpu)?
+                .narrow(2, 0, lines)?
+                .narrow(3, 0, width)?;
+            let pixels = floats(&band.squeeze(0)?.permute((1, 2, 0))?)?;
+            check_finite(&pixels, Stage::Decode, dtype)?;
+            let unit = |v: f32| (v / 2.0 + 0.5).clamp(0.0, 1.0);
+            values.extend(pixels.into_iter().map(unit));
+            Ok(())
+        })?;
         if !self.options.keep_loaded {
             self.decoder = None;
         }

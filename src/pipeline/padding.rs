@@ -10,6 +10,11 @@ pub struct Extent {
     pub height: usize,
 }
 
+/// The least multiple of `multiple` that is no smaller than `n` and `minimum`.
+pub fn padded_side(n: usize, multiple: usize, minimum: usize) -> usize {
+    n.next_multiple_of(multiple).max(minimum)
+}
+
 /// `x` (b, c, h, w) extended below and on the right until both sides are multiples of `multiple` and no smaller
 /// than `minimum`; unchanged where they are already.
 ///
@@ -19,7 +24,7 @@ pub fn extend(x: &Tensor, multiple: usize, minimum: usize) -> Result<Tensor> {
     let mut x = x.clone();
     for dim in [2, 3] {
         let n = x.dim(dim)?;
-        let target = n.next_multiple_of(multiple).max(minimum);
+        let target = padded_side(n, multiple, minimum);
         if target > n {
             let indices: Vec<u32> = (0..target).map(|i| source(i, n) as u32).collect();
             let indices = Tensor::new(indices, x.device())?;

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 
+use super::memory::is_too_little;
 use super::{Event, LowRes, NotFinite, OnEvent, Options, Stage, Upscaler};
 use crate::device;
 
@@ -38,6 +39,13 @@ impl Upscaler {
         if self.lacks_memory(&result) && self.forget_networks() {
             result = work(self, on_event);
         }
+        if self.ran_out(&result) && self.plan_smaller() {
+            on_event(Event::Warning(format!(
+                "{} ran out of memory: doing it again with fewer maps kept at a time",
+                device::name(&self.options.device)
+            )))?;
+            result = work(self, on_event);
+        }
         match pixels {
             Some(pixels) if self.lacks_memory(&result) => {
                 self.forget_networks();
@@ -53,7 +61,24 @@ impl Upscaler {
     }
 
     fn lacks_memory<T>(&self, result: &Result<T>) -> bool {
+        !self.options.device.is_cpu() && result.as_ref().is_err_and(lacks_memory)
+    }
+
+    /// Whether the card ran out although the plan said that it would not.
+    fn ran_out<T>(&self, result: &Result<T>) -> bool {
         !self.options.device.is_cpu() && result.as_ref().is_err_and(device::is_out_of_memory)
+    }
+
+    /// Plans for half of what is free from here on; false where it is no more than that already.
+    fn plan_smaller(&mut self) -> bool {
+        self.forget_networks();
+        let Some(free) = device::free_memory(&self.options.device) else {
+            return false;
+        };
+        let smaller = free / 2;
+        let is_less = self.smaller.is_none_or(|now| smaller < now);
+        self.smaller = self.smaller.map_or(Some(smaller), |now| Some(now.min(smaller)));
+        is_less
     }
 
     /// The decoder goes to the range of float32 in 16 bits first, where the card has that; all else, and what is not finite
@@ -105,6 +130,11 @@ impl Upscaler {
         let (width, height) = self.result_size(input)?;
         Ok(Some(width * height))
     }
+}
+
+/// Whether an error is a lack of memory: the device gave up, or no plan fits it.
+pub fn lacks_memory(error: &anyhow::Error) -> bool {
+    device::is_out_of_memory(error) || is_too_little(error)
 }
 
 /// Numbers that overflowed, in a precision that has a safer one.

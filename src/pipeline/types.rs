@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::memory::Memory;
 use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
 use crate::pixels::Pixels;
@@ -18,6 +19,8 @@ pub struct Options {
     pub device: Device,
     /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
     pub dtype: DType,
+    /// What the run may take of memory.
+    pub memory: Memory,
     /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
     /// which halves the peak for a single picture.
     pub keep_loaded: bool,
@@ -31,6 +34,7 @@ impl Options {
             vae: None,
             device: Device::Cpu,
             dtype: DType::F32,
+            memory: Memory::default(),
             keep_loaded: true,
         }
     }

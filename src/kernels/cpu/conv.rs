@@ -1,5 +1,7 @@
 //! Convolutions and linear layers: the choice of the algorithm, and its entry points.
 
+use std::ops::Range;
+
 use super::act::Act;
 use super::buf::{Shared, filled};
 use super::gemm::{Epilogue, Rows, product};
@@ -17,7 +19,28 @@ use super::winograd;
 /// # Panics
 /// If a shape does not fit.
 pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec<f32> {
-    run(input, conv, residual, Act::None)
+    let (_, h, w) = input.shape();
+    let lines = 0..conv.output_size(h, w).0;
+    run(input, conv, residual, Act::None, lines)
+}
+
+/// The same for some lines of the output: the result and `residual` are (b, lines, w, outputs). The values are those that
+/// [`conv2d`] gives there, to the bit, where the first line is a multiple of 4.
+///
+/// # Panics
+/// If a shape does not fit, or the input lacks lines that these are made of.
+pub fn conv2d_lines(
+    input: &Input,
+    conv: &PackedConv,
+    residual: Option<&[f32]>,
+    lines: Range<usize>,
+) -> Vec<f32> {
+    let (_, h, w) = input.shape();
+    assert!(
+        lines.end <= conv.output_size(h, w).0,
+        "lines {lines:?} of the output"
+    );
+    run(input, conv, residual, Act::None, lines)
 }
 
 /// `act(input * weight^T + bias + residual)` for `input` (b, 1, n, inputs) or any other map: the rows are its pixels. The
@@ -32,11 +55,18 @@ pub fn linear(input: &Input, weight: &PackedConv, residual: Option<&[f32]>, act:
         Filter::linear(filter.inputs, filter.outputs),
         "a linear layer"
     );
-    run(input, weight, residual, act)
+    let (_, h, _) = input.shape();
+    run(input, weight, residual, act, 0..h)
 }
 
-fn run(input: &Input, conv: &PackedConv, residual: Option<&[f32]>, act: Act) -> Vec<f32> {
-    let len = output_len(input, conv);
+fn run(
+    input: &Input,
+    conv: &PackedConv,
+    residual: Option<&[f32]>,
+    act: Act,
+    lines: Range<usize>,
+) -> Vec<f32> {
+    let len = output_len(input, conv, &lines);
     if let Some(residual) = residual {
         assert_eq!(
             residual.len(),
@@ -44,45 +74,53 @@ fn run(input: &Input, conv: &PackedConv, residual: Option<&[f32]>, act: Act) -> 
             "the residual has the shape of the output"
         );
     }
-    // SAFETY: there is room for `len` values, the whole output, and either algorithm writes every one; the residual has as
-    // many, and the input the convolution's channels, as `output_len` saw.
-    unsafe { filled(len, |out| run_to(input, conv, residual, act, out)) }
+    // SAFETY: there is room for `len` values, all lines, and either algorithm writes every one; the residual has as
+    // many, and the input the convolution's channels and the lines that it reads, as `output_len` saw.
+    unsafe { filled(len, |out| run_to(input, conv, residual, act, lines, out)) }
 }
 
-/// Values of the output.
-fn output_len(input: &Input, conv: &PackedConv) -> usize {
+/// Values of some lines of the output.
+fn output_len(input: &Input, conv: &PackedConv, lines: &Range<usize>) -> usize {
     let (b, h, w) = input.shape();
     assert_eq!(
         input.channels(),
         conv.filter.inputs,
         "the input has the convolution's channels"
     );
-    let (h, w) = conv.output_size(h, w);
-    b * h * w * conv.filter.outputs
+    assert!(
+        input.has(conv.reach(lines, h)),
+        "the input has the lines that {lines:?} are made of"
+    );
+    let (_, w) = conv.output_size(h, w);
+    b * lines.len() * w * conv.filter.outputs
 }
 
 /// # Safety
-/// `out` has room for the output, the residual its length, `input` the convolution's channels.
+/// `out` has room for the lines of the output, the residual its length, `input` the convolution's channels and all lines that
+/// are read.
 unsafe fn run_to(
     input: &Input,
     conv: &PackedConv,
     residual: Option<&[f32]>,
     act: Act,
+    lines: Range<usize>,
     out: Shared,
 ) {
     let isa = Isa::current();
     let (b, h, w) = input.shape();
-    let (oh, ow) = conv.output_size(h, w);
+    let (_, ow) = conv.output_size(h, w);
+    let oh = lines.len();
     if b * oh * ow == 0 {
         return;
     }
     if act == Act::None && winograd::applies(conv) {
         // SAFETY: the caller's promise is the same.
-        return unsafe { winograd::winograd(isa, input, conv, out, residual) };
+        return unsafe { winograd::winograd(isa, input, conv, lines, out, residual) };
     }
     let filter = conv.filter;
     let stage = |rows: &Rows| {
         let gather = Gather {
+            first: lines.start,
             oh,
             ow,
             stride: filter.stride,

@@ -1,5 +1,7 @@
 //! Point by point: activations, and an [`Input`] written out.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
@@ -57,13 +59,24 @@ unsafe fn activate_chunk_with<S: Simd, F: PointFn>(x: &[f32], f: F, out: *mut f3
 /// What an [`Input`] describes, written out: its parts side by side, through its prologue, upsampled. The shape is
 /// (b, h, w, c) of [`Input::shape`] and [`Input::channels`].
 pub fn materialise(input: &Input) -> Vec<f32> {
+    let (_, h, _) = input.shape();
+    materialise_lines(input, 0..h)
+}
+
+/// Some lines of it, (b, lines, w, c).
+///
+/// # Panics
+/// If they are not there.
+pub fn materialise_lines(input: &Input, lines: Range<usize>) -> Vec<f32> {
+    assert!(input.has(lines.clone()), "the input has the lines {lines:?}");
     let isa = Isa::current();
-    let ((b, h, w), c) = (input.shape(), input.channels());
+    let ((b, _, w), c) = (input.shape(), input.channels());
+    let (first, h) = (lines.start, lines.len());
     let run = |out: Shared| {
         (0..b * h).into_par_iter().for_each(|i| {
             let region = Region {
                 b: i / h,
-                y: (i % h) as isize,
+                y: (first + i % h) as isize,
                 x: 0,
                 h: 1,
                 w,

@@ -34,12 +34,55 @@ impl Prologue {
     }
 }
 
+/// Lines of a map (b, h, w, c), each (w, c).
+#[derive(Clone)]
+struct Part<'a> {
+    /// Those of the first batch item, then those of the next.
+    lines: Vec<&'a [f32]>,
+    /// Of each item.
+    count: usize,
+    c: usize,
+}
+
+impl<'a> Part<'a> {
+    /// `pieces` are bands of lines, each (b, any, w, c), that follow each other.
+    fn new(pieces: &[&'a [f32]], b: usize, w: usize, c: usize) -> Self {
+        let line = w * c;
+        for piece in pieces {
+            assert!(
+                piece.len().is_multiple_of((b * line).max(1)),
+                "a piece of a map is (b, lines, w, c) = ({b}, …, {w}, {c})"
+            );
+        }
+        let of_item = |item: usize| {
+            pieces.iter().flat_map(move |piece| {
+                let part = &piece[item * (piece.len() / b)..][..piece.len() / b];
+                part.chunks_exact(line.max(1))
+            })
+        };
+        let lines: Vec<&[f32]> = (0..b).flat_map(of_item).collect();
+        let count = lines.len() / b.max(1);
+        Self { lines, count, c }
+    }
+
+    /// No channels at all.
+    fn none() -> Self {
+        Self {
+            lines: Vec::new(),
+            count: 0,
+            c: 0,
+        }
+    }
+}
+
 /// What a kernel reads: a map `x` (b, h, w, c), or the concatenation of two along the channels, through an optional
-/// [`Prologue`] and then an optional nearest-neighbour upsampling by 2.
-#[derive(Clone, Copy)]
+/// [`Prologue`] and then an optional nearest-neighbour upsampling by 2. Not all lines need be there: those that a kernel is
+/// asked for, and what it reads around them.
+#[derive(Clone)]
 pub struct Input<'a> {
-    x: [&'a [f32]; 2],
-    c: [usize; 2],
+    parts: [Part<'a>; 2],
+    /// The first line that is there.
+    first: usize,
     b: usize,
     h: usize,
     w: usize,
@@ -58,9 +101,30 @@ impl<'a> Input<'a> {
             b * h * w * c,
             "the input is (b, h, w, c) = ({b}, {h}, {w}, {c})"
         );
+        Self::bands(&[x], 0, b, h, w, c)
+    }
+
+    /// A map (b, h, w, c) of which there are the lines from `first` on that `pieces` hold, each (b, any number of lines, w, c).
+    ///
+    /// # Panics
+    /// If they are more than h lines, or a piece has no whole lines.
+    pub fn bands(
+        pieces: &[&'a [f32]],
+        first: usize,
+        b: usize,
+        h: usize,
+        w: usize,
+        c: usize,
+    ) -> Self {
+        let part = Part::new(pieces, b, w, c);
+        assert!(
+            first + part.count <= h,
+            "lines {first} to {} of {h}",
+            first + part.count
+        );
         Self {
-            x: [x, &[]],
-            c: [c, 0],
+            parts: [part, Part::none()],
+            first,
             b,
             h,
             w,
@@ -69,19 +133,17 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// With `skip` (b, h, w, c) behind it in the channels.
+    /// With `skip` behind it in the channels: pieces (b, any, w, c) of the same lines.
     ///
     /// # Panics
-    /// If its length is not b * h * w * c.
-    #[doc(hidden)]
-    pub fn concat(mut self, skip: &'a [f32], c: usize) -> Self {
+    /// If they are of other lines.
+    pub fn beside(mut self, skip: &[&'a [f32]], c: usize) -> Self {
+        let part = Part::new(skip, self.b, self.w, c);
         assert_eq!(
-            skip.len(),
-            self.b * self.h * self.w * c,
-            "the second input is (b, h, w, {c})"
+            part.count, self.parts[0].count,
+            "the second input has the lines of the first"
         );
-        self.x[1] = skip;
-        self.c[1] = c;
+        self.parts[1] = part;
         self
     }
 
@@ -113,7 +175,40 @@ impl<'a> Input<'a> {
 
     /// Channels of all parts.
     pub fn channels(&self) -> usize {
-        self.c[0] + self.c[1]
+        self.parts[0].c + self.parts[1].c
+    }
+
+    /// Columns, before upsampling.
+    pub(super) fn width(&self) -> usize {
+        self.w
+    }
+
+    /// Channels of each part; the second may have none.
+    pub(super) fn widths(&self) -> [usize; 2] {
+        [self.parts[0].c, self.parts[1].c]
+    }
+
+    /// Line `y` of item `b` as it is in memory, (w, c), in each part; before prologue and upsampling.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub(super) fn line(&self, b: usize, y: usize) -> [&'a [f32]; 2] {
+        let at = |part: &Part<'a>| match part.c {
+            0 => &[][..],
+            _ => {
+                let y = y - self.first;
+                assert!(y < part.count, "a line that is there");
+                part.lines[b * part.count + y]
+            }
+        };
+        [at(&self.parts[0]), at(&self.parts[1])]
+    }
+
+    /// Whether all of these lines (after upsampling) are there.
+    pub(super) fn has(&self, lines: std::ops::Range<usize>) -> bool {
+        let f = if self.upsample { 2 } else { 1 };
+        let there = self.first..self.first + self.parts[0].count;
+        lines.is_empty() || (lines.start / f >= there.start && (lines.end - 1) / f < there.end)
     }
 }
 
@@ -128,7 +223,8 @@ struct Pixel {
 /// Which input pixel each row of an im2col matrix takes for one tap of the kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Gather {
-    /// Output (h, w).
+    /// The output's first line, and (h, w).
+    pub first: usize,
     pub oh: usize,
     pub ow: usize,
     pub stride: usize,
@@ -165,7 +261,7 @@ unsafe fn stage_rows_body<S: Simd>(
     let at = |i: usize| {
         let (line, x) = ((first + i) / gather.ow, (first + i) % gather.ow);
         let (b, y) = (line / gather.oh, line % gather.oh);
-        let y = (y * gather.stride).wrapping_add_signed(gather.dy);
+        let y = ((gather.first + y) * gather.stride).wrapping_add_signed(gather.dy);
         let x = (x * gather.stride).wrapping_add_signed(gather.dx);
         (y < h && x < w).then_some(Pixel { b, y, x })
     };
@@ -311,11 +407,11 @@ unsafe fn stage_with<S: Simd, M: Map>(
     slab_stride: usize,
     map: M,
 ) {
-    // SAFETY: the pixel is inside both parts, (b, h, w, ca) and (b, h, w, cb), since `at` is inside the map after upsampling. A
-    // slab is read from a part that has all of its 16 channels, else from `tail`, which takes channel by channel what
-    // there is. What is written is the caller's promise: whole slabs, so whole vectors.
+    // SAFETY: the pixel is inside both parts' lines, (w, ca) and (w, cb), since `at` is inside the map after upsampling and `line`
+    // gives lines that are there. A slab is read from a part that has all of its 16 channels, else from `tail`, which takes
+    // channel by channel what there is. What is written is the caller's promise: whole slabs, so whole vectors.
     unsafe {
-        let [ca, cb] = input.c;
+        let [ca, cb] = input.widths();
         let shift = usize::from(input.upsample);
         for i in 0..n {
             let mut to = dst.add(i * pixel_stride);
@@ -326,10 +422,11 @@ unsafe fn stage_with<S: Simd, M: Map>(
                 }
                 continue;
             };
-            let pixel = (b * input.h + (y >> shift)) * input.w + (x >> shift);
+            let (y, x) = (y >> shift, x >> shift);
+            let [left, right] = input.line(b, y);
             let from = [
-                input.x[0].as_ptr().add(pixel * ca),
-                input.x[1].as_ptr().wrapping_add(pixel * cb),
+                left.as_ptr().add(x * ca),
+                right.as_ptr().wrapping_add(x * cb),
             ];
             for c in (c0..c1).step_by(SLAB) {
                 let mut tail = [0f32; SLAB];

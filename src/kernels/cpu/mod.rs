@@ -30,13 +30,13 @@ mod winograd;
 
 pub use self::act::Act;
 pub use self::attention::{AttentionShape, attention};
-pub use self::conv::{conv2d, linear};
-pub use self::elementwise::{activate, materialise};
+pub use self::conv::{conv2d, conv2d_lines, linear};
+pub use self::elementwise::{activate, materialise, materialise_lines};
 pub use self::input::{Input, Prologue};
 pub use self::micro::gemm_rate;
-pub use self::norm::{GroupStats, group_norm_stats, layer_norm};
+pub use self::norm::{GroupStats, GroupSums, NORM_LINES, layer_norm};
 pub use self::packed::{Filter, PackedConv, Padding};
-pub use self::resample::{downsample_k, upsample_k};
+pub use self::resample::{downsample_k, downsample_reach, upsample_k, upsample_reach};
 pub use self::simd::Isa;
 
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! Group and layer normalisation.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::act::Act;
 use super::buf::{Shared, filled};
-use super::input::Prologue;
+use super::input::{Input, Prologue};
 use super::simd::{Isa, Simd, isa_fn};
 
-/// Pixels summed by one task: fixed, so that the order of summation never depends on the number of threads.
-const CHUNK: usize = 256;
+/// Lines and columns summed by one task: fixed, so that the order of summation never depends on the number of threads, nor on
+/// the bands that a map comes in.
+const LINES: usize = 4;
+const COLUMNS: usize = 64;
 /// Pixels summed in f32 before the sums go on in f64.
 const BLOCK: usize = 32;
 
@@ -46,71 +50,135 @@ impl Moments {
     }
 }
 
-/// The statistics of `x` (b, hw, c) for a group normalisation in `groups` groups; the variance is the biased one.
+/// Lines that [`GroupSums::add`] takes together: bands begin at multiples of it.
+pub const NORM_LINES: usize = LINES;
+
+/// The statistics of a map for a group normalisation, while its lines are read from the top down.
 ///
 /// Values are taken relative to a mean of their neighbours before they are squared, so that a mean far above the
 /// standard deviation costs no accuracy.
-///
-/// # Panics
-/// If `x` is not (b, hw, c) for some hw above 0, or `groups` does not divide c.
-pub fn group_norm_stats(x: &[f32], b: usize, c: usize, groups: usize, eps: f64) -> GroupStats {
-    assert!(
-        b * c * groups > 0 && !x.is_empty() && x.len().is_multiple_of(b * c),
-        "the input is (b, hw, c)"
-    );
-    assert!(
-        c.is_multiple_of(groups),
-        "{groups} groups divide {c} channels"
-    );
-    let isa = Isa::current();
-    let (hw, size) = (x.len() / b / c, c / groups);
-    let chunks = hw.div_ceil(CHUNK);
-    let parts: Vec<Vec<Moments>> = (0..b * chunks)
-        .into_par_iter()
-        .map(|i| {
-            let first = i % chunks * CHUNK;
-            let n = CHUNK.min(hw - first);
-            let x = &x[(i / chunks * hw + first) * c..][..n * c];
-            let mut shift = vec![0f32; c];
-            let mut sums = vec![[0f64; 2]; c];
-            // SAFETY: `x` is (n, c), shift and sums (c).
-            unsafe { sum_chunk(isa, x, c, n, &mut shift, &mut sums) };
-            let n = n as f64;
-            let channel = |(&shift, &[s, q]): (&f32, &[f64; 2])| Moments {
-                n,
-                mean: f64::from(shift) + s / n,
-                m2: q - s * s / n,
-            };
-            let channels: Vec<Moments> = shift.iter().zip(&sums).map(channel).collect();
-            channels
-                .chunks(size)
-                .map(|g| g.iter().fold(Moments::default(), |a, &m| a.merge(m)))
-                .collect()
-        })
-        .collect();
-    let of_group = |i: usize| {
-        let item = &parts[i / groups * chunks..][..chunks];
-        item.iter()
-            .fold(Moments::default(), |a, part| a.merge(part[i % groups]))
-    };
-    let moments: Vec<Moments> = (0..b * groups).map(of_group).collect();
-    GroupStats {
-        mean: moments.iter().map(|m| m.mean as f32).collect(),
-        rstd: moments
-            .iter()
-            .map(|m| (1.0 / (m.m2.max(0.0) / m.n + eps).sqrt()) as f32)
-            .collect(),
-        channels: c,
-        groups,
+#[derive(Clone)]
+pub struct GroupSums {
+    /// (b, groups).
+    moments: Vec<Moments>,
+    channels: usize,
+    groups: usize,
+    /// Lines so far.
+    lines: usize,
+}
+
+impl GroupSums {
+    /// Of no lines yet, for a map of `b` items and `channels` channels in `groups` groups.
+    ///
+    /// # Panics
+    /// If `groups` does not divide the channels.
+    pub fn new(b: usize, channels: usize, groups: usize) -> Self {
+        assert!(
+            groups > 0 && channels.is_multiple_of(groups),
+            "{groups} groups divide {channels} channels"
+        );
+        Self {
+            moments: vec![Moments::default(); b * groups],
+            channels,
+            groups,
+            lines: 0,
+        }
+    }
+
+    /// Adds the next lines of a map, read as they are in memory, without prologue or upsampling. They begin where the last
+    /// ended, which was at a multiple of [`NORM_LINES`].
+    ///
+    /// # Panics
+    /// If they do not, or the input has other channels or lacks lines.
+    pub fn add(&mut self, input: &Input, lines: Range<usize>) {
+        let (c, groups) = (self.channels, self.groups);
+        assert!(
+            lines.start == self.lines && lines.start.is_multiple_of(LINES),
+            "lines from {} on",
+            self.lines
+        );
+        assert_eq!(input.channels(), c, "the input has the map's channels");
+        let (b, w) = (self.moments.len() / groups, input.width());
+        let (down, across) = (lines.len().div_ceil(LINES), w.div_ceil(COLUMNS));
+        let parts: Vec<Vec<Moments>> = (0..b * down * across)
+            .into_par_iter()
+            .map(|i| {
+                let (item, y, x) = (i / down / across, i / across % down, i % across);
+                let y = lines.start + y * LINES;
+                let lines = y..lines.end.min(y + LINES);
+                let columns = x * COLUMNS..w.min((x + 1) * COLUMNS);
+                moments_of_chunk(input, item, lines, columns, groups)
+            })
+            .collect();
+        for (item, parts) in parts.chunks(down * across).enumerate() {
+            for part in parts {
+                for (sum, &part) in self.moments[item * groups..].iter_mut().zip(part) {
+                    *sum = sum.merge(part);
+                }
+            }
+        }
+        self.lines = lines.end;
+    }
+
+    /// What they come to; the variance is the biased one.
+    pub fn stats(&self, eps: f64) -> GroupStats {
+        GroupStats {
+            mean: self.moments.iter().map(|m| m.mean as f32).collect(),
+            rstd: self
+                .moments
+                .iter()
+                .map(|m| (1.0 / (m.m2.max(0.0) / m.n + eps).sqrt()) as f32)
+                .collect(),
+            channels: self.channels,
+            groups: self.groups,
+        }
     }
 }
 
+/// Those of each group in a few lines and columns of a batch item.
+fn moments_of_chunk(
+    input: &Input,
+    item: usize,
+    lines: Range<usize>,
+    columns: Range<usize>,
+    groups: usize,
+) -> Vec<Moments> {
+    let isa = Isa::current();
+    let widths = input.widths();
+    let c = widths[0] + widths[1];
+    let mut shift = vec![0f32; c];
+    let mut sums = vec![[0f64; 2]; c];
+    for (number, y) in lines.clone().enumerate() {
+        let mut at = 0;
+        for (line, width) in input.line(item, y).into_iter().zip(widths) {
+            let x = &line[columns.start * width..columns.end * width];
+            let (shift, sums) = (&mut shift[at..at + width], &mut sums[at..at + width]);
+            // SAFETY: `x` is (columns, width), shift and sums (width).
+            unsafe { sum_chunk(isa, x, width, columns.len(), number == 0, shift, sums) };
+            at += width;
+        }
+    }
+    let n = (lines.len() * columns.len()) as f64;
+    let channel = |(&shift, &[s, q]): (&f32, &[f64; 2])| Moments {
+        n,
+        mean: f64::from(shift) + s / n,
+        m2: q - s * s / n,
+    };
+    let channels: Vec<Moments> = shift.iter().zip(&sums).map(channel).collect();
+    channels
+        .chunks(c / groups)
+        .map(|g| g.iter().fold(Moments::default(), |a, &m| a.merge(m)))
+        .collect()
+}
+
 isa_fn! {
-    /// Sums x - shift and its square over the `n` rows of a chunk, for each of `c` channels; chooses the shift.
+    /// Sums x - shift and its square over the `n` pixels of a line, for each of `c` channels; chooses the shift at the `first` line.
     ///
     /// # Safety
     /// `x` is (n, c), `shift` and `sums` (c).
-    fn sum_chunk = sum_chunk_body(x: &[f32], c: usize, n: usize, shift: &mut [f32], sums: &mut [[f64; 2]])
+    fn sum_chunk = sum_chunk_body(
+        x: &[f32], c: usize, n: usize, first: bool, shift: &mut [f32], sums: &mut [[f64; 2]],
+    )
 }
 
 /// # Safety
@@ -120,6 +188,7 @@ unsafe fn sum_chunk_body<S: Simd>(
     x: &[f32],
     c: usize,
     n: usize,
+    first: bool,
     shift: &mut [f32],
     sums: &mut [[f64; 2]],
 ) {
@@ -130,7 +199,7 @@ unsafe fn sum_chunk_body<S: Simd>(
             let x = x.as_ptr().add(row0 * c);
             for j in (0..c).step_by(S::LANES) {
                 let m = S::LANES.min(c - j);
-                if row0 == 0 {
+                if first && row0 == 0 {
                     let mut s = S::splat(0.0);
                     for i in 0..rows {
                         s = s.add(S::load_up_to(x.add(i * c + j), m));

@@ -1,9 +1,13 @@
 //! Weights packed once for the GEMM register tile.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::buf::{Aligned, Shared};
 use super::micro::NB;
+use super::transform::OUT;
+use super::winograd;
 
 /// What a convolution is, apart from its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,16 @@ impl Filter {
 
     pub(super) fn taps(&self) -> usize {
         self.height * self.width
+    }
+
+    /// The lines of an input of `h` that lines of the output are made of.
+    fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
+        if lines.is_empty() {
+            return 0..0;
+        }
+        let start = (lines.start * self.stride).saturating_sub(self.padding.top);
+        let end = (lines.end - 1) * self.stride + self.height;
+        start.min(h)..end.saturating_sub(self.padding.top).min(h)
     }
 
     /// (h, w) of the output for an input of (h, w); zeros where the filter does not fit.
@@ -116,6 +130,22 @@ impl PackedConv {
     /// As [`PackedConv::new`].
     pub fn linear(weight: &[f32], bias: Option<&[f32]>, inputs: usize, outputs: usize) -> Self {
         Self::new(weight, bias, Filter::linear(inputs, outputs))
+    }
+
+    /// The lines of an input of `h` that lines of the output are computed from: those that the filter covers there, and what its
+    /// tiles reach over besides.
+    pub fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
+        let whole = self.filter.output_size(h, self.filter.width).0;
+        let end = match winograd::applies(self) {
+            true => (lines.start + lines.len().next_multiple_of(OUT)).min(whole),
+            false => lines.end,
+        };
+        self.filter.reach(&(lines.start..end), h)
+    }
+
+    /// Channels that it writes.
+    pub fn outputs(&self) -> usize {
+        self.filter.outputs
     }
 
     /// [`Filter::output_size`].

@@ -40,7 +40,9 @@ struct Conv<'a> {
     out: Shared,
     /// The same.
     residual: Option<&'a [f32]>,
-    /// Output (h, w).
+    /// Of all lines of the output the first that is computed.
+    first: usize,
+    /// (h, w) of what is computed.
     h: usize,
     w: usize,
     /// Tiles down and across.
@@ -69,19 +71,22 @@ pub(super) fn applies(conv: &PackedConv) -> bool {
     filter.height == 3 && filter.width == 3 && filter.stride == 1
 }
 
-/// The convolution, plus the bias and the residual.
+/// Lines of the convolution, plus the bias and the residual.
 ///
 /// # Safety
-/// `out` has room for the output, (b, h, w, outputs), which nobody else uses meanwhile. `input` has the convolution's channels.
+/// `out` has room for them, (b, lines, w, outputs), which nobody else uses meanwhile. `input` has the convolution's channels, and the
+/// lines that these are made of.
 pub(super) unsafe fn winograd(
     isa: Isa,
     input: &Input,
     weight: &PackedConv,
+    lines: Range<usize>,
     out: Shared,
     residual: Option<&[f32]>,
 ) {
     let (b, h, w) = input.shape();
-    let (h, w) = weight.output_size(h, w);
+    let (_, w) = weight.output_size(h, w);
+    let (first, h) = (lines.start, lines.len());
     let (th, tw) = (h.div_ceil(OUT), w.div_ceil(OUT));
     let conv = Conv {
         isa,
@@ -89,6 +94,7 @@ pub(super) unsafe fn winograd(
         weight,
         out,
         residual,
+        first,
         h,
         w,
         th,
@@ -122,7 +128,7 @@ impl Conv<'_> {
         let (h, w) = (lines * OUT + 2, row.count * OUT + 2);
         let covered = Region {
             b: from.b,
-            y: (from.ty * OUT) as isize - padding.top as isize,
+            y: (self.first + from.ty * OUT) as isize - padding.top as isize,
             x: (from.tx * OUT) as isize - padding.left as isize,
             h,
             w,

@@ -29,7 +29,7 @@ pub use self::maps::{
     Reading, activation, concatenate, denoised, downsample, map_to_planes, planes_to_map,
     time_features, upsample,
 };
-pub use self::norm::{GroupNorm, group_norm, group_norm_over, layer_norm};
+pub use self::norm::{GroupNorm, affine, group_norm, group_norm_over, layer_norm, moments};
 use crate::kernels::Activation;
 
 /// As the kernels number it (sd_common.cuh).

@@ -99,11 +99,23 @@ fn normalise(
 ) -> Result<()> {
     let (b, h, w, c) = x.dims4()?;
     let map = Array::contiguous(x, card)?;
-    let affine = statistics(card, &map, (b, h * w, c), scale, shift, norm)?;
+    let affine = statistics_at(card, &map, (b, h * w, c), scale, shift, norm, None)?;
+    apply(card, &map, (b, h * w, c), affine, norm.activation, to)
+}
+
+/// `act(x * affine[0] + affine[1])` at `to`, `affine` (b, 2, c).
+fn apply(
+    card: &Card,
+    map: &Array,
+    (b, positions, c): (usize, usize, usize),
+    affine: u64,
+    activation: Activation,
+    to: u64,
+) -> Result<()> {
     let together = vector(c, map.dtype);
     let name = format!("sd_group_norm_apply_{}_{together}", suffix(map.dtype)?);
-    let grid = (blocks(h * w * c / together), b as u32, 1);
-    // SAFETY: the arguments are sd_group_norm_apply's; the map and `to` have b * h * w * c values, the affine map 2 * b * c.
+    let grid = (blocks(positions * c / together), b as u32, 1);
+    // SAFETY: the arguments are sd_group_norm_apply's; the map and `to` have b * positions * c values, the affine map 2 * b * c.
     unsafe {
         card.launch(
             (MODULE, &name),
@@ -113,22 +125,73 @@ fn normalise(
                 &map.pointer,
                 &affine,
                 &to,
-                &int(h * w)?,
+                &int(positions)?,
                 &int(c)?,
-                &number(norm.activation),
+                &number(activation),
             ],
         )
     }
 }
 
-/// Where the factor and the addend of every row and channel lie, in scratch memory.
-fn statistics(
+/// `act(x * scale + shift)` of a map (b, h, w, c), `scale` and `shift` (b, c), float32.
+///
+/// # Errors
+/// The shapes do not fit, or the device gives up.
+pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, activation: Activation) -> Result<Tensor> {
+    let card = of_device(x.device())?;
+    let (b, h, w, c) = x.dims4()?;
+    if scale.dims() != [b, c] || shift.dims() != [b, c] || scale.dtype() != DType::F32 {
+        return Err(Error::Msg(format!(
+            "a scale of {:?} and a shift of {:?}, expected ({b}, {c}), float32",
+            scale.dims(),
+            shift.dims()
+        )));
+    }
+    let both = Tensor::stack(&[scale, shift], 1)?.contiguous()?;
+    let (map, both) = (Array::contiguous(x, &card)?, Array::contiguous(&both, &card)?);
+    let y = Output::new(x.elem_count(), x.dtype(), &card)?;
+    apply(&card, &map, (b, h * w, c), both.pointer, activation, y.pointer)?;
+    Ok(y.tensor(x.shape()))
+}
+
+/// Mean and variance of each group of each row of a map (b, h, w, c), in the order of the rows.
+///
+/// # Errors
+/// The groups do not divide the channels, or the device gives up.
+pub fn moments(x: &Tensor, groups: usize) -> Result<Vec<(f64, f64)>> {
+    /// Beside the variance: what is recovered from the two is as exact as their sum.
+    const EPS: f64 = 1e-6;
+    let card = of_device(x.device())?;
+    let (b, h, w, c) = x.dims4()?;
+    let map = Array::contiguous(x, &card)?;
+    let one = Tensor::ones((1, c), DType::F32, x.device())?;
+    let zero = one.zeros_like()?;
+    let found = Output::new(b * 2 * c, DType::F32, &card)?;
+    let norm = GroupNorm {
+        groups,
+        eps: EPS as f32,
+        activation: Activation::None,
+    };
+    statistics_at(&card, &map, (b, h * w, c), &one, &zero, norm, Some(found.pointer))?;
+    let found: Vec<f32> = found.tensor((b, 2, c)).flatten_all()?.to_vec1()?;
+    let of_group = |row: usize, group: usize| {
+        let at = row * 2 * c + group * (c / groups);
+        let (factor, addend) = (f64::from(found[at]), f64::from(found[at + c]));
+        (-addend / factor, (1.0 / (factor * factor) - EPS).max(0.0))
+    };
+    let pairs = (0..b).flat_map(|row| (0..groups).map(move |group| (row, group)));
+    Ok(pairs.map(|(row, group)| of_group(row, group)).collect())
+}
+
+/// Where the factor and the addend of every row and channel lie: at `to`, which has room for (b, 2, c), or in scratch memory.
+fn statistics_at(
     card: &Card,
     map: &Array,
     (b, positions, c): (usize, usize, usize),
     scale: &Tensor,
     shift: &Tensor,
     norm: GroupNorm,
+    to: Option<u64>,
 ) -> Result<u64> {
     let (scale, scale_stride) = weights(scale, b, c, card)?;
     let (shift, shift_stride) = weights(shift, b, c, card)?;
@@ -144,7 +207,7 @@ fn statistics(
     let parts = b * cut.chunks * norm.groups * 2 * size_of::<f32>();
     let parts = parts.next_multiple_of(256);
     let scratch = card.scratch(parts + b * 2 * c * size_of::<f32>())?;
-    let affine = scratch + parts as u64;
+    let affine = to.unwrap_or(scratch + parts as u64);
     let shape = Shape {
         positions: int(positions)?,
         channels: int(c)?,

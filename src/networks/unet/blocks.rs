@@ -1,16 +1,21 @@
 //! The levels of the UNet: resnets, attention, resampling.
 
 use anyhow::{Result, bail, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
+use crate::layers::bands::{
+    Norm, Resampled, Room, Source, Stored, conv, keep_between, map_bands, store, store_both,
+};
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, ScaleShift,
-    attention, downsample, map_tokens, part, upsample,
+    attention, map_tokens, part, shapes,
 };
 use crate::model::Weights;
 
+/// Of every prompt that CLIP's text encoder takes, padding included.
+const PROMPT_TOKENS: usize = 77;
 /// Channels of one normalisation group (`resnet_group_size`, k-diffusion's and diffusers' constant).
 const GROUP_SIZE: usize = 32;
 /// AdaGroupNorm's eps inside attention blocks, which diffusers does not take from the configuration.
@@ -96,17 +101,31 @@ impl Resnet {
         })
     }
 
-    fn forward(&self, x: &FeatureMap, norms: &[ScaleShift]) -> Result<FeatureMap> {
-        let norm1 = self.norm1.then(norms, self.activation);
-        let hidden = self.conv1.forward_normed(x, &norm1, None)?;
+    /// `x` is this resnet's own: its lines go as soon as nothing else reads them.
+    fn forward<'a>(
+        &'a self,
+        x: Source<'a>,
+        norms: &[ScaleShift],
+        room: &Room,
+    ) -> Result<Source<'a>> {
+        let norm1 = Norm::of(&*x, self.norm1.then(norms, self.activation), room)?;
         let norm2 = self.norm2.then(norms, self.activation);
-        match &self.conv_shortcut {
+        let groups = Some(norm2.groups);
+        let hidden = conv(x.again(), &self.conv1).normed(norm1).boxed();
+        let (hidden, residual) = match &self.conv_shortcut {
             Some(shortcut) => {
-                let x = shortcut.forward(x)?;
-                self.conv2.forward_normed_over(hidden, &norm2, Some(&x))
+                let residual = conv(x, shortcut).boxed();
+                if room.recomputes(hidden.size()) {
+                    (hidden, residual)
+                } else {
+                    store_both((hidden, groups), (residual, None), room)?
+                }
             }
-            None => self.conv2.forward_normed_over(hidden, &norm2, Some(x)),
-        }
+            None => (keep_between(hidden, groups, room)?, x),
+        };
+        let norm2 = Norm::of(&*hidden, norm2, room)?;
+        let sum = conv(hidden, &self.conv2).normed(norm2).plus(residual);
+        store(sum.boxed(), groups, room)
     }
 }
 
@@ -202,30 +221,50 @@ impl AttentionBlock {
         Ok((part(0)?, part(1)?))
     }
 
-    fn forward(
+    /// The same of a network of shapes, for the tokens of a prompt.
+    pub fn keys_values_of_shapes(&self, b: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
+        let tokens = || shapes::view((b, PROMPT_TOKENS, self.width), dtype);
+        Ok((tokens()?, tokens()?))
+    }
+
+    fn forward<'a>(
         &self,
-        x: &FeatureMap,
+        mut x: Source<'a>,
         norms: &[ScaleShift],
         prompted: &Prompted,
-    ) -> Result<FeatureMap> {
-        let mut x = x.clone();
+        room: &Room,
+    ) -> Result<Source<'a>> {
         if let Some(layer) = &self.self_attention {
-            let normed = layer.norm1.then(norms, Activation::None).forward(&x)?;
-            x = map_tokens(&x, |tokens| {
+            let (map, _) = x.into_whole()?;
+            let normed = layer.norm1.then(norms, Activation::None).forward(&map)?;
+            let y = map_tokens(&map, |tokens| {
                 let qkv = layer.qkv.forward(&normed.tokens()?)?;
                 let part = |index| part(&qkv, self.width, index, &self.placement);
                 let (q, k, v) = (part(0)?, part(1)?, part(2)?);
                 let y = attention(&q, &k, &v, self.heads, Mask::None, &self.placement)?;
                 layer.to_out.forward_add(&y, Some(tokens))
             })?;
+            x = Box::new(Stored::whole(y)?);
         }
         let layer = &self.cross_attention;
         let (k, v) = &prompted.keys_values[layer.number];
-        let normed = layer.norm2.then(norms, Activation::None).forward(&x)?;
-        map_tokens(&x, |tokens| {
-            let q = layer.to_q.forward(&normed.tokens()?)?;
-            let y = attention(&q, k, v, self.heads, Mask::None, &self.placement)?;
-            layer.to_out.forward_add(&y, Some(tokens))
+        let attend = |map: &FeatureMap, normed: &FeatureMap| {
+            map_tokens(map, |tokens| {
+                let q = layer.to_q.forward(&normed.tokens()?)?;
+                let y = attention(&q, k, v, self.heads, Mask::None, &self.placement)?;
+                layer.to_out.forward_add(&y, Some(tokens))
+            })
+        };
+        let norm = layer.norm2.then(norms, Activation::None);
+        if x.is_whole() {
+            let (map, _) = x.into_whole()?;
+            let normed = norm.forward(&map)?;
+            return Ok(Box::new(Stored::whole(attend(&map, &normed)?)?));
+        }
+        let norm = Norm::of(&*x, norm, room)?;
+        map_bands(x, room, |window, lines, x| {
+            let normed = norm.apply_to(x, window, lines.clone())?;
+            attend(&window.exactly(lines)?, &normed)
         })
     }
 }
@@ -331,26 +370,31 @@ impl Block {
         })
     }
 
-    /// The block's states before and after resampling.
-    pub fn forward(
-        &self,
-        x: FeatureMap,
+    /// The block's state before resampling.
+    pub fn forward<'a>(
+        &'a self,
+        mut x: Source<'a>,
         norms: &[ScaleShift],
         prompted: &Prompted,
-    ) -> Result<(FeatureMap, FeatureMap)> {
-        let mut x = x;
+        room: &Room,
+    ) -> Result<Source<'a>> {
         for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(&x, norms)?;
+            x = resnet.forward(x, norms, room)?;
             if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(&x, norms, prompted)?;
+                x = attention.forward(x, norms, prompted, room)?;
             }
         }
-        let resampled = match self.resample {
-            Resample::Half => downsample(&x)?,
-            Resample::Double => upsample(&x)?,
-            Resample::Not => x.clone(),
+        Ok(x)
+    }
+
+    /// The state as the next block takes it.
+    pub fn resampled<'a>(&self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
+        let up = match self.resample {
+            Resample::Half => false,
+            Resample::Double => true,
+            Resample::Not => return Ok(x),
         };
-        Ok((x, resampled))
+        store(Box::new(Resampled { input: x, up }), None, room)
     }
 }
 

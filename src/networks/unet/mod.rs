@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use self::blocks::{Block, Builder};
+use self::blocks::{AttentionBlock, Block, Builder};
 pub use self::config::UNetConfig;
 use crate::device::Placement;
 pub use crate::layers::Sampling;
+use crate::layers::bands::{Beside, Norm, Room, Stored, conv, store};
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Modulations, NormAct, Replay,
-    ScaleShift, guide, time_features,
+    ScaleShift, guide, shapes, time_features,
 };
 use crate::model::{ModelFiles, Weights};
 use crate::networks::text::Conditioning;
@@ -82,6 +83,37 @@ impl UNet {
         let config: UNetConfig = files.json("unet/config.json")?;
         let w = files.weights("unet", "diffusion_pytorch_model", placement)?;
         Self::new(config, &w)
+    }
+
+    /// Of shapes alone, for planning what a run in `placement` takes.
+    ///
+    /// # Errors
+    /// The configuration is not a latent upscaler's.
+    pub fn of_shapes(config: UNetConfig, placement: &Placement) -> Result<Self> {
+        Self::new(config, &Weights::none(placement))
+    }
+
+    /// What a call on a map of (b, in_channels, h, w) takes, by a network of shapes: `room` and the layers count it.
+    ///
+    /// # Errors
+    /// It is no such network.
+    pub fn measure(&self, (b, h, w): (usize, usize, usize), room: &Room) -> Result<()> {
+        let dtype = self.placement.dtype;
+        let zeros = |shape: &[usize]| shapes::view(shape, dtype);
+        let keys = |attention: &AttentionBlock| attention.keys_values_of_shapes(b, dtype);
+        let attentions = self.blocks().flat_map(|block| &block.attentions);
+        let prompted = Prompted {
+            keys_values: attentions.map(keys).collect::<Result<_>>()?,
+            condition: zeros(&[b, 1])?,
+            replay: Replay::default(),
+            network: self.number,
+        };
+        let norms = self.norms.forward(&zeros(&[b, self.time.linear_2.outputs])?)?;
+        let input = zeros(&[b, self.config.in_channels, h, w])?;
+        let input = FeatureMap::from_nchw(&input, &self.placement)?;
+        self.untimed(&input, &norms.each, &prompted, room)?;
+        room.passing();
+        Ok(())
     }
 
     fn new(config: UNetConfig, w: &Weights) -> Result<Self> {
@@ -228,11 +260,13 @@ impl UNet {
     /// The input does not have the shape described.
     pub fn forward(&self, input: &Tensor, time: f32, prompted: &Prompted) -> Result<Tensor> {
         let input = FeatureMap::from_nchw(input, &self.placement)?;
-        self.call(&input, time, prompted)?.to_nchw()
+        self.call(&input, time, prompted, &Room::unlimited())?
+            .to_nchw()
     }
 
     /// Noisy latents `x` (b, c, h, w) and their condition, the low-res latents at that size, both float32, as latents without
-    /// noise, (b, c, h, w), float32. One call of the network an entry of `prompted`: both prompts of guidance, or each.
+    /// noise, (b, c, h, w), float32. One call of the network an entry of `prompted`: both prompts of guidance, or each. Maps are kept as
+    /// `room` says.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -243,13 +277,14 @@ impl UNet {
         sampling: &Sampling,
         time: f32,
         prompted: &[Prompted],
+        room: &Room,
     ) -> Result<Tensor> {
         let pictures = x.dim(0)?;
         let one = |prompted: &Prompted| -> Result<Tensor> {
             let prompts = prompted.rows()? / pictures;
             let input = sampling.input(x, condition, prompts, &self.placement)?;
             // The last channel of the output is a variance that nobody reads.
-            sampling.denoised(x, &self.call(&input, time, prompted)?)
+            sampling.denoised(x, &self.call(&input, time, prompted, room)?)
         };
         match prompted {
             [all] => one(all),
@@ -260,14 +295,26 @@ impl UNet {
         }
     }
 
-    fn call(&self, input: &FeatureMap, time: f32, prompted: &Prompted) -> Result<FeatureMap> {
+    fn call(
+        &self,
+        input: &FeatureMap,
+        time: f32,
+        prompted: &Prompted,
+        room: &Room,
+    ) -> Result<FeatureMap> {
         ensure!(
             prompted.network == self.number,
             "prompts that another network has prepared"
         );
         let modulated = self.norms.forward(&self.embed_time(time, prompted)?)?;
-        let all = |input: &FeatureMap, norms: &[ScaleShift]| self.untimed(input, norms, prompted);
-        prompted.replay.run(input, &modulated, all)
+        let all = |input: &FeatureMap, norms: &[ScaleShift]| {
+            self.untimed(input, norms, prompted, room)
+        };
+        if room.is_unlimited() {
+            return prompted.replay.run(input, &modulated, all);
+        }
+        // What goes to this machine's memory and back cannot be recorded.
+        all(input, &modulated.each)
     }
 
     /// Everything behind the time embedding: the same work at every step.
@@ -276,33 +323,38 @@ impl UNet {
         input: &FeatureMap,
         norms: &[ScaleShift],
         prompted: &Prompted,
+        room: &Room,
     ) -> Result<FeatureMap> {
-        let mut x = self.conv_in.forward(input)?;
+        let input = Box::new(Stored::whole(input.clone())?);
+        let mut x = store(conv(input, &self.conv_in).boxed(), None, room)?;
         let mut skips = Vec::with_capacity(self.down_blocks.len());
         for block in &self.down_blocks {
-            let (before, resampled) = block.forward(x, norms, prompted)?;
-            skips.push(block.gives_skip.then_some(before));
-            x = resampled;
+            x = block.forward(x, norms, prompted, room)?;
+            skips.push(block.gives_skip.then(|| x.again()));
+            x = block.resampled(x, room)?;
         }
         for block in &self.up_blocks {
-            x = Self::up(block, x, skips.pop().flatten(), norms, prompted)?;
+            if let Some(skip) = skips.pop().flatten() {
+                x = Box::new(Beside {
+                    left: x,
+                    right: skip,
+                });
+                if !x.reads_in_place() {
+                    x = store(x, None, room)?;
+                }
+            }
+            x = block.forward(x, norms, prompted, room)?;
+            x = block.resampled(x, room)?;
         }
-        match &self.norm_out {
-            Some(norm) => self.conv_out.forward_normed(&x, norm, None),
-            None => self.conv_out.forward(&x),
-        }
-    }
-
-    fn up(
-        block: &Block,
-        mut x: FeatureMap,
-        skip: Option<FeatureMap>,
-        norms: &[ScaleShift],
-        prompted: &Prompted,
-    ) -> Result<FeatureMap> {
-        if let Some(skip) = skip {
-            x = x.cat_channels(&skip)?;
-        }
-        Ok(block.forward(x, norms, prompted)?.1)
+        let norm = match &self.norm_out {
+            Some(norm) => Some(Norm::of(&*x, norm.clone(), room)?),
+            None => None,
+        };
+        let out = conv(x, &self.conv_out);
+        let out = match norm {
+            Some(norm) => out.normed(norm),
+            None => out,
+        };
+        Ok(out.boxed().into_whole()?.0)
     }
 }

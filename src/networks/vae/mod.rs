@@ -2,14 +2,20 @@
 
 mod original_names;
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::device::Placement;
+use crate::layers::bands::{
+    Norm, Planes, Room, Source, Stored, bands_of, conv, keep_between, map_bands, normed_lines,
+    store, store_both,
+};
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
-    attention, map_tokens,
+    attention, joined_tokens, map_tokens,
 };
 use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
@@ -177,18 +183,30 @@ impl Resnet {
         })
     }
 
-    /// `x` is this resnet's own: a map of a large picture is written over as soon as nothing else reads it.
-    fn forward(&self, x: FeatureMap) -> Result<FeatureMap> {
+    /// `x` is this resnet's own: its lines go as soon as nothing else reads them.
+    fn forward<'a>(&'a self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
+        let norm1 = Norm::of(&*x, self.norm1.clone(), room)?;
+        let groups = Some(self.norm2.groups);
         let (hidden, residual) = match &self.conv_shortcut {
             Some(shortcut) => {
-                let residual = shortcut.forward(&x)?;
-                let hidden = self.conv1.forward_normed_over(x, &self.norm1, None)?;
-                (hidden, residual)
+                let residual = conv(x.again(), shortcut).boxed();
+                let hidden = conv(x, &self.conv1).normed(norm1).boxed();
+                if room.recomputes(hidden.size()) {
+                    (hidden, residual)
+                } else {
+                    let (residual, hidden) =
+                        store_both((residual, None), (hidden, groups), room)?;
+                    (hidden, residual)
+                }
             }
-            None => (self.conv1.forward_normed(&x, &self.norm1, None)?, x),
+            None => {
+                let hidden = conv(x.again(), &self.conv1).normed(norm1).boxed();
+                (keep_between(hidden, groups, room)?, x)
+            }
         };
-        self.conv2
-            .forward_normed_over(hidden, &self.norm2, Some(&residual))
+        let norm2 = Norm::of(&*hidden, self.norm2.clone(), room)?;
+        let sum = conv(hidden, &self.conv2).normed(norm2).plus(residual);
+        store(sum.boxed(), groups, room)
     }
 }
 
@@ -222,7 +240,22 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+    fn forward<'a>(&self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
+        if x.is_whole() {
+            let (x, _) = x.into_whole()?;
+            return Ok(Box::new(Stored::whole(self.whole(&x)?)?));
+        }
+        let norm = Norm::of(&*x, self.group_norm.clone(), room)?;
+        let size = x.size();
+        let window = keys_window(size.h, size.w);
+        if window == (size.h, size.w) {
+            self.in_bands(x, &norm, room)
+        } else {
+            self.in_windows(x, &norm, window, room)
+        }
+    }
+
+    fn whole(&self, x: &FeatureMap) -> Result<FeatureMap> {
         let normed = self.group_norm.forward(x)?.tokens()?;
         map_tokens(x, |tokens| {
             let (q, k, v) = (
@@ -233,6 +266,108 @@ impl Attention {
             let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
             self.out.forward_add(&y, Some(tokens))
         })
+    }
+
+    /// A band of positions after the other, each over the keys of all.
+    fn in_bands<'a>(&self, x: Source<'a>, norm: &Norm, room: &Room) -> Result<Source<'a>> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for lines in bands_of(x.size(), room) {
+            let normed = normed_lines(&*x, norm, lines)?.tokens()?;
+            keys.push(self.k.forward(&normed)?);
+            values.push(self.v.forward(&normed)?);
+        }
+        let k = joined_tokens(&keys, &self.placement)?;
+        drop(keys);
+        let v = joined_tokens(&values, &self.placement)?;
+        drop(values);
+        map_bands(x, room, |window, lines, x| {
+            let normed = norm.apply_to(x, window, lines.clone())?.tokens()?;
+            let map = window.exactly(lines)?;
+            let q = self.q.forward(&normed)?;
+            let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
+            map_tokens(&map, |tokens| self.out.forward_add(&y, Some(tokens)))
+        })
+    }
+
+    /// Tiles of positions, each over the keys of a window around it.
+    fn in_windows<'a>(
+        &self,
+        x: Source<'a>,
+        norm: &Norm,
+        (high, wide): (usize, usize),
+        room: &Room,
+    ) -> Result<Source<'a>> {
+        let size = x.size();
+        let others = x.again();
+        map_bands(x, room, |window, lines, x| {
+            let mut strips = Vec::new();
+            for tile in tiles(&lines) {
+                let rows = tile.len();
+                let near = around(&whole_tile(tile.start), high, size.h);
+                let seen = normed_lines(&*others, norm, near.clone())?;
+                others.release(near.start);
+                let map = window.exactly(tile.clone())?;
+                let normed = norm.apply_to(x, window, tile)?;
+                let mut parts = Vec::new();
+                for columns in tiles(&(0..size.w)) {
+                    let near = around(&whole_tile(columns.start), wide, size.w);
+                    let keys = seen.part(0..high, near)?.tokens()?;
+                    let queries = normed.part(0..rows, columns.clone())?.tokens()?;
+                    let (q, k, v) = (
+                        self.q.forward(&queries)?,
+                        self.k.forward(&keys)?,
+                        self.v.forward(&keys)?,
+                    );
+                    let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
+                    let own = map.part(0..rows, columns)?;
+                    parts.push(map_tokens(&own, |tokens| {
+                        self.out.forward_add(&y, Some(tokens))
+                    })?);
+                }
+                strips.push(FeatureMap::beside_each_other(&parts)?);
+            }
+            FeatureMap::below_each_other(&strips)
+        })
+    }
+}
+
+/// The tiles that cover `positions` along one side, as far as they are in them.
+fn tiles(positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = *positions;
+    let first = start / TILE;
+    (first..end.div_ceil(TILE)).map(move |tile| start.max(tile * TILE)..end.min((tile + 1) * TILE))
+}
+
+/// The tile that a position is in.
+fn whole_tile(position: usize) -> Range<usize> {
+    let start = position / TILE * TILE;
+    start..start + TILE
+}
+
+/// A window of so many positions of a side, the tile in its middle where the side's ends allow it.
+fn around(tile: &Range<usize>, window: usize, side: usize) -> Range<usize> {
+    let middle = (tile.start + tile.end) / 2;
+    let start = middle.saturating_sub(window / 2).min(side - window);
+    start..start + window
+}
+
+/// Positions that attend to the keys of one window, in each direction: where all of a map is too much.
+const TILE: usize = 64;
+/// The most keys of a position: those of a picture of 4096x4096. Beyond, the work of all would grow with the square of the pixels.
+pub const MOST_KEYS: usize = 512 * 512;
+
+/// Height and width of the keys that a position of a map (h, w) attends to: all, or a window as near to a square as the map has.
+pub fn keys_window(h: usize, w: usize) -> (usize, usize) {
+    if h * w <= MOST_KEYS {
+        return (h, w);
+    }
+    let side = MOST_KEYS.isqrt();
+    if h < side {
+        (h, (MOST_KEYS / h).min(w))
+    } else if w < side {
+        ((MOST_KEYS / w).min(h), w)
+    } else {
+        (side, side)
     }
 }
 
@@ -254,12 +389,12 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: FeatureMap) -> Result<FeatureMap> {
-        let mut x = self.first.forward(x)?;
+    fn forward<'a>(&'a self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
+        let mut x = self.first.forward(x, room)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x)?;
+            x = attention.forward(x, room)?;
         }
-        self.second.forward(x)
+        self.second.forward(x, room)
     }
 }
 
@@ -324,6 +459,18 @@ impl Encoder {
     pub fn load(files: &PartFiles, placement: &Placement) -> Result<Self> {
         let config = VaeConfig::load(files)?;
         let all = weights(files, &config, placement)?;
+        Self::new(config, &all)
+    }
+
+    /// Of shapes alone, for planning what a run in `placement` takes.
+    ///
+    /// # Errors
+    /// The configuration is not an AutoencoderKL's.
+    pub fn of_shapes(config: VaeConfig, placement: &Placement) -> Result<Self> {
+        Self::new(config, &Weights::none(placement))
+    }
+
+    fn new(config: VaeConfig, all: &Weights) -> Result<Self> {
         let w = all.pp("encoder");
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
@@ -361,7 +508,7 @@ impl Encoder {
             norm_out: norm.then(Activation::Silu),
             conv_out: conv(last, moments, "conv_out")?,
             quant_conv: config.use_quant_conv.then(quant).transpose()?,
-            placement: placement.clone(),
+            placement: all.placement().clone(),
             config,
         })
     }
@@ -371,19 +518,29 @@ impl Encoder {
     /// # Errors
     /// The image does not have the channels that config.json says.
     pub fn encode(&self, image: &Tensor) -> Result<Posterior> {
-        let mut x = self
-            .conv_in
-            .forward(&FeatureMap::from_nchw(image, &self.placement)?)?;
+        self.encode_within(image, &Room::unlimited())
+    }
+
+    /// The same, its maps kept as `room` says.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode), or there is no place for a map.
+    pub fn encode_within(&self, image: &Tensor, room: &Room) -> Result<Posterior> {
+        let groups = Some(self.norm_out.groups);
+        let image = Box::new(Planes::new(image, &self.placement));
+        let mut x = store(conv(image, &self.conv_in).boxed(), groups, room)?;
         for level in &self.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(x)?;
+                x = resnet.forward(x, room)?;
             }
-            if let Some(conv) = &level.resample {
-                x = conv.forward(&x)?;
+            if let Some(down) = &level.resample {
+                x = store(conv(x, down).boxed(), groups, room)?;
             }
         }
-        x = self.mid_block.forward(x)?;
-        x = self.conv_out.forward_normed(&x, &self.norm_out, None)?;
+        x = self.mid_block.forward(x, room)?;
+        let norm = Norm::of(&*x, self.norm_out.clone(), room)?;
+        x = conv(x, &self.conv_out).normed(norm).boxed();
+        let (mut x, _) = x.into_whole()?;
         if let Some(conv) = &self.quant_conv {
             x = conv.forward(&x)?;
         }
@@ -416,6 +573,18 @@ impl Decoder {
     pub fn load(files: &PartFiles, placement: &Placement) -> Result<Self> {
         let config = VaeConfig::load(files)?;
         let all = weights(files, &config, placement)?;
+        Self::new(config, &all)
+    }
+
+    /// Of shapes alone, for planning what a run in `placement` takes.
+    ///
+    /// # Errors
+    /// The configuration is not an AutoencoderKL's.
+    pub fn of_shapes(config: VaeConfig, placement: &Placement) -> Result<Self> {
+        Self::new(config, &Weights::none(placement))
+    }
+
+    fn new(config: VaeConfig, all: &Weights) -> Result<Self> {
         let w = all.pp("decoder");
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (first, last) = (widths[0], widths[widths.len() - 1]);
@@ -447,7 +616,7 @@ impl Decoder {
             levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
             norm_out: norm.then(Activation::Silu),
             conv_out: conv(last, config.out_channels, "conv_out")?,
-            placement: placement.clone(),
+            placement: all.placement().clone(),
             config,
         })
     }
@@ -457,20 +626,52 @@ impl Decoder {
     /// # Errors
     /// The latents do not have the channels that config.json says.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut x = FeatureMap::from_nchw(latents, &self.placement)?;
+        let mut bands = Vec::new();
+        self.decode_within(latents, &Room::unlimited(), |band| {
+            bands.push(band);
+            Ok(())
+        })?;
+        Ok(Tensor::cat(&bands, 2)?)
+    }
+
+    /// The same, its maps kept as `room` says: bands of lines (b, 3, n, w * f), from the top down, to `finished`.
+    ///
+    /// # Errors
+    /// Those of [`decode`](Self::decode), there is no place for a map, or an error of `finished`.
+    pub fn decode_within(
+        &self,
+        latents: &Tensor,
+        room: &Room,
+        mut finished: impl FnMut(Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let groups = Some(self.norm_out.groups);
+        let mut first = FeatureMap::from_nchw(latents, &self.placement)?;
         if let Some(conv) = &self.post_quant_conv {
-            x = conv.forward(&x)?;
+            first = conv.forward(&first)?;
         }
-        x = self.mid_block.forward(self.conv_in.forward(&x)?)?;
+        let first = Box::new(Stored::whole(first)?);
+        let mut x = store(conv(first, &self.conv_in).boxed(), groups, room)?;
+        x = self.mid_block.forward(x, room)?;
         for level in &self.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(x)?;
+                x = resnet.forward(x, room)?;
             }
-            if let Some(conv) = &level.resample {
-                x = conv.forward_upsampled(&x)?;
+            if let Some(up) = &level.resample {
+                x = keep_between(conv(x, up).upsampled().boxed(), groups, room)?;
             }
         }
-        let image = self.conv_out.forward_normed(&x, &self.norm_out, None)?;
-        image.to_nchw()
+        let norm = Norm::of(&*x, self.norm_out.clone(), room)?;
+        let bands = bands_of(x.size(), room);
+        let image = conv(x, &self.conv_out).normed(norm).boxed();
+        if let [_] = &bands[..] {
+            return finished(image.into_whole()?.0.to_nchw()?);
+        }
+        for lines in bands {
+            let band = image.window(lines.clone())?.exactly(lines.clone())?;
+            image.release(lines.end);
+            finished(band.to_nchw()?)?;
+            room.passing();
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Convolutions and linear layers.
 
-use super::{erf, on_each_isa, random, relative_error, to_f64, with_threads};
+use super::{erf, lines_of, on_each_isa, random, relative_error, to_f64, with_threads};
 use crate::kernels::cpu::*;
 
 /// A convolution by definition.
@@ -167,7 +167,7 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
                 let conv = PackedConv::new(&weight, None, filter);
                 let prologue = Prologue::new(scale.clone(), shift.clone(), act);
                 let mut input = Input::new(&x1, b, h, w, c1)
-                    .concat(&x2, c2)
+                    .beside(&[&x2], c2)
                     .prologue(&prologue);
                 if up == 2 {
                     input = input.upsample2x();
@@ -262,4 +262,88 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
 fn packing_keeps_to_the_size_of_the_weights() {
     let conv = PackedConv::new(&random(96 * 40 * 9, 1), None, square(40, 96, 3, 1));
     assert_eq!(conv.panels.len(), 96 * 40 * 9);
+}
+
+#[test]
+fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
+    // 3x3 by Winograd in both orders of work, strided, 1x1; upsampled, normed, two maps side by side, several pieces.
+    on_each_isa(|isa| {
+        for (h, w, c1, c2, out, stride, up, k) in [
+            (37, 18, 8, 0, 20, 1, 1, 3),
+            (37, 130, 8, 8, 16, 1, 1, 3),
+            (20, 9, 8, 0, 20, 1, 2, 3),
+            (36, 10, 8, 0, 20, 2, 1, 3),
+            (13, 10, 8, 4, 20, 1, 1, 1),
+        ] {
+            let (b, c) = (2, c1 + c2);
+            let (x1, x2) = (random(b * h * w * c1, 1), random(b * h * w * c2, 2));
+            let weight = random(out * c * k * k, 3);
+            let pad = usize::from(k == 3);
+            let padding = match stride {
+                1 => Padding::all(pad),
+                _ => Padding {
+                    top: 0,
+                    left: 0,
+                    ..Padding::all(1)
+                },
+            };
+            let filter = Filter {
+                inputs: c,
+                outputs: out,
+                height: k,
+                width: k,
+                stride,
+                padding,
+            };
+            let conv = PackedConv::new(&weight, None, filter);
+            let prologue = Prologue::new(random(b * c, 4), random(b * c, 5), Act::Silu);
+            let input = |first: usize, p1: &[&[f32]], p2: &[&[f32]], run: &dyn Fn(&Input) -> Vec<f32>| {
+                let mut input = Input::bands(p1, first, b, h, w, c1);
+                if c2 > 0 {
+                    input = input.beside(p2, c2);
+                }
+                input = input.prologue(&prologue);
+                if up == 2 {
+                    input = input.upsample2x();
+                }
+                run(&input)
+            };
+            let want = input(0, &[&x1], &[&x2], &|input| conv2d(input, &conv, None));
+            let (oh, _) = filter.output_size(h * up, w * up);
+            let residual = random(want.len(), 6);
+            let with_residual = input(0, &[&x1], &[&x2], &|input| {
+                conv2d(input, &conv, Some(&residual))
+            });
+            for (start, end) in [(0, 4), (4, 8), (8, oh), (0, oh), (4, oh.min(10))] {
+                let lines = start..end;
+                let needed = conv.reach(&lines, h * up);
+                let there = needed.start / up..needed.end.div_ceil(up);
+                let middle = (there.start + there.end) / 2;
+                let cut = |x: &[f32]| {
+                    [
+                        lines_of(x, (b, h), there.start..middle),
+                        lines_of(x, (b, h), middle..there.end),
+                    ]
+                };
+                let (p1, p2) = (cut(&x1), cut(&x2));
+                let (p1, p2): (Vec<&[f32]>, Vec<&[f32]>) = (
+                    p1.iter().map(|p| &p[..]).collect(),
+                    p2.iter().map(|p| &p[..]).collect(),
+                );
+                let got = input(there.start, &p1, &p2, &|input| {
+                    conv2d_lines(input, &conv, None, lines.clone())
+                });
+                assert_eq!(
+                    got,
+                    lines_of(&want, (b, oh), lines.clone()),
+                    "{lines:?} of {oh}, {c} channels, kernel {k}, stride {stride} on {isa:?}"
+                );
+                let residual = lines_of(&residual, (b, oh), lines.clone());
+                let got = input(there.start, &p1, &p2, &|input| {
+                    conv2d_lines(input, &conv, Some(&residual), lines.clone())
+                });
+                assert_eq!(got, lines_of(&with_residual, (b, oh), lines.clone()));
+            }
+        }
+    });
 }

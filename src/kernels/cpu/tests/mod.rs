@@ -5,6 +5,8 @@ mod conv;
 mod point;
 mod vectors;
 
+use std::ops::Range;
+
 use super::Isa;
 
 /// Values in -1..1 from a linear congruential generator (Knuth's MMIX constants).
@@ -17,6 +19,15 @@ pub fn random(n: usize, seed: u64) -> Vec<f32> {
         (s >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..n).map(|_| next()).collect()
+}
+
+/// The lines of a map (b, h, w, c) `lines`, (b, lines, w, c).
+pub fn lines_of(x: &[f32], (b, h): (usize, usize), lines: Range<usize>) -> Vec<f32> {
+    let line = x.len() / b / h;
+    (0..b)
+        .flat_map(|item| &x[(item * h + lines.start) * line..(item * h + lines.end) * line])
+        .copied()
+        .collect()
 }
 
 pub fn to_f64(x: &[f32]) -> Vec<f64> {

@@ -1,0 +1,90 @@
+//! Layers that compute nothing: maps have sizes and no values. A network of them, run on a map's size, tells what a run takes:
+//! what is kept and read when is not guessed at a second place.
+
+use std::cell::Cell;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Shape, Tensor};
+
+use super::ConvShape;
+use super::bands::Size;
+use crate::device::{Backend, Placement};
+
+/// What layers without values have counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counted {
+    /// Bytes of the weights of all that were made.
+    pub weights: u64,
+    /// Multiplications and additions of convolutions, counted directly.
+    pub convolutions: f64,
+    /// The same of matrix products.
+    pub products: f64,
+    /// Bytes of everything that was computed since [`made`] was asked.
+    made: u64,
+}
+
+thread_local! {
+    static COUNTED: Cell<Counted> = const {
+        Cell::new(Counted { weights: 0, convolutions: 0.0, products: 0.0, made: 0 })
+    };
+}
+
+/// What this thread's layers have counted since this was asked last.
+pub fn counted() -> Counted {
+    COUNTED.take()
+}
+
+fn count(change: impl FnOnce(&mut Counted)) {
+    let mut counted = COUNTED.get();
+    change(&mut counted);
+    COUNTED.set(counted);
+}
+
+/// Bytes of what was computed since this was asked last.
+pub fn made() -> u64 {
+    let mut made = 0;
+    count(|counted| made = std::mem::take(&mut counted.made));
+    made
+}
+
+/// A tensor of this shape, which takes no memory, as the result of a computation.
+pub fn result(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    let shape = shape.into();
+    let bytes = shape.elem_count() * dtype.size_in_bytes();
+    count(|counted| counted.made += bytes as u64);
+    view(shape, dtype)
+}
+
+/// The same as another view of one that is there.
+pub fn view(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    let one = Tensor::zeros((), dtype, &Device::Cpu)?;
+    Ok(one.broadcast_as(shape.into())?)
+}
+
+/// Memory that a computation takes for a while.
+pub fn scratch(bytes: u64) {
+    count(|counted| counted.made += bytes);
+}
+
+/// Weights of so many values.
+pub fn weights(values: usize, placement: &Placement) {
+    // Our CPU kernels compute in float32 whatever the type of the maps.
+    let dtype = match placement.backend {
+        Backend::Shapes { card: true } => placement.dtype,
+        _ => DType::F32,
+    };
+    count(|counted| counted.weights += (values * dtype.size_in_bytes()) as u64);
+}
+
+/// Lines of a convolution.
+pub fn convolution(shape: &ConvShape, of: Size, lines: usize) {
+    let taps = shape.kernel * shape.kernel * shape.inputs;
+    let work = 2.0 * taps as f64 * (of.b * of.c) as f64 * (lines * of.w) as f64;
+    count(|counted| counted.convolutions += work);
+}
+
+/// (rows, inner) times (inner, columns).
+pub fn product(rows: usize, inner: usize, columns: usize) {
+    let work = 2.0 * rows as f64 * inner as f64 * columns as f64;
+    count(|counted| counted.products += work);
+}
