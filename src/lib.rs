@@ -1,4 +1,4 @@
-//! Images and latents 2x with the Stable Diffusion x2 latent upscaler, on candle.
+//! Images and latents 2x, 4x and 8x with the Stable Diffusion x2 latent upscaler, on candle.
 //!
 //! [`Upscaler`] is the way in: it loads a model once and upscales many. A picture goes through four rooms:
 //!
@@ -58,7 +58,7 @@ pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Event, LowRes, NotFinite, OnEvent, Options, Schedule, Settings, Stage, UpscaledLatents,
-    Upscaler,
+    Enlargement, Event, LowRes, NotFinite, OnEvent, Options, Schedule, Settings, Stage,
+    UpscaledLatents, Upscaler,
 };
 pub use pixels::Pixels;

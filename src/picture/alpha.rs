@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::double::double as enlarge;
+use super::double::{double as catmull_rom, doublings_after_the_first};
 
 /// Alpha below this is too little to trust the colour beneath, which editors round or drop.
 const TRUSTED: f32 = 1.0 / 16.0;
@@ -40,9 +40,18 @@ pub fn bleed(rgb: &mut [f32], alpha: &[f32], width: usize, height: usize) {
 
 /// Doubles alpha, (height, width) to (2 height, 2 width): Catmull-Rom, clamped to 0..=1.
 pub fn double(alpha: &[f32], width: usize, height: usize) -> Vec<f32> {
-    let mut out = enlarge(alpha, width, height, 1);
+    let mut out = catmull_rom(alpha, width, height, 1);
     out.par_iter_mut().for_each(|a| *a = a.clamp(0.0, 1.0));
     out
+}
+
+/// The same, doubled until it is `times` as large: a power of two.
+pub fn enlarge(alpha: &[f32], width: usize, height: usize, times: usize) -> Vec<f32> {
+    let mut large = double(alpha, width, height);
+    for done in doublings_after_the_first(times) {
+        large = double(&large, done * width, done * height);
+    }
+    large
 }
 
 /// One level of the pyramid: colour times weight, and weight (0..=1).
@@ -182,5 +191,7 @@ mod tests {
         assert_eq!(out[16 * 8], 0.0);
         assert_eq!(out[16 * 8 + 15], 1.0);
         assert!(out[16 * 8 + 7] < 0.5 && out[16 * 8 + 8] > 0.5);
+        assert_eq!(enlarge(&alpha, 8, 8, 2), out);
+        assert_eq!(enlarge(&alpha, 8, 8, 4), double(&out, 16, 16));
     }
 }

@@ -21,7 +21,7 @@ pub fn adain(out: &mut [f32], reference: &[f32]) {
     }
 }
 
-/// Replaces the low frequencies of `out` by those of `reference`, the input doubled to the same size. Both are
+/// Replaces the low frequencies of `out` by those of `reference`, the input enlarged to the same size. Both are
 /// (height, width, 3), 0..=1. Corrects casts that vary over the picture, and keeps the new detail.
 ///
 /// # Panics

@@ -47,6 +47,29 @@ pub fn double(samples: &[f32], width: usize, height: usize, channels: usize) -> 
     tall
 }
 
+/// The same, doubled until they are `times` as large: a power of two.
+///
+/// # Panics
+/// As [`double`].
+pub fn enlarge(
+    samples: &[f32],
+    width: usize,
+    height: usize,
+    channels: usize,
+    times: usize,
+) -> Vec<f32> {
+    let mut large = double(samples, width, height, channels);
+    for done in doublings_after_the_first(times) {
+        large = double(&large, done * width, done * height, channels);
+    }
+    large
+}
+
+/// For each doubling but the first, how many times as large the samples are before it.
+pub(super) fn doublings_after_the_first(times: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(2), |done| Some(2 * done)).take_while(move |done| *done < times)
+}
+
 /// The four input positions that make output position `i`, and their weights.
 fn taps(i: usize, length: usize) -> impl Iterator<Item = (usize, f32)> {
     let odd = i % 2;
@@ -87,6 +110,16 @@ mod tests {
             assert!((pixel[0] - out[2 * (i % 12)]).abs() < 1e-5);
             assert!((pixel[1] - out[2 * (i - i % 12) + 1]).abs() < 1e-5);
         }
+    }
+
+    #[test]
+    fn four_and_eight_times_are_two_and_three_doublings() {
+        let samples: Vec<f32> = (0..5 * 3 * 2).map(|i| (i * i % 17) as f32).collect();
+        let twice = double(&samples, 5, 3, 2);
+        let four = double(&twice, 10, 6, 2);
+        assert_eq!(enlarge(&samples, 5, 3, 2, 2), twice);
+        assert_eq!(enlarge(&samples, 5, 3, 2, 4), four);
+        assert_eq!(enlarge(&samples, 5, 3, 2, 8), double(&four, 20, 12, 2));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use image::metadata::Orientation;
 use rayon::prelude::*;
 
 pub(crate) use self::decode::decode;
-pub use self::double::double;
+pub use self::double::{double, enlarge};
 pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
 pub use self::format::Format;
 pub use self::header::Header;

@@ -590,14 +590,14 @@ impl Upscaler {
             .sum()
     }
 
-    /// Width and height of the upscaled picture, in pixels.
-    pub(super) fn result_size(&self, input: &LowRes) -> Result<(usize, usize)> {
+    /// Width and height of the picture `times` as large as the input, in pixels.
+    pub(super) fn result_size(&self, input: &LowRes, times: usize) -> Result<(usize, usize)> {
         let (tensor, factor) = match input {
             LowRes::Image(image) => (image, 1),
             LowRes::Latents(latents) => (latents, self.vae_config.factor()),
         };
         let (_, _, height, width) = tensor.dims4()?;
-        Ok((2 * factor * width, 2 * factor * height))
+        Ok((times * factor * width, times * factor * height))
     }
 }
 

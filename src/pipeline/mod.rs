@@ -6,6 +6,7 @@ mod memory;
 #[doc(hidden)] // for the parity tests
 pub mod noise;
 mod padding;
+mod passes;
 mod progress;
 mod prompts;
 mod recover;
@@ -24,13 +25,15 @@ use self::memory::Planner;
 pub use self::memory::{Memory, StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
+use self::passes::Pass;
 use self::progress::Progress;
 use self::prompts::Prompts;
-use self::recover::{OnCpu, lacks_memory};
+use self::recover::OnCpu;
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
-    Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage, UpscaledLatents,
+    Enlargement, Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage,
+    UpscaledLatents,
 };
 use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
@@ -206,7 +209,7 @@ impl Upscaler {
     }
 
     /// Upscale a batch of inputs of one kind and size, each from the seed's own noise: the latents are those
-    /// that each would give alone.
+    /// that each would give alone. At a scale above 2 they are those that the latents of half the scale give.
     ///
     /// # Errors
     /// Weights that cannot be read, a batch of unequal sizes, numbers that overflow even in float32, or an
@@ -217,22 +220,7 @@ impl Upscaler {
         settings: &Settings,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
-        let pixels = self.pixels(inputs)?;
-        let upscaled = self.recovering(pixels, on_event, |upscaler, on_event| {
-            upscaler.upscale_once(inputs, settings, on_event)
-        });
-        match upscaled {
-            // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
-            Err(error) if inputs.len() > 1 && lacks_memory(&error) => {
-                let mut upscaled = Vec::with_capacity(inputs.len());
-                for input in inputs {
-                    let one = std::slice::from_ref(input);
-                    upscaled.extend(self.upscale(one, settings, on_event)?);
-                }
-                Ok(upscaled)
-            }
-            other => other,
-        }
+        self.all_passes(inputs, settings, on_event)
     }
 
     /// Decode upscaled latents to the picture they stand for.
@@ -261,17 +249,21 @@ impl Upscaler {
                 padded: latents.clone(),
                 width: w * factor,
                 height: h * factor,
-                factor,
+                positions: Extent {
+                    width: w,
+                    height: h,
+                },
             },
             on_event,
         )
     }
 
-    /// The passes through the networks, in their order; `upscale` does them again where they overflow.
+    /// The stages of a pass, in their order; [`recover`] does them again where they overflow.
     fn upscale_once(
         &mut self,
         inputs: &[LowRes],
         settings: &Settings,
+        pass: Pass,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
         ensure!(settings.steps > 0, "at least one step is needed");
@@ -284,14 +276,18 @@ impl Upscaler {
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
         let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
         let noise = noise_for(&low_res, &mut generators)?;
-        let latents = self.denoise(&low_res, noise, &conditioning, settings, on_event)?;
+        let latents = self.denoise(&low_res, noise, &conditioning, settings, pass, on_event)?;
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
+            let Extent { width, height } = extent.doubled();
             Ok(UpscaledLatents {
                 padded: latents.narrow(0, i, 1)?.contiguous()?,
-                width: 2 * extent.width,
-                height: 2 * extent.height,
-                factor,
+                width,
+                height,
+                positions: Extent {
+                    width: width.div_ceil(factor),
+                    height: height.div_ceil(factor),
+                },
             })
         };
         extents.into_iter().enumerate().map(one).collect()
@@ -410,6 +406,7 @@ impl Upscaler {
         noise: Tensor,
         conditioning: &Conditioning,
         settings: &Settings,
+        pass: Pass,
         on_event: OnEvent,
     ) -> Result<Tensor> {
         let start = Instant::now();
@@ -429,7 +426,7 @@ impl Upscaler {
         let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
         let spread = self.sigma_range.initial_spread(sigmas[0]);
         let x = (noise * f64::from(spread))?.to_device(device)?;
-        let mut progress = Progress::start(device, settings.steps)?;
+        let mut progress = Progress::start(device, pass, settings.steps)?;
         let latents = sampler::euler(x, &sigmas, |x, step| {
             let denoised = denoiser.denoise(x, sigmas[step])?;
             progress.step(on_event)?;
@@ -440,7 +437,7 @@ impl Upscaler {
         progress.end(on_event)?;
         let latents = latents.to_device(&Device::Cpu)?;
         check_finite(&floats(&latents)?, Stage::Denoise, self.placement.dtype)?;
-        if !self.options.keep_loaded {
+        if !self.options.keep_loaded && pass.is_last() {
             self.unet = None;
         }
         finished(Stage::Denoise, start, on_event)?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-/// A picture's size in pixels.
+/// A size, in pixels or in latent positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub width: usize,
@@ -13,6 +13,16 @@ pub struct Extent {
 /// The least multiple of `multiple` that is no smaller than `n` and `minimum`.
 pub fn padded_side(n: usize, multiple: usize, minimum: usize) -> usize {
     n.next_multiple_of(multiple).max(minimum)
+}
+
+impl Extent {
+    /// What the model makes of it.
+    pub fn doubled(self) -> Self {
+        Self {
+            width: 2 * self.width,
+            height: 2 * self.height,
+        }
+    }
 }
 
 /// `x` (b, c, h, w) extended below and on the right until both sides are multiples of `multiple` and no smaller

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::Device;
 
+use super::passes::Pass;
 use super::{Event, OnEvent};
 use crate::device::StepClock;
 
@@ -10,7 +11,7 @@ use crate::device::StepClock;
 /// an interrupt ends the run soon.
 const AHEAD: usize = 2;
 
-/// Counts the steps of a run by its device's clock, and tells of each when it is done.
+/// Counts the steps of a pass by its device's clock, and tells of each when it is done.
 pub struct Progress {
     clock: StepClock,
     done: usize,
@@ -18,12 +19,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The first of `total` steps begins.
-    pub fn start(device: &Device, total: usize) -> Result<Self> {
+    /// The first step of a pass of `steps` begins.
+    pub fn start(device: &Device, pass: Pass, steps: usize) -> Result<Self> {
         Ok(Self {
             clock: StepClock::start(device)?,
-            done: 0,
-            total,
+            done: steps * pass.number,
+            total: steps * pass.count,
         })
     }
 

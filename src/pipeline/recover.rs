@@ -124,10 +124,10 @@ impl Upscaler {
             .context("the CPU in place of the card")
     }
 
-    /// Pixels of the result of one input; None for several.
+    /// Pixels of the result of a pass over one input; None for several.
     pub(super) fn pixels(&self, inputs: &[LowRes]) -> Result<Option<usize>> {
         let [input] = inputs else { return Ok(None) };
-        let (width, height) = self.result_size(input)?;
+        let (width, height) = self.result_size(input, 2)?;
         Ok(Some(width * height))
     }
 }

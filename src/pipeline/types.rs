@@ -1,9 +1,13 @@
 //! What goes into the pipeline and comes out of it.
 
+use std::fmt;
+use std::str::FromStr;
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::memory::Memory;
+use super::padding::Extent;
 use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
 use crate::pixels::Pixels;
@@ -44,6 +48,53 @@ impl Options {
 /// times this, stays far from overflow.
 pub const MAX_GUIDANCE: f64 = 100.0;
 
+/// How many times as large a result is, in each direction. The model doubles; what it made is doubled again, as latents: nothing
+/// is decoded between, and every pass starts from the seed's own noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Enlargement {
+    /// One pass.
+    #[default]
+    Two,
+    /// Two passes.
+    Four,
+    /// Three passes.
+    Eight,
+}
+
+impl Enlargement {
+    /// All of them, the smallest first.
+    pub const ALL: [Self; 3] = [Self::Two, Self::Four, Self::Eight];
+
+    /// 2, 4 or 8.
+    pub fn times(self) -> usize {
+        1 << self.passes()
+    }
+
+    /// How often the model doubles.
+    pub fn passes(self) -> usize {
+        match self {
+            Self::Two => 1,
+            Self::Four => 2,
+            Self::Eight => 3,
+        }
+    }
+}
+
+impl fmt::Display for Enlargement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.times().fmt(f)
+    }
+}
+
+impl FromStr for Enlargement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.to_string() == text);
+        found.ok_or_else(|| "expected 2, 4 or 8".into())
+    }
+}
+
 /// How to upscale one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -51,7 +102,9 @@ pub struct Settings {
     pub prompt: String,
     /// What to steer away from; used with a guidance scale above 1 alone.
     pub negative_prompt: String,
-    /// Denoising steps, at least 1.
+    /// How many times as large the result is.
+    pub scale: Enlargement,
+    /// Denoising steps of each pass, at least 1.
     pub steps: usize,
     /// 0 ignores the prompt; up to 1 uses it in one pass; above 1, up to [`MAX_GUIDANCE`], is classifier-free guidance in
     /// two passes.
@@ -67,6 +120,7 @@ impl Default for Settings {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
+            scale: Enlargement::Two,
             steps: 20,
             guidance: 1.0,
             seed: 0,
@@ -125,12 +179,13 @@ impl LowRes {
 pub struct UpscaledLatents {
     /// (1, 4, H, W), scaled, float32, on the CPU.
     pub(super) padded: Tensor,
-    /// The picture's width in pixels, exactly twice the input's.
+    /// The picture's width in pixels, exactly the input's times [`Settings::scale`].
     pub width: usize,
-    /// The picture's height in pixels, exactly twice the input's.
+    /// The picture's height in pixels, exactly the input's times [`Settings::scale`].
     pub height: usize,
-    /// Pixels to a latent position.
-    pub(super) factor: usize,
+    /// Latent positions without the extension: enough for the picture, and for an input whose sides are no multiples of
+    /// theirs a few more.
+    pub(super) positions: Extent,
 }
 
 impl UpscaledLatents {
@@ -139,11 +194,9 @@ impl UpscaledLatents {
     /// # Errors
     /// candle's own only.
     pub fn latents(&self) -> Result<Tensor> {
-        let (h, w) = (
-            self.height.div_ceil(self.factor),
-            self.width.div_ceil(self.factor),
-        );
-        Ok(self.padded.narrow(2, 0, h)?.narrow(3, 0, w)?.contiguous()?)
+        let Extent { width, height } = self.positions;
+        let latents = self.padded.narrow(2, 0, height)?.narrow(3, 0, width)?;
+        Ok(latents.contiguous()?)
     }
 }
 
@@ -181,9 +234,9 @@ pub enum Event {
     Loading(Stage),
     /// A denoising step is done, after so many seconds of its own.
     Step {
-        /// Steps so far, from 1.
+        /// Steps so far, from 1, those of earlier passes among them.
         done: usize,
-        /// Steps in all.
+        /// Steps in all, of every pass.
         total: usize,
         /// Of this step alone.
         seconds: f64,

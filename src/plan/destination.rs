@@ -116,7 +116,7 @@ impl Destination {
     pub(super) fn template(&self, request: &Request) -> Arc<Template> {
         Arc::new(match (&request.template, self) {
             (Some(template), _) => template.clone(),
-            (None, Destination::Beside) => Template::beside(),
+            (None, Destination::Beside) => Template::beside(request.times),
             (None, _) => Template::same(),
         })
     }

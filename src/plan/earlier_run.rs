@@ -49,7 +49,7 @@ pub(super) fn leave_out(
 }
 
 /// For each of the inputs, given with where its output goes, the index of the input whose output it is by its name.
-/// The extension, seed and size may differ from this run's.
+/// The extension, seed, size and scale may differ from this run's.
 fn outputs_of(inputs: &[(&Source, Option<&Naming>)]) -> Vec<Option<usize>> {
     let mut folders = Folders::default();
     let mut by_stem: HashMap<(PathBuf, OsString), Vec<usize>> = HashMap::new();

@@ -61,7 +61,7 @@ impl From<OsString> for Output {
 }
 
 /// What the command line asks for, as far as files go.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// As they are given.
     pub inputs: Vec<Source>,
@@ -82,4 +82,23 @@ pub struct Request {
     pub format: Option<String>,
     /// For `{seed}` in names.
     pub seed: u64,
+    /// How many times as large outputs are, which the names of those beside their input tell.
+    pub times: usize,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            inputs: Vec::new(),
+            output: None,
+            template: None,
+            recursive: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            shard: None,
+            format: None,
+            seed: 0,
+            times: 2,
+        }
+    }
 }

@@ -16,7 +16,12 @@ enum Part {
     Seed,
     Width,
     Height,
+    /// `2x`, of results twice as large. No template states it; names beside the input have it.
+    Times(usize),
 }
+
+/// What [`Part::Times`] of any run can have made.
+const TIMES: [&str; 3] = ["2x", "4x", "8x"];
 
 const FIELDS: [(&str, Part); 6] = [
     ("{stem}", Part::Stem),
@@ -47,9 +52,9 @@ pub(super) struct Fields<'a> {
 }
 
 impl Template {
-    /// The names given beside the input: they must differ from it.
-    pub(super) fn beside() -> Self {
-        let parts = vec![Part::Stem, Part::Text("-2x".into())];
+    /// The names given beside the input, of results `times` as large: they must differ from it.
+    pub(super) fn beside(times: usize) -> Self {
+        let parts = vec![Part::Stem, Part::Text("-".into()), Part::Times(times)];
         let extension = None;
         Self { parts, extension }
     }
@@ -83,6 +88,7 @@ impl Template {
                 (Part::Height, Some((_, height))) => name.push(height.to_string()),
                 (Part::Width, None) => name.push("{width}"),
                 (Part::Height, None) => name.push("{height}"),
+                (Part::Times(times), _) => name.push(format!("{times}x")),
             }
         }
         name
@@ -97,7 +103,7 @@ impl Template {
         self.parts.iter().map(slashes).sum()
     }
 
-    /// The stems that this template could have made `name` from, at any seed and size; `numbered` as one of a batch of
+    /// The stems that this template could have made `name` from, at any seed, size and scale; `numbered` as one of a batch of
     /// latents. Empty for a template that changes nothing, which makes every name from itself.
     pub(super) fn stems_of<'a>(&self, name: &'a str, numbered: bool) -> Vec<&'a str> {
         let mut stems = Vec::new();
@@ -177,6 +183,10 @@ impl Part {
                 (literal.len(), literal.len())
             }
             Part::Stem if rest.starts_with(stem) => (stem.len(), stem.len()),
+            Part::Times(_) => match TIMES.iter().find(|times| rest.starts_with(**times)) {
+                Some(times) => (times.len(), times.len()),
+                None => (1, 0),
+            },
             Part::Text(_) | Part::Stem => (1, 0),
             Part::Ext | Part::InExt | Part::Seed | Part::Width | Part::Height => {
                 let lettered = matches!(self, Part::Ext | Part::InExt);

@@ -222,6 +222,22 @@ fn a_second_run_over_a_folder_does_not_upscale_the_upscaled() {
 }
 
 #[test]
+fn names_beside_the_input_tell_the_scale_and_a_run_at_another_knows_them() {
+    let f = folder(&["a.png", "a-2x.png", "a-4x.jpg", "a-8x.png", "a-3x.png"]);
+    add(&f, &["b.latent", "b-4x-1.png", "b-16x.png"]);
+    let kept = ["a-3x.png", "a.png", "b-16x.png", "b.latent"];
+    for times in [2, 4, 8] {
+        let mut request = request(&f, &[""]);
+        request.times = times;
+        let plan = plan(&request).unwrap();
+        let sources = plan.tasks.iter().map(|t| below(&f, &t.relative));
+        assert_eq!(sources.collect::<Vec<_>>(), kept, "{times}");
+        let a = plan.tasks[1].target.naming().unwrap().pattern();
+        assert_eq!(below(&f, &a), format!("a-{times}x.png"));
+    }
+}
+
+#[test]
 fn a_second_run_knows_its_outputs_by_any_template() {
     let f = folder(&["a.png", "a-7-128x96.png", "a-b.png", "up/a.png"]);
     let kept = |request: Request| {

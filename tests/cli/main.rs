@@ -21,6 +21,7 @@ mod outputs;
 mod pipes;
 mod reference;
 mod refusals;
+mod scale;
 mod setup;
 mod sizes;
 mod spellings;

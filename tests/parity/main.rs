@@ -12,6 +12,7 @@ mod data;
 mod layers;
 mod networks;
 mod oracle;
+mod passes;
 mod precision;
 mod sampling;
 mod text;

@@ -40,6 +40,7 @@ impl Case {
                 "log-linear" => Schedule::LogLinear,
                 other => panic!("schedule {other}"),
             },
+            ..Settings::default()
         }
     }
 

@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
+use sd_upscale::Enlargement;
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
 use sd_upscale::pipeline::MAX_GUIDANCE;
 use sd_upscale::plan::{Shard, Template};
 
-/// Upscale images and latents 2x with the Stable Diffusion x2 latent upscaler
+/// Upscale images and latents 2x, 4x or 8x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
 pub struct Args {
@@ -21,7 +22,8 @@ pub struct Args {
     /// File (one input), folder (several inputs or a folder), or - for standard output
     ///
     /// The extension picks the format: png, jpg, webp, tif, bmp; .safetensors and .latent write the upscaled
-    /// latents and decode nothing. Without it, the result goes beside the input as NAME-2x.EXT.
+    /// latents and decode nothing. Without it, the result goes beside the input as NAME-2x.EXT (of --scale 4,
+    /// NAME-4x.EXT).
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<OsString>,
 
@@ -33,7 +35,11 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_prompt: Option<String>,
 
-    /// Denoising steps
+    /// How many times as large the result is; 4 and 8 repeat the upscaler on its own latents
+    #[arg(long, value_name = "2|4|8", default_value_t)]
+    pub scale: Enlargement,
+
+    /// Denoising steps, of each pass at --scale 4 and 8
     #[arg(short, long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub steps: u32,
 

@@ -82,7 +82,7 @@ impl Worker<'_> {
     /// The group without what another run finished since it was read: two that work into one folder share the work.
     fn without_done(&self, group: Vec<Item>) -> Vec<Item> {
         let done = |item: &Item| match &item.place {
-            Place::File(path) => existing::is_done(path, item.expected),
+            Place::File(path) => existing::is_done(self.job, path, Some(item.expected)),
             Place::Stdout => false,
         };
         let (done, left): (Vec<Item>, Vec<Item>) = group

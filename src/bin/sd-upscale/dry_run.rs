@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use sd_upscale::device;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::model::TINY;
 use sd_upscale::plan::{Plan, Source, Target, Task, Written};
+use sd_upscale::{Enlargement, device};
 
 use crate::item::{Content, Size};
 use crate::job::Job;
@@ -51,7 +51,7 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
             if job.json {
                 writeln!(stdout, "{}", outcome.json())?;
             } else {
-                writeln!(stdout, "{}", in_words(outcome))?;
+                writeln!(stdout, "{}", in_words(outcome, job.settings.scale))?;
             }
         }
         for line in &about {
@@ -109,22 +109,22 @@ fn sized(job: &Job, task: &Task, facts: Option<&Facts>) -> Result<Option<Size>> 
     };
     let size = match facts {
         Some(facts) => facts.result_size(&content)?,
-        None => published_size(&content),
+        None => published_size(&content).enlarged(job.settings.scale),
     };
     fits(size, kind(task))?;
     Ok(Some(size))
 }
 
-/// Of a model that is not at hand: as for every Stable Diffusion VAE.
+/// An input's size in pixels to a model that is not at hand: as for every Stable Diffusion VAE.
 fn published_size(content: &Content) -> Size {
     match content {
         Content::Picture(picture) => Size {
-            width: 2 * picture.pixels.width,
-            height: 2 * picture.pixels.height,
+            width: picture.pixels.width,
+            height: picture.pixels.height,
         },
         Content::Latents(latents) => Size {
-            width: 16 * latents.width,
-            height: 16 * latents.height,
+            width: 8 * latents.width,
+            height: 8 * latents.height,
         },
     }
 }
@@ -147,12 +147,13 @@ fn place(task: &Task, size: Option<Size>) -> String {
     path.display().to_string()
 }
 
-fn in_words(outcome: &Outcome) -> String {
+fn in_words(outcome: &Outcome, scale: Enlargement) -> String {
     let place = outcome.output.as_deref().unwrap_or("-");
     match (&outcome.error, outcome.size) {
         (Some(error), _) => outcome.named(error),
         (None, Some((w, h))) => {
-            format!("{} {}x{} -> {place} {w}x{h}", outcome.input, w / 2, h / 2)
+            let (input, times) = (&outcome.input, scale.times());
+            format!("{input} {}x{} -> {place} {w}x{h}", w / times, h / times)
         }
         (None, None) => format!("{} -> {place}", outcome.input),
     }

@@ -2,27 +2,46 @@
 
 use std::path::Path;
 
-use sd_upscale::files;
+use sd_upscale::files::{self, Loaded};
+use sd_upscale::latents::Latents;
 use sd_upscale::metadata::Metadata;
 use sd_upscale::plan::Source;
 
 use crate::item::Size;
+use crate::job::Job;
 
 /// Whether there is a whole file at `path`, of the picture's size where that is known.
-pub fn is_done(path: &Path, expected: Option<Size>) -> bool {
+pub fn is_done(job: &Job, path: &Path, expected: Option<Size>) -> bool {
     if !files::is_complete(path) {
         return false;
     }
-    match (expected, files::read_header(path)) {
-        (Some(expected), Ok(header)) => {
-            let found = Size {
-                width: header.width,
-                height: header.height,
-            };
-            found == expected || found.turned() == expected
+    let Some(expected) = expected else {
+        return true;
+    };
+    if let Ok(header) = files::read_header(path) {
+        let found = Size {
+            width: header.width,
+            height: header.height,
+        };
+        return found == expected || found.turned() == expected;
+    }
+    match files::read_path(path, &job.limits) {
+        Ok(Loaded::Latents(latents)) => {
+            let times = job.settings.scale.times();
+            covers(&latents, expected, times) || covers(&latents, expected.turned(), times)
         }
         _ => true,
     }
+}
+
+/// Whether latents are as many as a run writes for a picture of `size`, which is `times` as large as the input: what covers it
+/// after the first pass, doubled in each of the others.
+fn covers(latents: &Latents, size: Size, times: usize) -> bool {
+    let pixels = latents.pixels_per_position();
+    let positions = |side: usize| (2 * side / times).div_ceil(pixels) * (times / 2);
+    latents.batch == 1
+        && latents.width == positions(size.width)
+        && latents.height == positions(size.height)
 }
 
 /// What changed since the file at `output` was made, in words: the input, or the settings that it says it was made

@@ -6,7 +6,7 @@ use std::time::Instant;
 use sd_upscale::latents::{Latents, Scale};
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::{Source, Written};
-use sd_upscale::{Pixels, Settings};
+use sd_upscale::{Enlargement, Pixels, Settings};
 
 use crate::job::Job;
 use crate::report::{Outcome, Status};
@@ -42,10 +42,10 @@ impl Size {
         }
     }
 
-    pub fn doubled(self) -> Self {
+    pub fn enlarged(self, scale: Enlargement) -> Self {
         Self {
-            width: 2 * self.width,
-            height: 2 * self.height,
+            width: scale.times() * self.width,
+            height: scale.times() * self.height,
         }
     }
 }
@@ -66,8 +66,8 @@ pub struct Item {
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
     pub low_res: Option<PathBuf>,
-    /// The result's, where the input states it.
-    pub expected: Option<Size>,
+    /// The result's.
+    pub expected: Size,
     /// Whether its file holds others.
     pub of_many: bool,
     /// Of latents: for all of a file alike.

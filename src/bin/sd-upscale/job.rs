@@ -100,10 +100,12 @@ impl TryFrom<Args> for Job {
                 shard: args.shard,
                 format: args.format,
                 seed: args.seed,
+                times: args.scale.times(),
             },
             settings: Settings {
                 prompt: String::new(),
                 negative_prompt: args.negative_prompt.unwrap_or_default(),
+                scale: args.scale,
                 steps: args.steps as usize,
                 guidance: args.guidance,
                 seed: args.seed,

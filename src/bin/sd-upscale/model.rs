@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use sd_upscale::model::{self, Hub, PartFiles, TINY};
-use sd_upscale::{ModelFiles, Options, Upscaler, device};
+use sd_upscale::{Enlargement, ModelFiles, Options, Upscaler, device};
 
 use crate::item::{Content, Size};
 use crate::job::{Job, Verbosity};
@@ -27,6 +27,7 @@ pub struct NoModel(anyhow::Error);
 pub struct Facts {
     /// As the user calls it.
     name: String,
+    scale: Enlargement,
     upscaler: Upscaler,
 }
 
@@ -56,7 +57,7 @@ impl Facts {
                 }
             }
         };
-        Ok(size.doubled())
+        Ok(size.enlarged(self.scale))
     }
 
     /// A result's peak of the device's memory in bytes, weights apart.
@@ -113,8 +114,11 @@ impl Model {
     /// [`NoModel`]: those of [`load`](Self::load).
     pub fn facts(&self) -> Result<Facts> {
         let upscaler = self.load(&self.device, false).map_err(NoModel)?;
-        let name = self.job.model.clone();
-        Ok(Facts { name, upscaler })
+        Ok(Facts {
+            name: self.job.model.clone(),
+            scale: self.job.settings.scale,
+            upscaler,
+        })
     }
 
     /// The same where nothing has to be fetched for it.

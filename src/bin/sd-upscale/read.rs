@@ -114,7 +114,7 @@ impl Reader<'_> {
         expected: Option<Size>,
         made: Option<&Metadata>,
     ) -> bool {
-        let skips = self.job.skip_existing && existing::is_done(path, expected);
+        let skips = self.job.skip_existing && existing::is_done(self.job, path, expected);
         if skips {
             if let Some(change) = made.and_then(|made| existing::change(&task.source, path, made)) {
                 self.say(Message::Warning(format!(
@@ -161,8 +161,8 @@ impl Reader<'_> {
         Ok(items)
     }
 
-    /// Where the name does not depend on the content, a finished file is skipped on its header. Latents files may hold
-    /// several, which their names count.
+    /// Where the name does not depend on the content, a finished file is skipped on its header. Latents files, which may hold
+    /// several and are small, are read.
     fn skips_unread(&self, task: &Task, start: Instant) -> bool {
         let (Some(naming), true) = (task.target.naming(), self.job.skip_existing) else {
             return false;
@@ -172,18 +172,19 @@ impl Reader<'_> {
         if !settled || !path.exists() {
             return false;
         }
-        let header = match &task.source {
-            Source::Path(input) => files::read_header(input).ok(),
-            Source::Stdin => None,
-        };
-        let Some(header) = header else {
+        let Source::Path(input) = &task.source else {
             return self.skips(task, start, &path, None, None);
+        };
+        let Ok(header) = files::read_header(input) else {
+            let read = files::read_path(input, &self.job.limits);
+            let latents = matches!(read, Ok(Loaded::Latents(_)));
+            return !latents && self.skips(task, start, &path, None, None);
         };
         let expected = Size {
             width: header.width,
             height: header.height,
         }
-        .doubled();
+        .enlarged(self.job.settings.scale);
         let made = self.made(header.metadata, expected);
         self.skips(task, start, &path, Some(expected), made.as_ref())
     }
@@ -224,10 +225,9 @@ impl Reader<'_> {
         let size = facts.result_size(&content)?;
         let (kind, place) = kind_and_place(&task.target, size, numbered)?;
         fits(size, kind)?;
-        let expected = matches!(kind, Written::Image(_)).then_some(size);
         if let Place::File(path) = &place {
             self.claim(task, path)?;
-            if self.skips(task, start, path, expected, None) {
+            if self.skips(task, start, path, Some(size), None) {
                 return Ok(None);
             }
             self.try_folder(path)?;
@@ -241,7 +241,7 @@ impl Reader<'_> {
             content,
             kind,
             place,
-            expected,
+            expected: size,
             of_many: numbered.is_some(),
             scale,
             start,

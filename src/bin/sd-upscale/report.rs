@@ -140,7 +140,9 @@ pub struct Reporter {
     inputs: usize,
     start: Instant,
     first_step: bool,
-    /// Seconds of the steps so far, by worker.
+    /// Of each picture.
+    passes: usize,
+    /// Seconds of the steps of the pass so far, by worker.
     step_times: Vec<Vec<f64>>,
     /// Inputs of which it was said what became of them.
     told: HashSet<String>,
@@ -148,7 +150,8 @@ pub struct Reporter {
 
 impl Reporter {
     /// `inputs`: how many there are to do.
-    pub fn new(verbosity: Verbosity, json: bool, inputs: usize, workers: usize) -> Self {
+    pub fn new(job: &Job, inputs: usize, workers: usize) -> Self {
+        let verbosity = job.verbosity;
         let bars = MultiProgress::new();
         if verbosity == Verbosity::Quiet {
             bars.set_draw_target(ProgressDrawTarget::hidden());
@@ -165,7 +168,7 @@ impl Reporter {
         };
         Self {
             verbosity,
-            json,
+            json: job.json,
             files,
             workers: (0..workers).map(worker).collect(),
             bars,
@@ -175,6 +178,7 @@ impl Reporter {
             inputs,
             start: Instant::now(),
             first_step: true,
+            passes: job.settings.scale.passes(),
             step_times: vec![Vec::new(); workers],
             told: HashSet::new(),
         }
@@ -222,9 +226,10 @@ impl Reporter {
         }
         if let Some(times) = self.step_times.get_mut(worker) {
             times.push(seconds);
-            if done == total {
+            if done.is_multiple_of(total / self.passes) {
                 times.sort_by(f64::total_cmp);
-                let text = format!("step {:.3} s (median of {total})", times[times.len() / 2]);
+                let (median, count) = (times[times.len() / 2], times.len());
+                let text = format!("step {median:.3} s (median of {count})");
                 times.clear();
                 self.note(&text);
             }
@@ -233,7 +238,7 @@ impl Reporter {
             bar.set_style(style(STEPS));
             bar.set_length(total as u64);
             bar.set_position(done as u64);
-            let left = seconds * (total - done) as f64;
+            let left = seconds_left(seconds, done, total, self.passes);
             bar.set_message(format!("{seconds:.2} s a step, {left:.0} s left"));
         }
     }
@@ -326,6 +331,18 @@ impl Reporter {
     }
 }
 
+/// What the steps after `done` will take, where the last one took `seconds`. A step of the next pass has four times as many positions.
+fn seconds_left(seconds: f64, done: usize, total: usize, passes: usize) -> f64 {
+    let steps = total / passes;
+    let now = (done - 1) / steps;
+    let of_pass = |pass: usize| {
+        let first = done.max(pass * steps);
+        let left = (pass + 1) * steps - first;
+        left as f64 * seconds * 4f64.powi((pass - now) as i32)
+    };
+    (now..passes).map(of_pass).sum()
+}
+
 /// An error with the name of its input, once.
 fn named(input: &str, error: &str) -> String {
     let error_names_it = ["", "cannot read "]
@@ -345,4 +362,20 @@ fn peak_memory() -> Option<u64> {
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_of_later_passes_take_four_times_as_long() {
+        assert_eq!(seconds_left(2.0, 1, 5, 1), 8.0);
+        assert_eq!(seconds_left(2.0, 5, 5, 1), 0.0);
+        // One step of this pass is left, and three of each of the two others.
+        assert_eq!(seconds_left(1.0, 2, 9, 3), 1.0 + 3.0 * 4.0 + 3.0 * 16.0);
+        assert_eq!(seconds_left(1.0, 3, 9, 3), 3.0 * 4.0 + 3.0 * 16.0);
+        assert_eq!(seconds_left(4.0, 4, 9, 3), 2.0 * 4.0 + 3.0 * 16.0);
+        assert_eq!(seconds_left(16.0, 9, 9, 3), 0.0);
+    }
 }

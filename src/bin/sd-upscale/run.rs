@@ -37,7 +37,7 @@ pub fn run(job: Job) -> Result<ExitCode> {
         refuse_without_bfloat16(&devices)?;
     }
     let inputs = plan.tasks.len() + plan.failed.len();
-    let mut reporter = Reporter::new(job.verbosity, job.json, inputs, devices.len());
+    let mut reporter = Reporter::new(&job, inputs, devices.len());
     for text in job.warnings.iter().chain(&plan.warnings).chain(&note) {
         reporter.warning(text);
     }
@@ -324,7 +324,7 @@ mod tests {
         }
         drop(sender);
         let mut talk = Talk {
-            reporter: Reporter::new(job.verbosity, false, 2, 1),
+            reporter: Reporter::new(&job, 2, 1),
             inputs: vec!["a.png".into(), "b.png".into()],
             job: &job,
             writing: &Mutex::new(()),

@@ -12,7 +12,7 @@ use sd_upscale::metadata::Parameters;
 use sd_upscale::picture::{self, Format, Picture, alpha, color_fix};
 use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::Written;
-use sd_upscale::{Pixels, Settings, files};
+use sd_upscale::{Enlargement, Pixels, Settings, files};
 
 use crate::args::ColorFix;
 use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Size, Upscaled};
@@ -158,11 +158,12 @@ fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
     let mut made = Picture::from_pixels(pixels);
     match &mut item.content {
         Content::Picture(low) => {
-            fix_color(job.color_fix, &mut made.pixels, &low.pixels);
+            let times = item.settings.scale.times();
+            fix_color(job.color_fix, &mut made.pixels, &low.pixels, times);
             made.alpha = low
                 .alpha
                 .as_ref()
-                .map(|alpha| alpha::double(alpha, low.pixels.width, low.pixels.height));
+                .map(|alpha| alpha::enlarge(alpha, low.pixels.width, low.pixels.height, times));
             made.gray = low.gray;
             made.depth = low.depth;
             made.metadata = std::mem::take(&mut low.metadata);
@@ -178,9 +179,9 @@ fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
     made
 }
 
-/// Brings the colours of `made` back to those of the input, in the way asked for.
-fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels) {
-    let reference = || picture::double(&low.values, low.width, low.height, 3);
+/// Brings the colours of `made`, which is `times` as large as the input, back to the input's, in the way asked for.
+fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels, times: usize) {
+    let reference = || picture::enlarge(&low.values, low.width, low.height, 3, times);
     match fix {
         ColorFix::None => {}
         ColorFix::Adain => color_fix::adain(&mut made.values, &reference()),
@@ -196,19 +197,19 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         Schedule::Karras => "Karras",
         Schedule::LogLinear => "Log-linear",
     };
+    let version = concat!("sd-upscale ", env!("CARGO_PKG_VERSION"));
     let fields = [
-        ("Steps", settings.steps.to_string()),
-        ("Sampler", "Euler".into()),
-        ("Schedule type", schedule.into()),
-        ("CFG scale", settings.guidance.to_string()),
-        ("Seed", settings.seed.to_string()),
-        ("Size", format!("{}x{}", size.width, size.height)),
-        ("Model", job.model_name()),
-        (
-            "Version",
-            concat!("sd-upscale ", env!("CARGO_PKG_VERSION")).into(),
-        ),
+        ("Steps", Some(settings.steps.to_string())),
+        ("Sampler", Some("Euler".into())),
+        ("Schedule type", Some(schedule.into())),
+        ("CFG scale", Some(settings.guidance.to_string())),
+        ("Seed", Some(settings.seed.to_string())),
+        ("Size", Some(format!("{}x{}", size.width, size.height))),
+        ("Scale", written_scale(settings)),
+        ("Model", Some(job.model_name())),
+        ("Version", Some(version.into())),
     ];
+    let stated = |(key, value): (&str, Option<String>)| Some((key.to_string(), value?));
     Parameters {
         prompt: settings.prompt.clone(),
         negative_prompt: if settings.guidance > 1.0 {
@@ -216,9 +217,18 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         } else {
             String::new()
         },
-        fields: fields.map(|(key, value)| (key.to_string(), value)).into(),
+        fields: fields.into_iter().filter_map(stated).collect(),
     }
 }
+
+/// The scale where it is another than the model's own.
+fn written_scale(settings: &Settings) -> Option<String> {
+    let scale = settings.scale;
+    (scale != Enlargement::default()).then(|| scale.to_string())
+}
+
+/// Where latents say the scale that they were made at, if it is not 2.
+const SCALE_KEY: &str = "sd_upscale.scale";
 
 /// What latents say of themselves. `size` is in latent positions.
 fn latents_metadata(
@@ -251,6 +261,9 @@ fn latents_metadata(
     ] {
         metadata.insert(format!("sd_upscale.{key}"), value);
     }
+    // Those that were read may say it of the run that made them.
+    metadata.remove(SCALE_KEY);
+    metadata.extend(written_scale(&item.settings).map(|scale| (SCALE_KEY.into(), scale)));
     metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
     metadata
 }

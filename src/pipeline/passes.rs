@@ -1,0 +1,83 @@
+//! More than twice as large: what a pass made goes through the networks again, as latents.
+
+use anyhow::Result;
+
+use super::recover::lacks_memory;
+use super::{LowRes, OnEvent, Settings, UpscaledLatents, Upscaler};
+
+/// One of the passes of an upscale, each of which doubles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// From 0.
+    pub number: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Pass {
+    /// Whether the UNet has no more to do after it.
+    pub fn is_last(self) -> bool {
+        self.number + 1 == self.count
+    }
+}
+
+impl Upscaler {
+    /// All passes. What one made is the next one's input as if it had been written to a file and read again: without its
+    /// extension, and with noise of the seed's own.
+    pub(super) fn all_passes(
+        &mut self,
+        inputs: &[LowRes],
+        settings: &Settings,
+        on_event: OnEvent,
+    ) -> Result<Vec<UpscaledLatents>> {
+        let count = settings.scale.passes();
+        let mut upscaled = self.pass(inputs, settings, Pass { number: 0, count }, on_event)?;
+        for number in 1..count {
+            let again = upscaled.iter().map(UpscaledLatents::again);
+            let again = again.collect::<Result<Vec<LowRes>>>()?;
+            let doubled = self.pass(&again, settings, Pass { number, count }, on_event)?;
+            // Their latents cover more than the picture where its sides are no multiples of theirs.
+            upscaled = std::iter::zip(doubled, upscaled)
+                .map(|(doubled, before)| UpscaledLatents {
+                    width: 2 * before.width,
+                    height: 2 * before.height,
+                    ..doubled
+                })
+                .collect();
+        }
+        Ok(upscaled)
+    }
+
+    /// One pass, in a safer precision or on another device where it must be.
+    fn pass(
+        &mut self,
+        inputs: &[LowRes],
+        settings: &Settings,
+        pass: Pass,
+        on_event: OnEvent,
+    ) -> Result<Vec<UpscaledLatents>> {
+        let pixels = self.pixels(inputs)?;
+        let upscaled = self.recovering(pixels, on_event, |upscaler, on_event| {
+            upscaler.upscale_once(inputs, settings, pass, on_event)
+        });
+        match upscaled {
+            // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
+            Err(error) if inputs.len() > 1 && lacks_memory(&error) => {
+                let mut upscaled = Vec::with_capacity(inputs.len());
+                for input in inputs {
+                    let one = std::slice::from_ref(input);
+                    upscaled.extend(self.pass(one, settings, pass, on_event)?);
+                }
+                Ok(upscaled)
+            }
+            other => other,
+        }
+    }
+}
+
+impl UpscaledLatents {
+    /// As the input of another pass.
+    fn again(&self) -> Result<LowRes> {
+        Ok(LowRes::Latents(self.latents()?))
+    }
+}
