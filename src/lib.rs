@@ -58,7 +58,7 @@ pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Enlargement, Event, LowRes, NotFinite, OnEvent, Options, Schedule, Settings, Stage,
+    Enlargement, Event, LowRes, Memory, NotFinite, OnEvent, Options, Schedule, Settings, Stage,
     UpscaledLatents, Upscaler,
 };
 pub use pixels::Pixels;

@@ -5,6 +5,7 @@ mod card;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_card.rs"]
 mod card;
+mod memory;
 
 use std::str::FromStr;
 use std::time::Instant;
@@ -230,59 +231,16 @@ pub fn can_allocate(bytes: u64) -> Result<(), OutOfMemory> {
         .map_err(|_| OutOfMemory)
 }
 
-/// Bytes of a device's memory that are free; None where the system does not tell.
+/// Bytes of a device's memory that are free; None where the system does not tell. Of the machine's own: what is available, within the
+/// limits of the process's control groups and of its addresses (`ulimit -v`).
 pub fn free_memory(device: &Device) -> Option<u64> {
     match device {
-        Device::Cpu => machine_memory(),
+        Device::Cpu => memory::free(),
         other => card::free_memory(other),
     }
 }
 
-/// Bytes of this machine's memory that the process has now; 0 where the system does not tell.
-pub fn resident_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = |line: &str| line.strip_prefix("VmRSS:").map(str::to_owned);
-    let kib = status.lines().find_map(line);
-    let kib = kib.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
-/// Bytes that are free in a folder; None where it is in memory itself (tmpfs), or cannot be asked.
-#[cfg(target_os = "linux")]
-pub fn free_on_disk(folder: &std::path::Path) -> Option<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zeros is a value of this C struct of numbers.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends in a zero byte, and `found` is there to be written.
-    if unsafe { libc::statfs(path.as_ptr(), &mut found) } != 0 {
-        return None;
-    }
-    let in_memory = found.f_type == libc::TMPFS_MAGIC;
-    (!in_memory).then(|| found.f_bavail.saturating_mul(found.f_bsize as u64))
-}
-
-/// Bytes that are free in a folder; None where that cannot be asked, and then nothing is known against it.
-#[cfg(not(target_os = "linux"))]
-pub fn free_on_disk(folder: &std::path::Path) -> Option<u64> {
-    folder.is_dir().then_some(u64::MAX)
-}
-
-/// Of this machine's memory what is free, or of what the process's group may have.
-fn machine_memory() -> Option<u64> {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let number = |text: String| text.trim().parse::<u64>().ok();
-    let machine = read("/proc/meminfo")?
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|line| number(line.trim_end_matches(" kB").into()))
-        .map(|kib| kib * 1024)?;
-    let group = read("/sys/fs/cgroup/memory.max")
-        .and_then(number)
-        .zip(read("/sys/fs/cgroup/memory.current").and_then(number))
-        .map_or(u64::MAX, |(most, now)| most.saturating_sub(now));
-    Some(machine.min(group))
-}
+pub use self::memory::{free_on_disk, resident_memory};
 
 /// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's libraries call it.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {

@@ -16,15 +16,6 @@ use crate::networks::unet::UNet;
 use crate::networks::vae::{Decoder, Encoder, keys_window};
 use crate::networks::{Counted, Limits, Room, counted};
 
-/// What a run may take.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Bytes that the process, or on a card its part of the card's memory, may take; None: what is free.
-    pub most: Option<u64>,
-    /// Where maps go that do not fit; None: the system's folder for temporary files.
-    pub temp_dir: Option<PathBuf>,
-}
-
 /// What the process takes before any network is loaded: the program, its threads, tokenizer and picture (measured: 60 MB).
 const PROCESS: u64 = 60_000_000;
 /// What the CPU kernels keep for their own use between calls (`kernels::cpu`'s pool), and what a call takes beside it.

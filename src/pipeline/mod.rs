@@ -22,7 +22,7 @@ use candle_core::{DType, Device, Tensor};
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
 use self::memory::Planner;
-pub use self::memory::{Memory, StagePlan, TooLittle};
+pub use self::memory::{StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
 use self::passes::Pass;
@@ -32,7 +32,7 @@ use self::recover::OnCpu;
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
 pub use self::types::{
-    Enlargement, Event, LowRes, MAX_GUIDANCE, NotFinite, OnEvent, Options, Settings, Stage,
+    Enlargement, Event, LowRes, MAX_GUIDANCE, Memory, NotFinite, OnEvent, Options, Settings, Stage,
     UpscaledLatents,
 };
 use self::types::{check_finite, floats};
@@ -47,15 +47,15 @@ use crate::pixels::Pixels;
 /// The latent upscaler with all its parts.
 ///
 /// ```no_run
-/// use sd_upscale::{LowRes, ModelFiles, Options, Pixels, Settings, Upscaler};
+/// use sd_upscale::{LowRes, Memory, ModelFiles, Options, Pixels, Settings, Upscaler};
 /// # fn main() -> anyhow::Result<()> {
 /// let mut upscaler = Upscaler::new(Options {
 ///     model: ModelFiles::Folder("models/sd-x2-latent-upscaler".into()),
 ///     vae: None,
 ///     device: candle_core::Device::Cpu,
 ///     dtype: candle_core::DType::F32,
-///     memory: Default::default(),
 ///     keep_loaded: true,
+///     memory: Memory { most: Some(8_000_000_000), temp_dir: None },
 /// })?;
 /// let low_res = LowRes::image(&Pixels::new(64, 64, vec![0.5; 64 * 64 * 3])?)?;
 /// let settings = Settings { prompt: "a grey square".into(), ..Settings::default() };

@@ -1,12 +1,12 @@
 //! What goes into the pipeline and comes out of it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use super::memory::Memory;
 use super::padding::Extent;
 use super::sampler::Schedule;
 use crate::model::{ModelFiles, PartFiles};
@@ -23,11 +23,20 @@ pub struct Options {
     pub device: Device,
     /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
     pub dtype: DType,
-    /// What the run may take of memory.
-    pub memory: Memory,
     /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
     /// which halves the peak for a single picture.
     pub keep_loaded: bool,
+    /// How much memory the work may take.
+    pub memory: Memory,
+}
+
+/// How much memory the work may take, and where it puts what does not fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The most that the process may take, in bytes, what it has already among them; None: what is free.
+    pub most: Option<u64>,
+    /// The folder for maps that do not fit in memory, which must be there; None: the system's for temporary files.
+    pub temp_dir: Option<PathBuf>,
 }
 
 impl Options {
@@ -38,8 +47,8 @@ impl Options {
             vae: None,
             device: Device::Cpu,
             dtype: DType::F32,
-            memory: Memory::default(),
             keep_loaded: true,
+            memory: Memory::default(),
         }
     }
 }

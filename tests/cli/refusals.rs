@@ -201,6 +201,14 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         ("in.png -o out.png -g 1e30", "up to 100"),
         ("in.png -o out.png -g NaN", "up to 100"),
         ("in.png --nonsense", "--nonsense"),
+        ("in.png --max-memory 8G", "8GB, 1.5GB or 600MiB"),
+        ("in.png --max-memory 0", "8GB, 1.5GB or 600MiB"),
+        (
+            "in.png --temp-dir nowhere",
+            "nowhere: there is no such folder",
+        ),
+        ("in.png --temp-dir in.png", "in.png: it is not a folder"),
+        ("in.png --dry-run --temp-dir nowhere", "no such folder"),
         ("-", "-o"),
     ] {
         run(folder.path(), arguments).ends_in(2).says(&[words]);
@@ -209,6 +217,28 @@ fn wrong_usage_is_exit_code_2_and_does_nothing() {
         .ends_in(2)
         .says(&["<INPUT>"]);
     assert_eq!(files(folder.path()), ["in.png", "other.png"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_for_maps_that_cannot_be_written_is_refused_before_the_work() {
+    let folder = folder_of(&[("in.png", 8, 8)]);
+    // Even root makes no files in /proc.
+    run(folder.path(), "in.png -o out.png --temp-dir /proc -v")
+        .ends_in(2)
+        .says(&[
+            "--temp-dir /proc: no file can be made in it",
+            "expected a folder",
+        ])
+        .never_says("weights");
+    // One that can be is left as it was.
+    fs::create_dir(folder.path().join("maps")).unwrap();
+    run(
+        folder.path(),
+        "in.png -o out.png --temp-dir maps --max-memory 6.5GB",
+    )
+    .ends_in(0);
+    assert_eq!(files(folder.path()), ["in.png", "out.png"]);
 }
 
 #[test]

@@ -63,11 +63,9 @@ pub fn upscaler(model: ModelFiles, dtype: DType) -> Upscaler {
 
 pub fn upscaler_on(device: Device, model: ModelFiles, dtype: DType) -> Upscaler {
     Upscaler::new(Options {
-        model,
-        vae: None,
         device,
         dtype,
-        keep_loaded: true,
+        ..Options::new(model)
     })
     .unwrap()
 }

@@ -11,6 +11,8 @@ use sd_upscale::model::hub;
 use sd_upscale::pipeline::MAX_GUIDANCE;
 use sd_upscale::plan::{Shard, Template};
 
+use crate::memory_size;
+
 /// Upscale images and latents 2x, 4x or 8x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
@@ -95,6 +97,14 @@ pub struct Args {
     /// tf32: f32 whose products CUDA's tensor cores may round
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
+
+    /// The most memory to take, such as 8GB or 600MiB; the picture stays the same [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size::parse, help_heading = "Model")]
+    pub max_memory: Option<u64>,
+
+    /// Where maps that do not fit in memory go [default: the system's]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub temp_dir: Option<PathBuf>,
 
     /// Write the built-in model to a folder in the diffusers layout, and end
     #[arg(

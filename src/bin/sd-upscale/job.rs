@@ -4,13 +4,13 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use candle_core::DType;
-use sd_upscale::Settings;
 use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{TINY, hub};
 use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::{Output, Request, Source, UsageError};
+use sd_upscale::{Memory, Settings};
 
 use crate::args::{Args, ColorFix, DtypeName, ScaleName, ScheduleName};
 
@@ -37,6 +37,8 @@ pub struct Job {
     pub dtype: Option<DType>,
     /// Whether a card may round float32 products to TF32.
     pub tf32: bool,
+    /// What the work may take of it.
+    pub memory: Memory,
     pub skip_existing: bool,
     pub batch: usize,
     pub dry_run: bool,
@@ -84,6 +86,9 @@ impl TryFrom<Args> for Job {
         if args.dtype == DtypeName::Tf32 && on_the_cpu(&args.device) {
             return Err(UsageError(TF32_ON_THE_CPU.into()));
         }
+        if let Some(folder) = &args.temp_dir {
+            try_temp_dir(folder)?;
+        }
         let revision = match (args.revision, &*args.model) {
             (Some(revision), _) => revision,
             (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
@@ -126,6 +131,10 @@ impl TryFrom<Args> for Job {
                 DtypeName::Bf16 => Some(DType::BF16),
             },
             tf32: args.dtype == DtypeName::Tf32,
+            memory: Memory {
+                most: args.max_memory,
+                temp_dir: args.temp_dir,
+            },
             skip_existing: args.skip_existing,
             batch: args.batch as usize,
             dry_run: args.dry_run,
@@ -150,6 +159,27 @@ impl TryFrom<Args> for Job {
             warnings,
         })
     }
+}
+
+/// Whether files can be made in the folder of `--temp-dir`: better now than after the first of the work.
+fn try_temp_dir(folder: &Path) -> Result<(), UsageError> {
+    let wrong = |what: String| {
+        let folder = folder.display();
+        UsageError(format!(
+            "--temp-dir {folder}: {what}; expected a folder that can be written to"
+        ))
+    };
+    if !folder.is_dir() {
+        let what = if folder.exists() {
+            "it is not a folder"
+        } else {
+            "there is no such folder"
+        };
+        return Err(wrong(what.into()));
+    }
+    let tried = tempfile::tempfile_in(folder);
+    tried.map_err(|error| wrong(format!("no file can be made in it ({error})")))?;
+    Ok(())
 }
 
 /// What is wrong with it.

@@ -9,6 +9,7 @@ mod export_tiny;
 mod first_use;
 mod item;
 mod job;
+mod memory_size;
 mod model;
 mod read;
 mod report;

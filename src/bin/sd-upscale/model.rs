@@ -100,6 +100,7 @@ impl Model {
             device: device.clone(),
             dtype: dtype.unwrap_or_else(|| device::default_dtype(device)),
             keep_loaded,
+            memory: self.job.memory.clone(),
         })
         .with_context(|| format!("the model {}", self.job.model))?;
         if self.job.tf32 {

@@ -1,0 +1,75 @@
+//! What of this machine's memory the process may still take: what is free, within the limits of its groups and its own.
+
+mod groups;
+
+use std::fs;
+use std::path::Path;
+
+/// In bytes; None where the system does not tell, as all but Linux.
+pub fn free() -> Option<u64> {
+    free_under(Path::new("/"))
+}
+
+/// `root`: the folder that `/proc` lies in.
+fn free_under(root: &Path) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(root.join("proc").join(name)).ok();
+    let machine = available(&read("meminfo")?)?;
+    let own = read("self/limits")
+        .zip(read("self/status"))
+        .and_then(|(limits, status)| address_space(&limits, &status));
+    let limits = [groups::free(root), own].into_iter().flatten();
+    Some(limits.fold(machine, u64::min))
+}
+
+/// Of `/proc/meminfo`: what the kernel can give without swapping.
+fn available(meminfo: &str) -> Option<u64> {
+    kibibytes(meminfo, "MemAvailable:")
+}
+
+/// What `ulimit -v` leaves of the addresses that the process may have; None where it has no such limit. Addresses are not memory,
+/// but nothing can be had without them.
+fn address_space(limits: &str, status: &str) -> Option<u64> {
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))?;
+    // The soft limit, which is the one that counts; `unlimited` is no number.
+    let most: u64 = limit.split_whitespace().next()?.parse().ok()?;
+    Some(most.saturating_sub(kibibytes(status, "VmSize:")?))
+}
+
+/// The number of kB behind `key` at the beginning of a line, in bytes.
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    number.checked_mul(1024)
+}
+
+/// Bytes of this machine's memory that the process has now; 0 where the system does not tell.
+pub fn resident_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    kibibytes(&status, "VmRSS:").unwrap_or(0)
+}
+
+/// Bytes that are free in a folder; None where it is in memory itself (tmpfs), or cannot be asked.
+#[cfg(target_os = "linux")]
+pub fn free_on_disk(folder: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zeros is a value of this C struct of numbers.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a zero byte, and `found` is there to be written.
+    if unsafe { libc::statfs(path.as_ptr(), &mut found) } != 0 {
+        return None;
+    }
+    let in_memory = found.f_type == libc::TMPFS_MAGIC;
+    (!in_memory).then(|| found.f_bavail.saturating_mul(found.f_bsize as u64))
+}
+
+/// Bytes that are free in a folder; None where that cannot be asked, and then nothing is known against it.
+#[cfg(not(target_os = "linux"))]
+pub fn free_on_disk(folder: &Path) -> Option<u64> {
+    folder.is_dir().then_some(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
