@@ -766,19 +766,43 @@ pub fn attention(
     }
 }
 
-/// Tokens of a map that were computed in parts, (b, any, c) each, one after the other.
-pub fn joined_tokens(parts: &[Tensor], placement: &Placement) -> Result<Tensor> {
-    if !placement.is_of_shapes() {
-        return Ok(Tensor::cat(parts, 1)?);
+/// Room for the tokens of a map, (b, n, c), that are computed in parts.
+pub struct TokensInParts {
+    all: Tensor,
+    /// How many there are so far.
+    count: usize,
+    of_shapes: bool,
+}
+
+impl TokensInParts {
+    /// For `n` tokens of `c` channels.
+    pub fn new(b: usize, n: usize, c: usize, placement: &Placement) -> Result<Self> {
+        let of_shapes = placement.is_of_shapes();
+        let (shape, dtype) = ((b, n, c), placement.dtype);
+        let all = match of_shapes {
+            true => shapes::view(shape, dtype)?,
+            false => Tensor::zeros(shape, dtype, &placement.device)?,
+        };
+        Ok(Self {
+            all,
+            count: 0,
+            of_shapes,
+        })
     }
-    let mut count = 0;
-    for part in parts {
-        count += part.dim(1)?;
+
+    /// The next of them, (b, any, c).
+    pub fn push(&mut self, part: &Tensor) -> Result<()> {
+        if !self.of_shapes {
+            self.all.slice_set(part, 1, self.count)?;
+        }
+        self.count += part.dim(1)?;
+        Ok(())
     }
-    let Some(first) = parts.first() else {
-        bail!("no tokens to join");
-    };
-    shapes::result((first.dim(0)?, count, first.dim(2)?), first.dtype())
+
+    /// All.
+    pub fn tensor(&self) -> &Tensor {
+        &self.all
+    }
 }
 
 /// Half the size, by the fixed kernel [1, 3, 3, 1] / 8 in each direction on a map extended by reflection

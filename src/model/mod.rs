@@ -5,6 +5,7 @@ mod config;
 pub mod hub;
 mod layout;
 mod locate;
+mod published;
 mod weights;
 
 use std::io::Read;
@@ -16,6 +17,7 @@ pub use self::built_in::BUILT_IN_FILES;
 pub(crate) use self::config::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
 pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
 pub use self::locate::{TINY, locate, locate_vae};
+use self::published::PUBLISHED_CONFIGURATIONS;
 pub use self::weights::Weights;
 use crate::device::Placement;
 
@@ -32,6 +34,11 @@ impl ModelFiles {
     /// The small model that is built into the binary.
     pub fn built_in() -> Self {
         ModelFiles::BuiltIn(BUILT_IN_FILES)
+    }
+
+    /// The published model's configurations, without weights, tokenizer and text encoder: enough to plan with.
+    pub fn published_configurations() -> Self {
+        ModelFiles::BuiltIn(PUBLISHED_CONFIGURATIONS)
     }
 
     /// The content of a small file, e.g. `unet/config.json`.

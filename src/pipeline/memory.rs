@@ -30,7 +30,7 @@ const BANDS: [u64; 3] = [64 << 20, 16 << 20, 4 << 20];
 const RECOMPUTED: usize = 4;
 
 /// Times that a plan's kept maps are made fewer until it fits.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 5;
 
 /// What work costs, to choose between plans: multiplications and additions of convolutions and of matrix products a second, and
 /// bytes that go out of memory and back.
@@ -202,7 +202,7 @@ impl Subject<'_> {
     fn best(&self, weights: u64, bounds: &Bounds) -> Result<StagePlan> {
         let scratch = if self.on_card { 0 } else { SCRATCH };
         let fixed = bounds.others + weights + scratch;
-        let mut least = u64::MAX;
+        let (mut least, mut full) = (u64::MAX, None);
         for band in self.bands() {
             let natural = self.measured(&self.limits(band))?;
             if fixed + natural.peak <= bounds.most {
@@ -220,9 +220,17 @@ impl Subject<'_> {
                     ..self.limits(band)
                 };
                 let (limits, measured) = self.fitted(limits, fixed, bounds)?;
-                least = least.min(fixed + measured.peak);
-                let disk = bounds.folder.as_ref().map_or(0, |folder| folder.free);
-                if fixed + measured.peak > bounds.most || measured.elsewhere > disk {
+                if fixed + measured.peak > bounds.most {
+                    least = least.min(fixed + measured.peak);
+                    continue;
+                }
+                if let Some(folder) = bounds.folder.as_ref().filter(|f| measured.elsewhere > f.free) {
+                    full.get_or_insert_with(|| TooLittle::OnDisk {
+                        stage: self.stage,
+                        folder: folder.path.clone(),
+                        needed: measured.elsewhere,
+                        free: folder.free,
+                    });
                     continue;
                 }
                 let cost = self.cost(&measured);
@@ -234,12 +242,12 @@ impl Subject<'_> {
                 return Ok(plan);
             }
         }
-        Err(TooLittle {
+        let too_little = TooLittle::InMemory {
             stage: self.stage,
             least,
             most: bounds.most,
-        }
-        .into())
+        };
+        Err(full.unwrap_or(too_little).into())
     }
 
     /// The same limits with as much kept as there is room for, where not all fits and there is a place for the rest.
@@ -267,7 +275,8 @@ impl Subject<'_> {
             if over == 0 || nothing_kept {
                 break;
             }
-            beside += over;
+            // A little more: what is spilled instead takes memory when it is read.
+            beside += over + bounds.most / 256;
         }
         Ok(found)
     }
@@ -285,20 +294,41 @@ impl Subject<'_> {
 }
 
 /// No plan fits.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[error(
-    "the {} stage needs at least {:.2} GB of memory, and {:.2} GB can be had: free some, raise --max-memory, or give a smaller picture",
-    stage.name(),
-    *least as f64 / 1e9,
-    *most as f64 / 1e9
-)]
-pub struct TooLittle {
-    /// The first that does not fit.
-    pub stage: Stage,
-    /// Bytes that would be enough.
-    pub least: u64,
-    /// Bytes that there are.
-    pub most: u64,
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TooLittle {
+    /// Not in the memory that there is.
+    #[error(
+        "the {} stage needs at least {:.2} GB of memory, and {:.2} GB can be had: free some, raise --max-memory, or give a smaller picture",
+        stage.name(),
+        *least as f64 / 1e9,
+        *most as f64 / 1e9
+    )]
+    InMemory {
+        /// The first that does not fit.
+        stage: Stage,
+        /// Bytes that would be enough.
+        least: u64,
+        /// Bytes that there are.
+        most: u64,
+    },
+    /// What does not fit in memory does not fit in the folder for it either.
+    #[error(
+        "the {} stage would keep {:.1} GB of maps in a file in {}, where {:.1} GB are free: --temp-dir names another folder, --max-memory allows more memory",
+        stage.name(),
+        *needed as f64 / 1e9,
+        folder.display(),
+        *free as f64 / 1e9
+    )]
+    OnDisk {
+        /// The first that does not fit.
+        stage: Stage,
+        /// Where maps would go.
+        folder: PathBuf,
+        /// Bytes of them at a time.
+        needed: u64,
+        /// Bytes that there are.
+        free: u64,
+    },
 }
 
 /// What the stages of an upscaler are in shapes, and what was found of them.
@@ -321,8 +351,8 @@ enum StageKey {
 type Sides = (usize, usize, usize);
 
 impl Upscaler {
-    /// What an upscale of a picture of `width` x `height` pixels by `scale` would take and how, a stage after the other: the encoder where
-    /// the input is an `image`, the decoder where the result is to be `decoded`.
+    /// What upscaling an input that stands for `width` x `height` pixels would take and how, a stage after the other: the encoder
+    /// where it is an `image`, the UNet's last pass, the decoder where the result is to be `decoded`.
     ///
     /// # Errors
     /// [`TooLittle`], in the error's chain: one of the stages cannot be made to fit.
@@ -335,20 +365,25 @@ impl Upscaler {
     ) -> Result<Vec<StagePlan>> {
         let factor = self.vae_config.factor();
         let (multiple, minimum) = self.low_res_sides();
-        let side = |n: usize| padded_side(n.div_ceil(factor), multiple, minimum);
-        let (h, w) = (side(height), side(width));
+        let padded = |n: usize| padded_side(n, multiple, minimum);
         let mut plans = Vec::new();
         if image {
-            plans.push(self.plan_stage(StageKey::Encode, (1, h * factor, w * factor))?);
+            let side = |n: usize| factor * padded(n.div_ceil(factor));
+            plans.push(self.plan_stage(StageKey::Encode, (1, side(height), side(width)))?);
         }
+        let before_last = |n: usize| match settings.scale.passes() {
+            1 => n.div_ceil(factor),
+            passes => (2 * n).div_ceil(factor) << (passes - 2),
+        };
+        let (h, w) = (2 * padded(before_last(height)), 2 * padded(before_last(width)));
         let rows = if settings.guidance > 1.0 { 2 } else { 1 };
-        let together = self.plan_stage(StageKey::Denoise, (rows, 2 * h, 2 * w));
+        let together = self.plan_stage(StageKey::Denoise, (rows, h, w));
         plans.push(match together {
-            Err(_) if rows > 1 => self.plan_stage(StageKey::Denoise, (1, 2 * h, 2 * w))?,
+            Err(_) if rows > 1 => self.plan_stage(StageKey::Denoise, (1, h, w))?,
             other => other?,
         });
         if decoded {
-            plans.push(self.plan_stage(StageKey::Decode, (1, 2 * h, 2 * w))?);
+            plans.push(self.plan_stage(StageKey::Decode, (1, h, w))?);
         }
         Ok(plans)
     }

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::model::TINY;
+use sd_upscale::pipeline::StagePlan;
 use sd_upscale::plan::{Plan, Source, Target, Task, Written};
 use sd_upscale::{Enlargement, device};
 
@@ -19,13 +20,6 @@ use crate::report::{Outcome, Status};
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
 const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
-/// Bytes a pixel of the result that the published configuration takes at its peak, where the model's own is not at hand.
-const PUBLISHED_BYTES: u64 = 2600;
-/// What a process of the published configuration takes beside that: the largest part's weights and the program.
-const PUBLISHED_BASE: u64 = 1_700_000_000;
-/// The same of the built-in model.
-const TINY_BASE: u64 = 100_000_000;
-
 /// Prints each input with its output and sizes, and what the run needs: with `--json` a line of JSON an input on
 /// standard output, and the rest on standard error. Nothing is downloaded. An input that cannot be done is shown with
 /// its error.
@@ -34,17 +28,19 @@ const TINY_BASE: u64 = 100_000_000;
 /// The output is closed.
 pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
     let first = devices.first().unwrap_or(&Device::Cpu);
-    let facts = Model::new(job.clone(), first.clone()).facts_at_hand();
-    let (outcomes, peak) = outcomes(&job, plan, facts.as_ref());
+    let model = Model::new(job.clone(), first.clone());
+    let mut facts = match model.facts_at_hand() {
+        Some(facts) => facts,
+        None => model.published_facts()?,
+    };
+    let (outcomes, largest) = outcomes(&job, plan, &mut facts);
     let failed = outcomes.iter().any(|o| o.status == Status::Error);
     let names: Vec<String> = devices.iter().map(device::name).collect();
     let mut about = vec![
         format!("device: {}", names.join(", ")),
         format!("model: {}", weights(&job)),
     ];
-    if let Some(peak) = peak {
-        about.extend(devices.iter().map(|device| memory(&job, device, peak)));
-    }
+    about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {
         for outcome in &outcomes {
@@ -67,9 +63,9 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// What would become of each input, and the largest peak of memory in bytes.
-fn outcomes(job: &Job, plan: &Plan, facts: Option<&Facts>) -> (Vec<Outcome>, Option<u64>) {
-    let mut peak = None;
+/// What would become of each input, and the plan for the one that takes the most memory.
+fn outcomes(job: &Job, plan: &Plan, facts: &mut Facts) -> (Vec<Outcome>, Vec<StagePlan>) {
+    let mut largest = Vec::new();
     let failed = plan.failed.iter().map(|(path, error)| Outcome {
         error: Some(error.clone()),
         ..Outcome::new(job, path.display().to_string(), Status::Error)
@@ -77,10 +73,13 @@ fn outcomes(job: &Job, plan: &Plan, facts: Option<&Facts>) -> (Vec<Outcome>, Opt
     let mut outcomes: Vec<Outcome> = failed.collect();
     for task in &plan.tasks {
         let outcome = Outcome::new(job, task.source.to_string(), Status::Planned);
-        outcomes.push(match sized(job, task, facts) {
-            Ok(size) => {
-                if let Some(size) = size {
-                    peak = peak.max(Some(bytes_needed(size, facts)));
+        outcomes.push(match planned(job, task, facts) {
+            Ok(found) => {
+                let size = found.as_ref().map(|(size, _)| *size);
+                if let Some((_, plans)) = found
+                    && peak(&plans) > peak(&largest)
+                {
+                    largest = plans;
                 }
                 Outcome {
                     output: Some(place(task, size)),
@@ -95,11 +94,16 @@ fn outcomes(job: &Job, plan: &Plan, facts: Option<&Facts>) -> (Vec<Outcome>, Opt
             },
         });
     }
-    (outcomes, peak)
+    (outcomes, largest)
 }
 
-/// The result's size, with the checks of a real run; None for standard input, which is not read.
-fn sized(job: &Job, task: &Task, facts: Option<&Facts>) -> Result<Option<Size>> {
+/// Bytes, of the stage that takes the most.
+fn peak(plans: &[StagePlan]) -> u64 {
+    plans.iter().map(|plan| plan.peak).max().unwrap_or(0)
+}
+
+/// The result's size and what its stages take, with the checks of a real run; None for standard input, which is not read.
+fn planned(job: &Job, task: &Task, facts: &mut Facts) -> Result<Option<(Size, Vec<StagePlan>)>> {
     let Source::Path(path) = &task.source else {
         return Ok(None);
     };
@@ -107,26 +111,11 @@ fn sized(job: &Job, task: &Task, facts: Option<&Facts>) -> Result<Option<Size>> 
         Loaded::Picture(picture) => Content::Picture(picture),
         Loaded::Latents(latents) => Content::Latents(latents),
     };
-    let size = match facts {
-        Some(facts) => facts.result_size(&content)?,
-        None => published_size(&content).enlarged(job.settings.scale),
-    };
-    fits(size, kind(task))?;
-    Ok(Some(size))
-}
-
-/// An input's size in pixels to a model that is not at hand: as for every Stable Diffusion VAE.
-fn published_size(content: &Content) -> Size {
-    match content {
-        Content::Picture(picture) => Size {
-            width: picture.pixels.width,
-            height: picture.pixels.height,
-        },
-        Content::Latents(latents) => Size {
-            width: 8 * latents.width,
-            height: 8 * latents.height,
-        },
-    }
+    let size = facts.result_size(&content)?;
+    let kind = kind(task);
+    fits(size, kind)?;
+    let plans = facts.plan(&content, &job.settings, matches!(kind, Written::Image(_)))?;
+    Ok(Some((size, plans)))
 }
 
 fn kind(task: &Task) -> Written {
@@ -159,42 +148,24 @@ fn in_words(outcome: &Outcome, scale: Enlargement) -> String {
     }
 }
 
-fn bytes_needed(size: Size, facts: Option<&Facts>) -> u64 {
-    match facts {
-        Some(facts) => facts.bytes_needed(size),
-        None => size.width as u64 * size.height as u64 * PUBLISHED_BYTES,
+/// What the run takes of a device's memory beside what is free of it, and how each stage of the largest picture keeps to that.
+fn memory(device: &Device, plans: &[StagePlan]) -> Vec<String> {
+    if plans.is_empty() {
+        return Vec::new();
     }
-}
-
-/// What the run takes of a device's memory beside what is free of it.
-fn memory(job: &Job, device: &Device, peak: u64) -> String {
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    let base = match &*job.model {
-        TINY => TINY_BASE,
-        _ => PUBLISHED_BASE,
-    };
-    // A card keeps weights in the run's precision, the CPU in float32 whatever they come in.
-    let dtype = job.dtype.unwrap_or_else(|| device::default_dtype(device));
-    let base = match device {
-        Device::Cpu => base,
-        _ => base * dtype.size_in_bytes() as u64 / DType::F32.size_in_bytes() as u64,
-    };
     let whose = match device {
         Device::Cpu => String::new(),
         card => format!(" of {}", device::name(card)),
     };
     let free = match device::free_memory(device) {
-        Some(free) if free < base + peak => {
-            format!("; only {:.1} GB are free: it may not fit", gigabytes(free))
-        }
         Some(free) => format!("; {:.1} GB are free", gigabytes(free)),
         None => String::new(),
     };
-    format!(
-        "memory{whose}: about {:.1} GB ({:.1} GB for the largest picture){free}",
-        gigabytes(base + peak),
-        gigabytes(peak)
-    )
+    let first = format!("memory{whose}: about {:.1} GB{free}", gigabytes(peak(plans)));
+    std::iter::once(first)
+        .chain(plans.iter().map(|plan| format!("  {plan}")))
+        .collect()
 }
 
 fn weights(job: &Job) -> String {

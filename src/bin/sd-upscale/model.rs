@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use sd_upscale::model::{self, Hub, PartFiles, TINY};
-use sd_upscale::{Enlargement, ModelFiles, Options, Upscaler, device};
+use sd_upscale::pipeline::StagePlan;
+use sd_upscale::{Enlargement, ModelFiles, Options, Settings, Upscaler, device};
 
 use crate::item::{Content, Size};
 use crate::job::{Job, Verbosity};
@@ -60,9 +61,22 @@ impl Facts {
         Ok(size.enlarged(self.scale))
     }
 
-    /// A result's peak of the device's memory in bytes, weights apart.
-    pub fn bytes_needed(&self, result: Size) -> u64 {
-        self.upscaler.bytes_needed(result.width, result.height)
+    /// What an input takes of the device's memory, a stage after the other; `decoded` where its result is a picture.
+    ///
+    /// # Errors
+    /// [`TooLittle`](sd_upscale::pipeline::TooLittle), in the error's chain.
+    pub fn plan(
+        &mut self,
+        content: &Content,
+        settings: &Settings,
+        decoded: bool,
+    ) -> Result<Vec<StagePlan>> {
+        let factor = self.upscaler.pixels_per_latent();
+        let (size, image) = match content {
+            Content::Picture(picture) => ((picture.pixels.width, picture.pixels.height), true),
+            Content::Latents(latents) => ((factor * latents.width, factor * latents.height), false),
+        };
+        self.upscaler.plan(size, settings, image, decoded)
     }
 }
 
@@ -92,7 +106,11 @@ impl Model {
     /// # Errors
     /// The model cannot be had, or is no latent upscaler.
     pub fn load(&self, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
-        let Found { files, vae } = self.find()?;
+        self.upscaler(self.find()?, device, keep_loaded)
+    }
+
+    fn upscaler(&self, found: Found, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
+        let Found { files, vae } = found;
         let dtype = self.job.dtype;
         let mut upscaler = Upscaler::new(Options {
             model: files,
@@ -115,11 +133,28 @@ impl Model {
     /// [`NoModel`]: those of [`load`](Self::load).
     pub fn facts(&self) -> Result<Facts> {
         let upscaler = self.load(&self.device, false).map_err(NoModel)?;
-        Ok(Facts {
+        Ok(self.facts_of(upscaler))
+    }
+
+    fn facts_of(&self, upscaler: Upscaler) -> Facts {
+        Facts {
             name: self.job.model.clone(),
             scale: self.job.settings.scale,
             upscaler,
-        })
+        }
+    }
+
+    /// Those of the published model, for one of which nothing is at hand.
+    ///
+    /// # Errors
+    /// The device does not answer.
+    pub fn published_facts(&self) -> Result<Facts> {
+        let found = Found {
+            files: ModelFiles::published_configurations(),
+            vae: None,
+        };
+        let upscaler = self.upscaler(found, &self.device, false)?;
+        Ok(self.facts_of(upscaler))
     }
 
     /// The same where nothing has to be fetched for it.

@@ -11,13 +11,13 @@ use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
 use sd_upscale::metadata::{FoundPrompt, Metadata};
 use sd_upscale::picture::Format;
 use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
-use sd_upscale::{Settings, device};
+use sd_upscale::Settings;
 
 use crate::args::ColorFix;
 use crate::existing;
 use crate::item::{Content, Item, Place, Size};
 use crate::job::Job;
-use crate::model::{Model, NoModel};
+use crate::model::{Facts, Model, NoModel};
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 use crate::write::written_settings;
@@ -221,7 +221,7 @@ impl Reader<'_> {
         scale: Scale,
         numbered: Option<Numbered>,
     ) -> Result<Option<Item>> {
-        let facts = self.model.facts()?;
+        let mut facts = self.model.facts()?;
         let size = facts.result_size(&content)?;
         let (kind, place) = kind_and_place(&task.target, size, numbered)?;
         fits(size, kind)?;
@@ -232,7 +232,7 @@ impl Reader<'_> {
             }
             self.try_folder(path)?;
         }
-        self.warn_of_memory(task, size, facts.bytes_needed(size));
+        self.plan_memory(task, &content, kind, &mut facts)?;
         self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
@@ -292,18 +292,27 @@ impl Reader<'_> {
         }
     }
 
-    /// Says before the work that a picture will hardly fit.
-    fn warn_of_memory(&self, task: &Task, size: Size, needed: u64) {
-        if let Some(free) = device::free_memory(self.model.device()).filter(|free| needed > *free) {
-            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-            self.say(Message::Warning(format!(
-                "{}: the result, {}x{}, needs about {:.1} GB of memory, and {:.1} GB are free: it may not fit",
-                task.source,
-                size.width,
-                size.height,
-                gigabytes(needed),
-                gigabytes(free)
-            )));
+    /// Plans what it takes of memory before the work, and says so. What a card has too little for, the CPU does.
+    fn plan_memory(
+        &self,
+        task: &Task,
+        content: &Content,
+        kind: Written,
+        facts: &mut Facts,
+    ) -> Result<()> {
+        let decoded = matches!(kind, Written::Image(_));
+        match facts.plan(content, &self.job.settings, decoded) {
+            Ok(plans) => {
+                for plan in plans {
+                    self.say(Message::Note(format!("{}: {plan}", task.source)));
+                }
+                Ok(())
+            }
+            Err(error) if self.model.device().is_cpu() => Err(error),
+            Err(error) => {
+                self.say(Message::Note(format!("{}: {error:#}", task.source)));
+                Ok(())
+            }
         }
     }
 

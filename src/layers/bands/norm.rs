@@ -225,6 +225,7 @@ fn sums_of<'a>(map: &(dyn Lines<'a> + 'a), groups: usize, room: &Room) -> Result
     for start in (0..size.h).step_by(step) {
         let lines = start..size.h.min(start + step);
         sums.add(&map.window(lines.clone())?, size, lines, groups)?;
+        room.passing();
     }
     Ok(sums)
 }

@@ -191,6 +191,21 @@ impl Room {
         raise(&self.0.peak, self.0.held.get() + shapes::made());
     }
 
+    /// Counts tensors that stay for a while beside the maps.
+    pub fn hold(&self, tensors: &[&Tensor]) -> Held {
+        let bytes = tensors.iter().map(|tensor| bytes_of(tensor)).sum();
+        // They were computed since the last call, and are not to be counted twice.
+        shapes::made();
+        let held = self.0.held.get() + bytes;
+        self.0.held.set(held);
+        raise(&self.0.held_at_most, held);
+        raise(&self.0.peak, held);
+        Held {
+            bytes,
+            room: self.clone(),
+        }
+    }
+
     fn kept(&self, state: State, bytes: u64) -> Kept {
         Kept {
             state,
@@ -207,6 +222,19 @@ fn raise(most: &Cell<u64>, value: u64) {
 
 fn bytes_of(tensor: &Tensor) -> u64 {
     (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+}
+
+/// Tensors that are counted until this is dropped.
+pub struct Held {
+    bytes: u64,
+    room: Room,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let held = &self.room.0.held;
+        held.set(held.get() - self.bytes);
+    }
 }
 
 /// A band that is kept somewhere until it is dropped.

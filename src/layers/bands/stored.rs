@@ -94,13 +94,12 @@ impl Stored {
             let mut bands = self.map.borrow_mut();
             let alone = Rc::strong_count(&self.map) == 1;
             match &mut *bands.bands {
-                [band] if alone => band.take().map(Kept::into_map),
+                [band] if alone && band.as_ref().is_some_and(Kept::is_here) => band.take(),
                 _ => None,
             }
         };
-        match only {
-            Some(Some(map)) => Ok((map, true)),
-            Some(None) => bail!("a whole map was not in memory"),
+        match only.and_then(Kept::into_map) {
+            Some(map) => Ok((map, true)),
             None => Ok((self.window(0..size.h)?.exactly(0..size.h)?, false)),
         }
     }

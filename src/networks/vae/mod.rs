@@ -10,12 +10,12 @@ use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::bands::{
-    Norm, Planes, Room, Source, Stored, bands_of, conv, keep_between, map_bands, normed_lines,
+    Norm, Planes, Room, Size, Source, Stored, bands_of, conv, keep_between, map_bands, normed_lines,
     store, store_both,
 };
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
-    attention, joined_tokens, map_tokens,
+    TokensInParts, attention, map_tokens,
 };
 use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
@@ -270,21 +270,22 @@ impl Attention {
 
     /// A band of positions after the other, each over the keys of all.
     fn in_bands<'a>(&self, x: Source<'a>, norm: &Norm, room: &Room) -> Result<Source<'a>> {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let Size { b, c, h, w, .. } = x.size();
+        let all = || TokensInParts::new(b, h * w, c, &self.placement);
+        let (mut keys, mut values) = (all()?, all()?);
+        let _held = room.hold(&[keys.tensor(), values.tensor()]);
         for lines in bands_of(x.size(), room) {
             let normed = normed_lines(&*x, norm, lines)?.tokens()?;
-            keys.push(self.k.forward(&normed)?);
-            values.push(self.v.forward(&normed)?);
+            keys.push(&self.k.forward(&normed)?)?;
+            values.push(&self.v.forward(&normed)?)?;
+            room.passing();
         }
-        let k = joined_tokens(&keys, &self.placement)?;
-        drop(keys);
-        let v = joined_tokens(&values, &self.placement)?;
-        drop(values);
+        let (k, v) = (keys.tensor(), values.tensor());
         map_bands(x, room, |window, lines, x| {
             let normed = norm.apply_to(x, window, lines.clone())?.tokens()?;
             let map = window.exactly(lines)?;
             let q = self.q.forward(&normed)?;
-            let y = attention(&q, &k, &v, 1, Mask::None, &self.placement)?;
+            let y = attention(&q, k, v, 1, Mask::None, &self.placement)?;
             map_tokens(&map, |tokens| self.out.forward_add(&y, Some(tokens)))
         })
     }
@@ -306,6 +307,7 @@ impl Attention {
                 let near = around(&whole_tile(tile.start), high, size.h);
                 let seen = normed_lines(&*others, norm, near.clone())?;
                 others.release(near.start);
+                let _held = room.hold(&[&seen.tokens()?]);
                 let map = window.exactly(tile.clone())?;
                 let normed = norm.apply_to(x, window, tile)?;
                 let mut parts = Vec::new();
@@ -323,6 +325,7 @@ impl Attention {
                     parts.push(map_tokens(&own, |tokens| {
                         self.out.forward_add(&y, Some(tokens))
                     })?);
+                    room.passing();
                 }
                 strips.push(FeatureMap::beside_each_other(&parts)?);
             }
