@@ -108,6 +108,8 @@ def run(args):
     pipe = StableDiffusionLatentUpscalePipeline.from_pretrained(args.folder, dtype=torch.float32)
     pipe.scheduler = random_model.scheduler(args.schedule)
     pipe.set_progress_bar_config(disable=True)
+    if args.tiling:
+        pipe.vae.enable_tiling()
     stages = {}
     finished(stages, "load", start)
     timed(pipe, "encode_prompt", stages, "text")
@@ -187,6 +189,7 @@ def main():
     command.add_argument("--guidance", type=float, default=1.0)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--tiling", action="store_true", help="the VAE tile by tile, as enable_tiling does")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--latents", type=Path)
     command.set_defaults(do=run)

@@ -37,12 +37,22 @@ def resident_bytes(pid):
         return None
 
 
+def peak_bytes(pid):
+    """The highest resident memory of a process so far, as the kernel keeps it, or None where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            line = next(line for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
 class Memory(threading.Thread):
     """Follows a process's resident memory until `stop` is set."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.pid, self.highest, self.stop = pid, None, threading.Event()
+        self.pid, self.highest, self.peak, self.stop = pid, None, None, threading.Event()
 
     def run(self):
         while not self.stop.wait(INTERVAL):
@@ -52,6 +62,8 @@ class Memory(threading.Thread):
         now = resident_bytes(self.pid)
         if now is not None:
             self.highest = max(now, self.highest or 0)
+        # It only grows; what the system counts for a child that is gone has the parent's before it became this program in it.
+        self.peak = peak_bytes(self.pid) or self.peak
 
     def since_last(self):
         """Bytes at the highest since it was last asked, or None where there is no /proc."""
@@ -64,9 +76,10 @@ def watch(command, environment):
     """What one run of `command` took:
 
     wall, cpu (seconds) and peak (bytes) of the whole process; stages: label -> list of {seconds, cpu, peak}; step:
-    median seconds of a UNet call; first: seconds from the start of the process to the first UNet call; stdout: text.
+    median seconds of a UNet call; first: seconds from the start of the process to the first UNet call; stdout: text; stderr: its
+    lines.
     """
-    stages, step, first, tail, cpu_before = {}, None, None, [], 0.0
+    stages, step, first, said, cpu_before = {}, None, None, [], 0.0
     with tempfile.TemporaryFile("w+") as out:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -77,7 +90,7 @@ def watch(command, environment):
         for line in process.stderr:
             now = time.perf_counter() - start
             line = line.rstrip()
-            tail = tail[-9:] + [line]
+            said.append(line)
             if found := ENDED.match(line):
                 label, seconds = found[1], float(found[2])
                 cpu = cpu_seconds(process.pid)
@@ -95,15 +108,16 @@ def watch(command, environment):
         process.returncode = os.waitstatus_to_exitcode(status)
         memory.stop.set()
         if process.returncode != 0:
-            sys.exit("\n".join([f"{' '.join(map(str, command))}: exit status {process.returncode}", *tail]))
+            sys.exit("\n".join([f"{' '.join(map(str, command))}: exit status {process.returncode}", *said[-10:]]))
         out.seek(0)
         text = out.read()
     return {
         "wall": wall,
         "cpu": usage.ru_utime + usage.ru_stime,
-        "peak": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak": memory.peak or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "stages": stages,
         "step": step,
         "first": first,
         "stdout": text,
+        "stderr": said,
     }
