@@ -13,7 +13,7 @@ use super::padding::padded_side;
 use super::{LowRes, Settings, Stage, Upscaler};
 use crate::device::{self, Placement};
 use crate::networks::unet::UNet;
-use crate::networks::vae::{Decoder, Encoder, keys_window};
+use crate::networks::vae::{Decoder, Encoder};
 use crate::networks::{Counted, Limits, Room, counted};
 
 /// What the process takes before any network is loaded: the program, its threads, tokenizer and picture (measured: 60 MB).
@@ -512,7 +512,7 @@ impl Upscaler {
         let on_card = !self.options.device.is_cpu();
         let factor = self.vae_config.factor();
         let window = |h: usize, w: usize| {
-            let window = keys_window(h, w);
+            let window = Room::unlimited().keys_window(h, w);
             (window != (h, w) && self.vae_config.mid_block_add_attention).then_some(window)
         };
         let zeros = |channels: usize, placement: &Placement| {

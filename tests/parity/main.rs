@@ -5,6 +5,7 @@
 //! a tenth of what the smallest mistake in a formula does: GELU by tanh in place of erf, 2.2e-4 in the UNet's output
 //! (`make_reference.py --check`).
 
+mod bands;
 mod card;
 mod common;
 #[path = "../common/data.rs"]

@@ -13,7 +13,7 @@ use super::spill::{Place, SpillFile};
 use super::{Band, Size};
 use crate::device::Backend;
 
-/// How maps are kept while a network runs. The values that come out are the same whatever it says.
+/// How maps are kept while a network runs. The values that come out are the same whatever it says of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a band at most: a map of more is computed and kept in several.
@@ -24,7 +24,13 @@ pub struct Limits {
     pub recomputed: u64,
     /// Where the file is made; None for maps that all fit.
     pub folder: Option<PathBuf>,
+    /// Positions that a position of the VAE's attention sees at most: of larger maps those of a window around it.
+    pub most_keys: usize,
 }
+
+/// Those of a picture of 4096x4096 pixels. Beyond, the work of seeing all would grow with the square of the pixels: of an
+/// 8192x8192 picture it would be 30 times all the rest.
+const MOST_KEYS: usize = 512 * 512;
 
 impl Limits {
     /// Every map whole, and in memory.
@@ -34,6 +40,7 @@ impl Limits {
             kept: u64::MAX,
             recomputed: u64::MAX,
             folder: None,
+            most_keys: MOST_KEYS,
         }
     }
 }
@@ -79,6 +86,21 @@ impl Room {
     /// Without limits.
     pub fn unlimited() -> Self {
         Self::new(Limits::none())
+    }
+
+    /// Height and width of the keys that a position of a map (h, w) sees: all, or a window as near to a square as the map has.
+    pub fn keys_window(&self, h: usize, w: usize) -> (usize, usize) {
+        let most = self.0.limits.most_keys;
+        let side = most.isqrt();
+        if h * w <= most {
+            (h, w)
+        } else if h < side {
+            (h, (most / h).min(w))
+        } else if w < side {
+            ((most / w).min(h), w)
+        } else {
+            (side, side)
+        }
     }
 
     /// Whether no map is ever in several bands.

@@ -241,14 +241,15 @@ impl Attention {
     }
 
     fn forward<'a>(&self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
-        if x.is_whole() {
+        let size = x.size();
+        let window = room.keys_window(size.h, size.w);
+        let sees_all = window == (size.h, size.w);
+        if sees_all && x.is_whole() {
             let (x, _) = x.into_whole()?;
             return Ok(Box::new(Stored::whole(self.whole(&x)?)?));
         }
         let norm = Norm::of(&*x, self.group_norm.clone(), room)?;
-        let size = x.size();
-        let window = keys_window(size.h, size.w);
-        if window == (size.h, size.w) {
+        if sees_all {
             self.in_bands(x, &norm, room)
         } else {
             self.in_windows(x, &norm, window, room)
@@ -356,24 +357,6 @@ fn around(tile: &Range<usize>, window: usize, side: usize) -> Range<usize> {
 
 /// Positions that attend to the keys of one window, in each direction: where all of a map is too much.
 const TILE: usize = 64;
-/// The most keys of a position: those of a picture of 4096x4096. Beyond, the work of all would grow with the square of the pixels.
-pub const MOST_KEYS: usize = 512 * 512;
-
-/// Height and width of the keys that a position of a map (h, w) attends to: all, or a window as near to a square as the map has.
-pub fn keys_window(h: usize, w: usize) -> (usize, usize) {
-    if h * w <= MOST_KEYS {
-        return (h, w);
-    }
-    let side = MOST_KEYS.isqrt();
-    if h < side {
-        (h, (MOST_KEYS / h).min(w))
-    } else if w < side {
-        ((MOST_KEYS / w).min(h), w)
-    } else {
-        (side, side)
-    }
-}
-
 struct MidBlock {
     first: Resnet,
     attention: Option<Attention>,

@@ -1,0 +1,170 @@
+//! Maps in bands, recomputed and spilled, beside whole ones: on our CPU kernels the same bits.
+
+use candle_core::{DType, Device, Tensor};
+use sd_upscale::device::{Backend, Placement};
+use sd_upscale::networks::unet::{Prompted, Sampling, UNet};
+use sd_upscale::networks::vae::{Decoder, Encoder};
+use sd_upscale::networks::{Limits, Room};
+use sd_upscale::pipeline::noise::Generator;
+
+use crate::common::*;
+
+const KIB: u64 = 1 << 10;
+
+/// The ways of keeping maps: in bands, those between two convolutions recomputed, most of all spilled, both.
+fn ways() -> Vec<Limits> {
+    let bands = Limits {
+        band: 256 * KIB,
+        ..Limits::none()
+    };
+    let recomputed = Limits {
+        recomputed: 300 * KIB,
+        ..bands.clone()
+    };
+    let spilled = Limits {
+        kept: 600 * KIB,
+        ..bands.clone()
+    };
+    let both = Limits {
+        kept: 600 * KIB,
+        ..recomputed.clone()
+    };
+    vec![bands, recomputed, spilled, both]
+}
+
+fn noise(shape: [usize; 4]) -> Tensor {
+    let values = Generator::new(7).randn(shape.iter().product());
+    Tensor::from_vec(values, &shape, &Device::Cpu).unwrap()
+}
+
+/// The same bits from our CPU kernels, whose sums do not depend on the bands. A card's libraries choose by the size of what they are
+/// given, and sum in another order: 1e-5 is five times what a network in float32 leaves (`card::NETWORK`).
+fn assert_same(what: &str, found: &Tensor, whole: &Tensor, placement: &Placement) {
+    if placement.backend == Backend::CpuKernels {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values(found) == values(whole), "{what} differs from the whole");
+        return;
+    }
+    assert_close(what, found, whole, 1e-5);
+}
+
+fn decoded(decoder: &Decoder, latents: &Tensor, room: &Room) -> Tensor {
+    let mut bands = Vec::new();
+    let keep = |band: Tensor| {
+        bands.push(band.to_device(&Device::Cpu)?);
+        Ok(())
+    };
+    decoder.decode_within(latents, room, keep).unwrap();
+    Tensor::cat(&bands, 2).unwrap()
+}
+
+/// Latents (h, w): of 512x512, 1024x768, 4096x64 and odd sides on the CPU; elsewhere less, which takes its time.
+fn sizes(placement: &Placement) -> Vec<(usize, usize)> {
+    match placement.backend {
+        Backend::CpuKernels => vec![(64, 64), (96, 128), (8, 512), (65, 33)],
+        _ => vec![(33, 17)],
+    }
+}
+
+#[test]
+fn the_decoder_in_bands() {
+    for (name, placement) in placements(DType::F32) {
+        let decoder = Decoder::load(&vae_files(), &placement).unwrap();
+        for (h, w) in sizes(&placement) {
+            let latents = noise([1, 4, h, w]);
+            let whole = decoder.decode(&latents).unwrap();
+            for limits in ways() {
+                let room = Room::new(limits.clone());
+                let found = decoded(&decoder, &latents, &room);
+                let what = format!("decode of {w}x{h} latents on {name}, {limits:?}");
+                assert_same(&what, &found, &whole, &placement);
+                // Maps channels first, candle's own operations', all stay.
+                if limits.kept < u64::MAX && name != "stock" {
+                    // The attention's keys and values stand beside the maps.
+                    let keys_and_values = (2 * 32 * h * w * 4) as u64;
+                    let most = limits.kept.max(keys_and_values);
+                    assert!(room.held_at_most() <= most && room.spilled() > 0, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_encoder_in_bands() {
+    for (name, placement) in placements(DType::F32) {
+        let encoder = Encoder::load(&vae_files(), &placement).unwrap();
+        for (h, w) in sizes(&placement) {
+            let image = noise([1, 3, 8 * h, 8 * w]).tanh().unwrap();
+            let whole = encoder.encode(&image).unwrap();
+            for limits in ways() {
+                let room = Room::new(limits.clone());
+                let found = encoder.encode_within(&image, &room).unwrap();
+                let what = format!("encode to {w}x{h} latents on {name}, {limits:?}");
+                assert_same(&what, &found.mean, &whole.mean, &placement);
+                assert_same(&what, &found.logvar, &whole.logvar, &placement);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_unet_in_bands() {
+    for (name, placement) in placements(DType::F32) {
+        let unet = UNet::load(&model(), &placement).unwrap();
+        let one = Reference::read("unet").conditioning("b1");
+        let prompted = || -> Vec<Prompted> { vec![unet.prompted(&one).unwrap()] };
+        let sampling = Sampling {
+            c_in: 0.5,
+            c_skip: 0.25,
+            c_out: 0.9,
+            guidance: 1.0,
+        };
+        let rows = one.pooled.dim(0).unwrap();
+        for (h, w) in [(64, 64), (72, 40)] {
+            let place = |t: Tensor| t.to_device(&placement.device).unwrap();
+            let (x, low) = (place(noise([rows, 4, h, w])), place(noise([rows, 4, h, w])));
+            let denoised = |room: &Room| {
+                let found = unet.denoise(&x, &low, &sampling, 0.3, &prompted(), room);
+                found.unwrap().to_device(&Device::Cpu).unwrap()
+            };
+            let whole = denoised(&Room::unlimited());
+            for limits in ways() {
+                let found = denoised(&Room::new(limits.clone()));
+                let what = format!("a step of {w}x{h} latents on {name}, {limits:?}");
+                assert_same(&what, &found, &whole, &placement);
+            }
+        }
+    }
+}
+
+/// The statistics are those of all positions, so that a window changes what its attention sees and nothing else.
+#[test]
+fn attention_within_a_window_is_that_of_all_where_the_window_has_all() {
+    let placement = Placement::new(&Device::Cpu, DType::F32);
+    let decoder = Decoder::load(&vae_files(), &placement).unwrap();
+    let latents = noise([1, 4, 96, 72]);
+    let whole = decoder.decode(&latents).unwrap();
+    let within = |most_keys: usize, band: u64| {
+        let limits = Limits {
+            most_keys,
+            band,
+            ..Limits::none()
+        };
+        decoded(&decoder, &latents, &Room::new(limits))
+    };
+    let all = within(96 * 72, 64 * KIB);
+    assert_same("attention over all", &all, &whole, &placement);
+    // Two thirds of the lines, or a half of each side: close to it, and not it.
+    for (most_keys, most) in [(64 * 72, 0.2), (36 * 48, 0.3)] {
+        let windowed = within(most_keys, 64 * KIB);
+        let error = relative_error(&windowed, &whole);
+        assert!(
+            error > 1e-6 && error < most,
+            "attention within windows of {most_keys}: {error:e}"
+        );
+        // Whatever the bands.
+        let other = within(most_keys, u64::MAX);
+        assert_same("the same windows", &other, &windowed, &placement);
+    }
+}
