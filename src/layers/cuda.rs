@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::bands::Moments;
 use super::{
     Activation, ConvShape, FeatureMap, Mask, Modulated, NormAct, Padding, Reading, Sampling,
     ScaleShift, stock,

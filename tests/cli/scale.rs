@@ -332,16 +332,18 @@ fn other_scales_are_refused() {
     assert_eq!(files(folder.path()), ["in.png"]);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn what_the_last_pass_has_no_memory_for_is_refused_before_the_first() {
-    let folder = folder_of(&[("in.png", 1000, 1000)]);
-    let mut command = std::process::Command::new("sh");
-    let script = r#"ulimit -v 6000000; exec "$0" in.png -o out.png --scale 8 -s 1 -v --model "$1""#;
-    command.args(["-c", script, env!("CARGO_BIN_EXE_sd-upscale")]);
-    command.arg(data("model")).current_dir(folder.path());
+    let folder = folder_of(&[("in.png", 500, 500)]);
+    let mut command = small(folder.path(), "in.png");
+    command.args(["-o", "out.png", "--max-memory", "260MB", "-s", "1", "-v"]);
+    // Twice the size would fit.
+    let mut twice = small(folder.path(), "in.png");
+    twice.args(["--max-memory", "260MB", "--dry-run"]);
+    finish(twice, b"").ends_in(0);
+    command.args(["--scale", "8"]);
     finish(command, b"")
         .ends_in(1)
-        .says(&["a result of 8000x8000 needs about"])
-        .never_says("step");
+        .says(&["needs at least", "0.26 GB can be had", "--max-memory"])
+        .never_says("first step");
 }
