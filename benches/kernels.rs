@@ -213,9 +213,7 @@ impl Bench {
         });
         let prologue = Prologue::new(ones.clone(), ones.clone(), Act::Silu);
         self.run(&format!("materialise norm + silu {at}"), 0.0, |_| {
-            black_box(materialise(
-                &map.clone().prologue(&prologue),
-            ));
+            black_box(materialise(&map.clone().prologue(&prologue)));
         });
         self.run(&format!("layer_norm {tokens}x{c}"), 0.0, |_| {
             black_box(layer_norm(&x, &ones, &ones, 1e-5));

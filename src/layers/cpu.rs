@@ -9,8 +9,8 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use super::bands::{Band, BandReading, Known, Size, Window};
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
-pub use crate::kernels::cpu::{downsample_reach, upsample_reach};
 use crate::kernels::cpu::{AttentionShape, Filter, GroupSums, Input, PackedConv, Prologue};
+pub use crate::kernels::cpu::{downsample_reach, upsample_reach};
 
 /// A tensor's values in float32, without a copy where they are kept so.
 enum Values<'a> {

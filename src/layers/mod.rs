@@ -482,7 +482,11 @@ impl Conv2d {
         let enlarged = if upsampled { 2 } else { 1 };
         let side = |n: usize| {
             let n = enlarged * n + padding.before + padding.after;
-            if n < kernel { 0 } else { (n - kernel) / stride + 1 }
+            if n < kernel {
+                0
+            } else {
+                (n - kernel) / stride + 1
+            }
         };
         Size {
             c: self.shape.outputs,
@@ -541,7 +545,7 @@ impl Conv2d {
         lines: usize,
     ) -> Result<FeatureMap> {
         let of = self.output_size(size, matches!(reading, BandReading::Upsampled));
-        shapes::convolution(&self.shape, of, lines);
+        shapes::convolution(&self.shape, of.b * lines * of.w);
         let Some(piece) = window.pieces.first() else {
             bail!("a window of no lines");
         };
@@ -610,7 +614,7 @@ impl Conv2d {
             ConvWeights::Shapes => {
                 let size = x.size()?;
                 let of = self.output_size(size, matches!(reading, Reading::Upsampled));
-                shapes::convolution(&self.shape, of, of.h);
+                shapes::convolution(&self.shape, of.b * of.h * of.w);
                 if x.backend == (Backend::Shapes { card: true })
                     && matches!(reading, Reading::Normed(_))
                 {
@@ -655,7 +659,9 @@ impl NormAct {
             Backend::CpuKernels => cpu::norm_act(x, self),
             Backend::CardKernels => cuda::norm_act(x, self),
             Backend::Stock => Ok(x.like(stock::norm_act(&x.tensor, self)?)),
-            Backend::Shapes { .. } => Ok(x.like(shapes::result(x.tensor.dims(), x.tensor.dtype())?)),
+            Backend::Shapes { .. } => {
+                Ok(x.like(shapes::result(x.tensor.dims(), x.tensor.dtype())?))
+            }
         }
     }
 }

@@ -7,7 +7,6 @@ use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use super::ConvShape;
-use super::bands::Size;
 use crate::device::{Backend, Placement};
 
 /// What layers without values have counted.
@@ -76,11 +75,10 @@ pub fn weights(values: usize, placement: &Placement) {
     count(|counted| counted.weights += (values * dtype.size_in_bytes()) as u64);
 }
 
-/// Lines of a convolution.
-pub fn convolution(shape: &ConvShape, of: Size, lines: usize) {
-    let taps = shape.kernel * shape.kernel * shape.inputs;
-    let work = 2.0 * taps as f64 * (of.b * of.c) as f64 * (lines * of.w) as f64;
-    count(|counted| counted.convolutions += work);
+/// A convolution's output of so many positions, of all batch items.
+pub fn convolution(shape: &ConvShape, positions: usize) {
+    let weights: usize = shape.weight().iter().product();
+    count(|counted| counted.convolutions += 2.0 * weights as f64 * positions as f64);
 }
 
 /// (rows, inner) times (inner, columns).

@@ -4,6 +4,6 @@ pub mod text;
 pub mod unet;
 pub mod vae;
 
-pub use crate::layers::notes;
 pub use crate::layers::bands::{Limits, Room};
+pub use crate::layers::notes;
 pub use crate::layers::shapes::{Counted, counted, view as zeros_without_memory};

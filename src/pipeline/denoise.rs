@@ -94,8 +94,14 @@ impl<'a> Denoiser<'a> {
             guidance: self.guidance,
         };
         let time = preconditioning.time;
-        self.unet
-            .denoise(x, &self.low_res, &sampling, time, &self.prompted, &self.room)
+        self.unet.denoise(
+            x,
+            &self.low_res,
+            &sampling,
+            time,
+            &self.prompted,
+            &self.room,
+        )
     }
 }
 

@@ -224,7 +224,11 @@ impl Subject<'_> {
                     least = least.min(fixed + measured.peak);
                     continue;
                 }
-                if let Some(folder) = bounds.folder.as_ref().filter(|f| measured.elsewhere > f.free) {
+                if let Some(folder) = bounds
+                    .folder
+                    .as_ref()
+                    .filter(|f| measured.elsewhere > f.free)
+                {
                     full.get_or_insert_with(|| TooLittle::OnDisk {
                         stage: self.stage,
                         folder: folder.path.clone(),
@@ -375,7 +379,10 @@ impl Upscaler {
             1 => n.div_ceil(factor),
             passes => (2 * n).div_ceil(factor) << (passes - 2),
         };
-        let (h, w) = (2 * padded(before_last(height)), 2 * padded(before_last(width)));
+        let (h, w) = (
+            2 * padded(before_last(height)),
+            2 * padded(before_last(width)),
+        );
         let rows = if settings.guidance > 1.0 { 2 } else { 1 };
         let together = self.plan_stage(StageKey::Denoise, (rows, h, w));
         plans.push(match together {

@@ -420,8 +420,14 @@ impl Upscaler {
         let low_res = low_res
             .to_device(device)?
             .upsample_nearest2d(2 * h, 2 * w)?;
-        let mut denoiser =
-            Denoiser::new(unet, conditioning, settings.guidance, low_res, self.passes, room)?;
+        let mut denoiser = Denoiser::new(
+            unet,
+            conditioning,
+            settings.guidance,
+            low_res,
+            self.passes,
+            room,
+        )?;
 
         let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
         let spread = self.sigma_range.initial_spread(sigmas[0]);

@@ -77,7 +77,9 @@ impl Upscaler {
         };
         let smaller = free / 2;
         let is_less = self.smaller.is_none_or(|now| smaller < now);
-        self.smaller = self.smaller.map_or(Some(smaller), |now| Some(now.min(smaller)));
+        self.smaller = self
+            .smaller
+            .map_or(Some(smaller), |now| Some(now.min(smaller)));
         is_less
     }
 

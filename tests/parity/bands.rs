@@ -42,7 +42,10 @@ fn noise(shape: [usize; 4]) -> Tensor {
 fn assert_same(what: &str, found: &Tensor, whole: &Tensor, placement: &Placement) {
     if placement.backend == Backend::CpuKernels {
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert!(values(found) == values(whole), "{what} differs from the whole");
+        assert!(
+            values(found) == values(whole),
+            "{what} differs from the whole"
+        );
         return;
     }
     assert_close(what, found, whole, 1e-5);

@@ -162,7 +162,10 @@ fn memory(device: &Device, plans: &[StagePlan]) -> Vec<String> {
         Some(free) => format!("; {:.1} GB are free", gigabytes(free)),
         None => String::new(),
     };
-    let first = format!("memory{whose}: about {:.1} GB{free}", gigabytes(peak(plans)));
+    let first = format!(
+        "memory{whose}: about {:.1} GB{free}",
+        gigabytes(peak(plans))
+    );
     std::iter::once(first)
         .chain(plans.iter().map(|plan| format!("  {plan}")))
         .collect()

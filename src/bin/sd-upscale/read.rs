@@ -6,12 +6,12 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use sd_upscale::Settings;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
 use sd_upscale::metadata::{FoundPrompt, Metadata};
 use sd_upscale::picture::Format;
 use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
-use sd_upscale::Settings;
 
 use crate::args::ColorFix;
 use crate::existing;

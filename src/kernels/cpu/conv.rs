@@ -9,7 +9,21 @@ use super::input::{Gather, Input, stage_rows};
 use super::micro::SLAB;
 use super::packed::{Filter, PackedConv};
 use super::simd::Isa;
+use super::transform::OUT;
 use super::winograd;
+
+impl PackedConv {
+    /// The lines of an input of `h` that lines of the output are computed from: those that the filter covers there, and what its
+    /// tiles reach over besides.
+    pub fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
+        let whole = self.filter.output_size(h, self.filter.width).0;
+        let end = match winograd::applies(self) {
+            true => (lines.start + lines.len().next_multiple_of(OUT)).min(whole),
+            false => lines.end,
+        };
+        self.filter.reach(&(lines.start..end), h)
+    }
+}
 
 /// `conv(input) + bias + residual`.
 ///

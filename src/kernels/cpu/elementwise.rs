@@ -68,7 +68,10 @@ pub fn materialise(input: &Input) -> Vec<f32> {
 /// # Panics
 /// If they are not there.
 pub fn materialise_lines(input: &Input, lines: Range<usize>) -> Vec<f32> {
-    assert!(input.has(lines.clone()), "the input has the lines {lines:?}");
+    assert!(
+        input.has(lines.clone()),
+        "the input has the lines {lines:?}"
+    );
     let isa = Isa::current();
     let ((b, _, w), c) = (input.shape(), input.channels());
     let (first, h) = (lines.start, lines.len());

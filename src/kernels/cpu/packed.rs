@@ -6,8 +6,6 @@ use rayon::prelude::*;
 
 use super::buf::{Aligned, Shared};
 use super::micro::NB;
-use super::transform::OUT;
-use super::winograd;
 
 /// What a convolution is, apart from its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +39,7 @@ impl Filter {
     }
 
     /// The lines of an input of `h` that lines of the output are made of.
-    fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
+    pub(super) fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
         if lines.is_empty() {
             return 0..0;
         }
@@ -130,17 +128,6 @@ impl PackedConv {
     /// As [`PackedConv::new`].
     pub fn linear(weight: &[f32], bias: Option<&[f32]>, inputs: usize, outputs: usize) -> Self {
         Self::new(weight, bias, Filter::linear(inputs, outputs))
-    }
-
-    /// The lines of an input of `h` that lines of the output are computed from: those that the filter covers there, and what its
-    /// tiles reach over besides.
-    pub fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
-        let whole = self.filter.output_size(h, self.filter.width).0;
-        let end = match winograd::applies(self) {
-            true => (lines.start + lines.len().next_multiple_of(OUT)).min(whole),
-            false => lines.end,
-        };
-        self.filter.reach(&(lines.start..end), h)
     }
 
     /// Channels that it writes.

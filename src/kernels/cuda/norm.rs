@@ -137,7 +137,12 @@ fn apply(
 ///
 /// # Errors
 /// The shapes do not fit, or the device gives up.
-pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn affine(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    activation: Activation,
+) -> Result<Tensor> {
     let card = of_device(x.device())?;
     let (b, h, w, c) = x.dims4()?;
     if scale.dims() != [b, c] || shift.dims() != [b, c] || scale.dtype() != DType::F32 {
@@ -148,9 +153,19 @@ pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, activation: Activation
         )));
     }
     let both = Tensor::stack(&[scale, shift], 1)?.contiguous()?;
-    let (map, both) = (Array::contiguous(x, &card)?, Array::contiguous(&both, &card)?);
+    let (map, both) = (
+        Array::contiguous(x, &card)?,
+        Array::contiguous(&both, &card)?,
+    );
     let y = Output::new(x.elem_count(), x.dtype(), &card)?;
-    apply(&card, &map, (b, h * w, c), both.pointer, activation, y.pointer)?;
+    apply(
+        &card,
+        &map,
+        (b, h * w, c),
+        both.pointer,
+        activation,
+        y.pointer,
+    )?;
     Ok(y.tensor(x.shape()))
 }
 
@@ -172,7 +187,15 @@ pub fn moments(x: &Tensor, groups: usize) -> Result<Vec<(f64, f64)>> {
         eps: EPS as f32,
         activation: Activation::None,
     };
-    statistics_at(&card, &map, (b, h * w, c), &one, &zero, norm, Some(found.pointer))?;
+    statistics_at(
+        &card,
+        &map,
+        (b, h * w, c),
+        &one,
+        &zero,
+        norm,
+        Some(found.pointer),
+    )?;
     let found: Vec<f32> = found.tensor((b, 2, c)).flatten_all()?.to_vec1()?;
     let of_group = |row: usize, group: usize| {
         let at = row * 2 * c + group * (c / groups);

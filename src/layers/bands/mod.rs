@@ -169,18 +169,3 @@ impl FeatureMap {
         })
     }
 }
-
-/// The bands that a map of this size is computed in.
-pub fn bands_of(size: Size, room: &Room) -> Vec<Band> {
-    let step = room.band_lines(size).max(1);
-    (0..size.h)
-        .step_by(step)
-        .map(|start| start..size.h.min(start + step))
-        .collect()
-}
-
-/// Rounded outwards to what bands begin at a multiple of, inside a map of `h` lines.
-fn aligned(lines: &Band, h: usize) -> Band {
-    let start = lines.start / Room::ALIGNED * Room::ALIGNED;
-    start..lines.end.next_multiple_of(Room::ALIGNED).min(h)
-}

@@ -140,12 +140,30 @@ impl Room {
             return size.h;
         }
         let fit = self.0.limits.band / line.max(1);
-        let lines = usize::try_from(fit / Self::ALIGNED as u64).unwrap_or(1).max(1) * Self::ALIGNED;
+        let lines = usize::try_from(fit / Self::ALIGNED as u64)
+            .unwrap_or(1)
+            .max(1)
+            * Self::ALIGNED;
         lines.min(size.h)
     }
 
-    /// What bands begin at a multiple of.
-    pub const ALIGNED: usize = 4;
+    /// The bands that a map of this size is computed in.
+    pub fn bands(&self, size: Size) -> Vec<Band> {
+        let step = self.band_lines(size).max(1);
+        (0..size.h)
+            .step_by(step)
+            .map(|start| start..size.h.min(start + step))
+            .collect()
+    }
+
+    /// What bands begin at a multiple of: tiles of convolutions, and lines whose statistics are summed together.
+    const ALIGNED: usize = 4;
+
+    /// Lines rounded outwards to what bands begin at a multiple of, inside a map of `h` lines.
+    pub(super) fn aligned(lines: &Band, h: usize) -> Band {
+        let start = lines.start / Self::ALIGNED * Self::ALIGNED;
+        start..lines.end.next_multiple_of(Self::ALIGNED).min(h)
+    }
 
     /// Whether a map between two convolutions is not kept.
     pub fn recomputes(&self, size: Size) -> bool {
@@ -351,8 +369,7 @@ impl Drop for Kept {
             State::Elsewhere(_) | State::Host { .. } | State::File { .. } => &room.elsewhere,
         };
         count.set(count.get() - self.bytes);
-        if let (State::File { place, .. }, Some(file)) =
-            (&self.state, &mut *room.file.borrow_mut())
+        if let (State::File { place, .. }, Some(file)) = (&self.state, &mut *room.file.borrow_mut())
         {
             file.free(place);
         }

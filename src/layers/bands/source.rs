@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::super::{Conv2d, FeatureMap, cpu, downsample, upsample};
 use super::norm::{Norm, Sums};
-use super::{Band, Size, Window, aligned};
+use super::{Band, Room, Size, Window};
 use crate::device::{Backend, Placement};
 
 /// A map whose lines can be asked for, from the top down.
@@ -156,7 +156,7 @@ impl<'a> Lines<'a> for Convolved<'a> {
     }
 
     fn window(&self, lines: Band) -> Result<Window> {
-        let lines = aligned(&lines, self.size().h);
+        let lines = Room::aligned(&lines, self.size().h);
         if let Some(last) = &*self.last.borrow()
             && last.first <= lines.start
             && lines.end <= last.first + last.pieces[0].dims()?.2
@@ -177,7 +177,7 @@ impl<'a> Lines<'a> for Convolved<'a> {
             (usize::MAX, usize::MAX)
         } else {
             // The band that begins there is computed from its rounded beginning.
-            let start = aligned(&(before..before + 1), h).start;
+            let start = Room::aligned(&(before..before + 1), h).start;
             (self.reach(&(start..start + 1)).start, start)
         };
         self.input.release(input);
@@ -258,7 +258,10 @@ impl<'a> Lines<'a> for Beside<'a> {
     }
 
     fn window(&self, lines: Band) -> Result<Window> {
-        let (left, right) = (self.left.window(lines.clone())?, self.right.window(lines.clone())?);
+        let (left, right) = (
+            self.left.window(lines.clone())?,
+            self.right.window(lines.clone())?,
+        );
         // Both of the same lines: their bands may be of different heights.
         let ends = |window: &Window| -> Result<Band> {
             let mut count = 0;

@@ -79,10 +79,14 @@ impl SpillFile {
         let mut values = vec![0f32; items * count];
         for (item, values) in values.chunks_exact_mut(count).enumerate() {
             let at = (item * height + lines.start) * line * size_of::<f32>();
-            read_at(&self.file, bytemuck::cast_slice_mut(values), place.offset + at as u64)
-                .with_context(|| {
-                    format!("cannot read a temporary file in {}", self.folder.display())
-                })?;
+            read_at(
+                &self.file,
+                bytemuck::cast_slice_mut(values),
+                place.offset + at as u64,
+            )
+            .with_context(|| {
+                format!("cannot read a temporary file in {}", self.folder.display())
+            })?;
         }
         give_back_pages(&self.file, place);
         let shape = (items, lines.len(), shape[2], shape[3]);
@@ -228,7 +232,9 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_is_named() {
-        let error = SpillFile::create(Some(Path::new("/not/there"))).err().unwrap();
+        let error = SpillFile::create(Some(Path::new("/not/there")))
+            .err()
+            .unwrap();
         assert!(format!("{error:#}").contains("/not/there"), "{error:#}");
     }
 }

@@ -108,7 +108,9 @@ impl UNet {
             replay: Replay::default(),
             network: self.number,
         };
-        let norms = self.norms.forward(&zeros(&[b, self.time.linear_2.outputs])?)?;
+        let norms = self
+            .norms
+            .forward(&zeros(&[b, self.time.linear_2.outputs])?)?;
         let input = zeros(&[b, self.config.in_channels, h, w])?;
         let input = FeatureMap::from_nchw(&input, &self.placement)?;
         self.untimed(&input, &norms.each, &prompted, room)?;
@@ -307,9 +309,8 @@ impl UNet {
             "prompts that another network has prepared"
         );
         let modulated = self.norms.forward(&self.embed_time(time, prompted)?)?;
-        let all = |input: &FeatureMap, norms: &[ScaleShift]| {
-            self.untimed(input, norms, prompted, room)
-        };
+        let all =
+            |input: &FeatureMap, norms: &[ScaleShift]| self.untimed(input, norms, prompted, room);
         if room.is_unlimited() {
             return prompted.replay.run(input, &modulated, all);
         }

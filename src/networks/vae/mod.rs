@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use crate::device::Placement;
 use crate::layers::bands::{
-    Norm, Planes, Room, Size, Source, Stored, bands_of, conv, keep_between, map_bands, normed_lines,
-    store, store_both,
+    Norm, Planes, Room, Size, Source, Stored, conv, keep_between, map_bands, normed_lines, store,
+    store_both,
 };
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
@@ -194,8 +194,7 @@ impl Resnet {
                 if room.recomputes(hidden.size()) {
                     (hidden, residual)
                 } else {
-                    let (residual, hidden) =
-                        store_both((residual, None), (hidden, groups), room)?;
+                    let (residual, hidden) = store_both((residual, None), (hidden, groups), room)?;
                     (hidden, residual)
                 }
             }
@@ -275,7 +274,7 @@ impl Attention {
         let all = || TokensInParts::new(b, h * w, c, &self.placement);
         let (mut keys, mut values) = (all()?, all()?);
         let _held = room.hold(&[keys.tensor(), values.tensor()]);
-        for lines in bands_of(x.size(), room) {
+        for lines in room.bands(x.size()) {
             let normed = normed_lines(&*x, norm, lines)?.tokens()?;
             keys.push(&self.k.forward(&normed)?)?;
             values.push(&self.v.forward(&normed)?)?;
@@ -647,7 +646,7 @@ impl Decoder {
             }
         }
         let norm = Norm::of(&*x, self.norm_out.clone(), room)?;
-        let bands = bands_of(x.size(), room);
+        let bands = room.bands(x.size());
         let image = conv(x, &self.conv_out).normed(norm).boxed();
         if let [_] = &bands[..] {
             return finished(image.into_whole()?.0.to_nchw()?);

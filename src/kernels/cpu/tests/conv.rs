@@ -297,17 +297,18 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
             };
             let conv = PackedConv::new(&weight, None, filter);
             let prologue = Prologue::new(random(b * c, 4), random(b * c, 5), Act::Silu);
-            let input = |first: usize, p1: &[&[f32]], p2: &[&[f32]], run: &dyn Fn(&Input) -> Vec<f32>| {
-                let mut input = Input::bands(p1, first, b, h, w, c1);
-                if c2 > 0 {
-                    input = input.beside(p2, c2);
-                }
-                input = input.prologue(&prologue);
-                if up == 2 {
-                    input = input.upsample2x();
-                }
-                run(&input)
-            };
+            let input =
+                |first: usize, p1: &[&[f32]], p2: &[&[f32]], run: &dyn Fn(&Input) -> Vec<f32>| {
+                    let mut input = Input::bands(p1, first, b, h, w, c1);
+                    if c2 > 0 {
+                        input = input.beside(p2, c2);
+                    }
+                    input = input.prologue(&prologue);
+                    if up == 2 {
+                        input = input.upsample2x();
+                    }
+                    run(&input)
+                };
             let want = input(0, &[&x1], &[&x2], &|input| conv2d(input, &conv, None));
             let (oh, _) = filter.output_size(h * up, w * up);
             let residual = random(want.len(), 6);

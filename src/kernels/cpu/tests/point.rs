@@ -157,7 +157,11 @@ fn normalised_maps_match_the_definition() {
                 (0..x.len()).map(at).collect()
             };
             let input = Input::new(&x, b, h, w, c);
-            let plain = materialise(&input.clone().prologue(&stats.affine(&weight, &bias, Act::Silu)));
+            let plain = materialise(&input.clone().prologue(&stats.affine(
+                &weight,
+                &bias,
+                Act::Silu,
+            )));
             let error = relative_error(
                 &plain,
                 &want(&|_, ch| (f64::from(weight[ch]), f64::from(bias[ch]))),
@@ -328,7 +332,10 @@ fn a_map_in_bands_is_resampled_as_the_whole_to_the_bit() {
         let lines = start..end;
         let there = downsample_reach(&lines, h);
         let band = lines_of(&x, (b, h), there.clone());
-        let got = downsample_k(&Input::bands(&[&band], there.start, b, h, w, c), lines.clone());
+        let got = downsample_k(
+            &Input::bands(&[&band], there.start, b, h, w, c),
+            lines.clone(),
+        );
         let want = downsample_k(&whole, 0..h / 2);
         assert_eq!(got, lines_of(&want, (b, h / 2), lines));
     }
@@ -336,7 +343,10 @@ fn a_map_in_bands_is_resampled_as_the_whole_to_the_bit() {
         let lines = start..end;
         let there = upsample_reach(&lines, h);
         let band = lines_of(&x, (b, h), there.clone());
-        let got = upsample_k(&Input::bands(&[&band], there.start, b, h, w, c), lines.clone());
+        let got = upsample_k(
+            &Input::bands(&[&band], there.start, b, h, w, c),
+            lines.clone(),
+        );
         let want = upsample_k(&whole, 0..2 * h);
         assert_eq!(got, lines_of(&want, (b, 2 * h), lines));
     }
