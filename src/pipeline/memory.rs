@@ -264,25 +264,27 @@ impl Subject<'_> {
             return Ok((limits, measured));
         }
         let mut beside = measured.peak - measured.held;
-        let mut found = (limits, measured);
+        let mut best = (limits.clone(), measured);
         // What is read back takes memory of its own, which depends on what is kept.
         for _ in 0..ATTEMPTS {
             let limits = Limits {
                 kept: bounds.most.saturating_sub(fixed + beside),
                 folder: Some(folder.path.clone()),
-                ..found.0
+                ..limits.clone()
             };
             let measured = self.measured(&limits)?;
             let over = (fixed + measured.peak).saturating_sub(bounds.most);
             let nothing_kept = limits.kept == 0;
-            found = (limits, measured);
+            if measured.peak <= best.1.peak {
+                best = (limits, measured);
+            }
             if over == 0 || nothing_kept {
                 break;
             }
             // A little more: what is spilled instead takes memory when it is read.
             beside += over + bounds.most / 256;
         }
-        Ok(found)
+        Ok(best)
     }
 
     /// In seconds of a machine in the middle of the field.

@@ -16,6 +16,7 @@ mod hub_server;
 #[cfg(target_os = "linux")]
 mod interrupts;
 mod latents;
+mod memory;
 #[cfg(target_os = "linux")]
 mod outputs;
 mod pipes;

@@ -85,7 +85,7 @@ fn the_decoder_in_bands() {
                 if limits.kept < u64::MAX && name != "stock" {
                     // The attention's keys and values stand beside the maps.
                     let keys_and_values = (2 * 32 * h * w * 4) as u64;
-                    let most = limits.kept.max(keys_and_values);
+                    let most = limits.kept + keys_and_values;
                     assert!(room.held_at_most() <= most && room.spilled() > 0, "{what}");
                 }
             }
