@@ -1,9 +1,11 @@
 //! Transparency: the network sees RGB only, so colour is bled under transparent pixels before it runs (whatever lies
 //! there would otherwise shine through at the edges), and alpha is doubled on its own.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::double::{double as catmull_rom, doublings_after_the_first};
+use super::double::{double_lines as catmull_rom_lines, doublings_after_the_first};
 
 /// Alpha below this is too little to trust the colour beneath, which editors round or drop.
 const TRUSTED: f32 = 1.0 / 16.0;
@@ -40,7 +42,12 @@ pub fn bleed(rgb: &mut [f32], alpha: &[f32], width: usize, height: usize) {
 
 /// Doubles alpha, (height, width) to (2 height, 2 width): Catmull-Rom, clamped to 0..=1.
 pub fn double(alpha: &[f32], width: usize, height: usize) -> Vec<f32> {
-    let mut out = catmull_rom(alpha, width, height, 1);
+    double_lines(alpha, width, height, 0..2 * height)
+}
+
+/// Some lines of what [`double`] gives, the same to the bit.
+pub fn double_lines(alpha: &[f32], width: usize, height: usize, lines: Range<usize>) -> Vec<f32> {
+    let mut out = catmull_rom_lines(alpha, width, height, 1, lines);
     out.par_iter_mut().for_each(|a| *a = a.clamp(0.0, 1.0));
     out
 }

@@ -1,5 +1,7 @@
 //! Doubling by Catmull-Rom, for what the network does not upscale: alpha, and the reference of the colour fix.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Catmull-Rom weights of the four samples around a point a quarter of the way from the second to the third.
@@ -12,18 +14,36 @@ const QUARTER: [f32; 4] = [-0.0703125, 0.8671875, 0.2265625, -0.0234375];
 /// # Panics
 /// The length is not that of `width` x `height` x `channels`.
 pub fn double(samples: &[f32], width: usize, height: usize, channels: usize) -> Vec<f32> {
+    double_lines(samples, width, height, channels, 0..2 * height)
+}
+
+/// Some lines of what [`double`] gives, the same to the bit, from the lines that they need.
+///
+/// # Panics
+/// As [`double`], and where there are no such lines.
+pub(super) fn double_lines(
+    samples: &[f32],
+    width: usize,
+    height: usize,
+    channels: usize,
+    lines: Range<usize>,
+) -> Vec<f32> {
     assert_eq!(
         samples.len(),
         width * height * channels,
         "samples are (height, width, channels)"
     );
-    if samples.is_empty() {
+    assert!(lines.end <= 2 * height, "there are {} lines", 2 * height);
+    if samples.is_empty() || lines.is_empty() {
         return Vec::new();
     }
     let row = 2 * width * channels;
-    let mut wide = vec![0.0; row * height];
+    let first = taps(lines.start, height).map(|(at, _)| at).min();
+    let last = taps(lines.end - 1, height).map(|(at, _)| at).max();
+    let (first, last) = (first.unwrap_or(0), last.unwrap_or(height - 1));
+    let mut wide = vec![0.0; row * (last + 1 - first)];
     wide.par_chunks_exact_mut(row)
-        .zip(samples.par_chunks_exact(width * channels))
+        .zip(samples[first * width * channels..].par_chunks_exact(width * channels))
         .for_each(|(out, line)| {
             for (x, pixel) in out.chunks_exact_mut(channels).enumerate() {
                 for (c, value) in pixel.iter_mut().enumerate() {
@@ -33,12 +53,12 @@ pub fn double(samples: &[f32], width: usize, height: usize, channels: usize) -> 
                 }
             }
         });
-    let mut tall = vec![0.0; 2 * row * height];
+    let mut tall = vec![0.0; row * lines.len()];
     tall.par_chunks_exact_mut(row)
         .enumerate()
         .for_each(|(y, out)| {
-            for (at, weight) in taps(y, height) {
-                let line = &wide[at * row..(at + 1) * row];
+            for (at, weight) in taps(lines.start + y, height) {
+                let line = &wide[(at - first) * row..(at - first + 1) * row];
                 out.iter_mut()
                     .zip(line)
                     .for_each(|(value, sample)| *value += sample * weight);
@@ -120,6 +140,19 @@ mod tests {
         assert_eq!(enlarge(&samples, 5, 3, 2, 2), twice);
         assert_eq!(enlarge(&samples, 5, 3, 2, 4), four);
         assert_eq!(enlarge(&samples, 5, 3, 2, 8), double(&four, 20, 12, 2));
+    }
+
+    #[test]
+    fn some_lines_are_those_of_the_whole() {
+        let (w, h) = (5, 7);
+        let samples: Vec<f32> = (0..w * h * 2).map(|i| (i as f32 * 0.37).sin()).collect();
+        let whole = double(&samples, w, h, 2);
+        for start in 0..2 * h {
+            for end in start..=2 * h {
+                let lines = double_lines(&samples, w, h, 2, start..end);
+                assert_eq!(lines, whole[start * 4 * w..end * 4 * w], "{start}..{end}");
+            }
+        }
     }
 
     #[test]

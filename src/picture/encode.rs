@@ -1,16 +1,15 @@
-//! [`Picture`] -> the bytes of a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
+//! [`Picture`], or its lines as they come -> a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
 
-use std::borrow::Cow;
+use std::io::{BufWriter, Cursor, Seek, Write};
 
 use anyhow::{Context, Result, bail, ensure};
-use image::codecs::bmp::BmpEncoder;
-use image::codecs::jpeg::{JpegEncoder, PixelDensity, PixelDensityUnit};
-use image::{ExtendedColorType, ImageEncoder};
-use png::text_metadata::{ITXtChunk, TEXtChunk};
 
-use super::{Depth, Format, Picture, encode_tiff, structure, to_u8, to_u16};
+use super::rows::{NextLines, Outline};
+use super::{
+    Format, PIECE, Picture, encode_bmp, encode_jpeg, encode_png, encode_tiff, encode_webp,
+};
+use crate::metadata::Density;
 use crate::metadata::jpeg::COMMENT;
-use crate::metadata::{Density, StatedColor, TextGoes, XMP_KEY, iptc};
 
 /// JPEG quality where none is given: artefacts are below what one sees, at a third of the size of 100.
 pub const DEFAULT_JPEG_QUALITY: u8 = 95;
@@ -30,7 +29,37 @@ pub struct Encoded {
 /// # Errors
 /// The format cannot be written, or not at this size.
 pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<Encoded> {
-    let (w, h) = (picture.pixels.width, picture.pixels.height);
+    let row = 3 * picture.pixels.width;
+    let mut pieces = picture.pixels.values.chunks((PIECE * row).max(1));
+    let mut next = || {
+        pieces
+            .next()
+            .map(<[f32]>::to_vec)
+            .context("lines are missing")
+    };
+    let mut bytes = Cursor::new(Vec::new());
+    let outline = Outline::of(picture);
+    let warnings = encode_lines(&outline, format, quality, &mut next, &mut bytes)?;
+    Ok(Encoded {
+        bytes: bytes.into_inner(),
+        warnings,
+    })
+}
+
+/// Encodes a picture whose lines come as they are asked for, into `out` from its beginning: the file that [`encode`] gives. Of
+/// the picture a few lines are in memory at a time; of a WebP all, as 8-bit samples. Gives one warning a thing that the
+/// format could not keep.
+///
+/// # Errors
+/// Those of [`encode`], of `next` and of `out`, which then holds a part of a file.
+pub fn encode_lines(
+    outline: &Outline,
+    format: Format,
+    quality: Option<u8>,
+    next: NextLines,
+    out: &mut (impl Write + Seek),
+) -> Result<Vec<String>> {
+    let (w, h) = (outline.width, outline.height);
     let most = format.max_side();
     ensure!(
         w <= most && h <= most,
@@ -38,38 +67,38 @@ pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<
         format.name()
     );
     let mut warnings = Vec::new();
-    let flattened;
-    let picture = if picture.alpha.is_some() && !format.keeps_alpha() {
+    if outline.alpha.is_some() && !format.keeps_alpha() {
         warnings.push(format!(
             "{} keeps no transparency: laid on white",
             format.name()
         ));
-        flattened = on_white(picture);
-        &flattened
-    } else {
-        picture
-    };
-    let bytes = match format {
-        Format::Png => png(picture),
-        Format::Jpeg => jpeg(
-            picture,
-            quality.unwrap_or(DEFAULT_JPEG_QUALITY),
-            &mut warnings,
-        ),
-        Format::WebP => webp(picture, quality),
-        Format::Tiff => encode_tiff::encode(picture),
-        Format::Bmp => bmp(picture),
+    }
+    let mut out = BufWriter::with_capacity(BUFFER, out);
+    let encoded = match format {
+        Format::Png => encode_png::encode(outline, next, &mut out),
+        Format::Jpeg => {
+            let quality = quality.unwrap_or(DEFAULT_JPEG_QUALITY);
+            encode_jpeg::encode(outline, quality, next, &mut out)
+                .map(|dropped| warnings.extend(dropped))
+        }
+        Format::WebP => encode_webp::encode(outline, quality, next, &mut out),
+        Format::Tiff => encode_tiff::encode(outline, next, &mut out),
+        Format::Bmp => encode_bmp::encode(outline, next, &mut out),
         Format::Gif => bail!("GIF is read, but not written; choose PNG, JPEG, WebP, TIFF or BMP"),
     };
-    let bytes =
-        bytes.with_context(|| format!("cannot encode the {w}x{h} picture as {}", format.name()))?;
-    warnings.extend(lost_metadata(picture, format));
-    Ok(Encoded { bytes, warnings })
+    encoded
+        .and_then(|()| Ok(out.flush()?))
+        .with_context(|| format!("cannot encode the {w}x{h} picture as {}", format.name()))?;
+    warnings.extend(lost_metadata(outline, format));
+    Ok(warnings)
 }
 
+/// Bytes of a file that are written at once.
+const BUFFER: usize = 1 << 16;
+
 /// What of the metadata the format cannot hold, in a sentence.
-fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
-    let metadata = &picture.metadata;
+fn lost_metadata(outline: &Outline, format: Format) -> Option<String> {
+    let metadata = &outline.metadata;
     let exif = match format {
         Format::Bmp => Vec::new(),
         _ => metadata.lost_exif(format == Format::Tiff),
@@ -82,7 +111,7 @@ fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
     if format == Format::Jpeg {
         lost.retain(|key| *key != COMMENT);
     }
-    let gray = format.keeps_gray(picture.alpha.is_some()) && picture.gray;
+    let gray = outline.keeps_gray(format);
     let profile = match format {
         Format::Bmp => None,
         // PNG has chunks for what is stated without a profile.
@@ -113,254 +142,4 @@ fn lost_metadata(picture: &Picture, format: Format) -> Option<String> {
         );
     }
     (!lost.is_empty()).then(|| format!("not kept in {}: {}", format.name(), lost.join(", ")))
-}
-
-/// The samples as 8 bits, and the number of channels.
-fn samples8(picture: &Picture) -> (Vec<u8>, usize) {
-    let (samples, channels) = picture.interleaved();
-    (to_u8(&samples), channels)
-}
-
-fn png(picture: &Picture) -> Result<Vec<u8>> {
-    let (samples, channels) = picture.interleaved();
-    let mut bytes = Vec::new();
-    let metadata = &picture.metadata;
-    let mut info = png::Info::with_size(picture.pixels.width as u32, picture.pixels.height as u32);
-    info.icc_profile = metadata.icc_for(picture.gray).map(Into::into);
-    info.exif_metadata = metadata
-        .exif_for(
-            picture.pixels.width,
-            picture.pixels.height,
-            TextGoes::Elsewhere,
-        )
-        .map(Into::into);
-    info.pixel_dims = metadata.density.map(Density::to_png);
-    let mut encoder = png::Encoder::with_info(&mut bytes, info)?;
-    encoder.set_color(match channels {
-        1 => png::ColorType::Grayscale,
-        2 => png::ColorType::GrayscaleAlpha,
-        3 => png::ColorType::Rgb,
-        _ => png::ColorType::Rgba,
-    });
-    let data = match picture.depth {
-        Depth::Eight => {
-            encoder.set_depth(png::BitDepth::Eight);
-            to_u8(&samples)
-        }
-        Depth::Sixteen => {
-            encoder.set_depth(png::BitDepth::Sixteen);
-            to_u16(&samples)
-                .iter()
-                .flat_map(|v| v.to_be_bytes())
-                .collect()
-        }
-    };
-    let mut writer = encoder.write_header()?;
-    for (name, data) in metadata.color.iter().flat_map(StatedColor::chunks) {
-        writer.write_chunk(png::chunk::ChunkType(name), &data)?;
-    }
-    for (key, text) in &metadata.text {
-        // Latin-1 where that is enough, which every reader knows; a key that PNG does not allow is left out.
-        if text.chars().all(|c| u32::from(c) < 256) {
-            writer.write_text_chunk(&TEXtChunk::new(key, text)).ok();
-        } else {
-            writer.write_text_chunk(&ITXtChunk::new(key, text)).ok();
-        }
-    }
-    if let Some(xmp) = metadata
-        .xmp_upright()
-        .and_then(|xmp| String::from_utf8(xmp).ok())
-    {
-        writer.write_text_chunk(&ITXtChunk::new(XMP_KEY, xmp))?;
-    }
-    writer.write_image_data(&data)?;
-    writer.finish()?;
-    Ok(bytes)
-}
-
-fn jpeg(picture: &Picture, quality: u8, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
-    let (data, channels) = samples8(picture);
-    let color = if channels == 1 {
-        ExtendedColorType::L8
-    } else {
-        ExtendedColorType::Rgb8
-    };
-    let mut bytes = Vec::new();
-    let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
-    if let Some(icc) = picture.metadata.profile_for(picture.gray) {
-        encoder.set_icc_profile(icc.into_owned())?;
-    }
-    if let Some((unit, x, y)) = picture.metadata.density.and_then(Density::to_jfif) {
-        let unit = match unit {
-            0 => PixelDensityUnit::PixelAspectRatio,
-            1 => PixelDensityUnit::Inches,
-            _ => PixelDensityUnit::Centimeters,
-        };
-        encoder.set_pixel_density(PixelDensity {
-            density: (x, y),
-            unit,
-        });
-    }
-    encoder.write_image(
-        &data,
-        picture.pixels.width as u32,
-        picture.pixels.height as u32,
-        color,
-    )?;
-
-    // EXIF and XMP follow the JFIF segment, each led by its name, in segments of at most 65533 bytes.
-    let exif = picture.metadata.exif_for(
-        picture.pixels.width,
-        picture.pixels.height,
-        TextGoes::IntoExif,
-    );
-    const APP1: u8 = 0xE1;
-    const APP13: u8 = 0xED;
-    const COM: u8 = 0xFE;
-    let comment = picture
-        .metadata
-        .text(COMMENT)
-        .map(|text| text.as_bytes().to_vec());
-    let resources = picture.metadata.iptc.as_deref().map(iptc::to_resources);
-    let blocks = [
-        ("EXIF", APP1, &b"Exif\0\0"[..], exif),
-        (
-            "XMP",
-            APP1,
-            b"http://ns.adobe.com/xap/1.0/\0",
-            picture.metadata.xmp_upright(),
-        ),
-        ("IPTC", APP13, iptc::PHOTOSHOP, resources),
-        ("the comment", COM, b"", comment),
-    ];
-    let mut segments = Vec::new();
-    for (what, marker, head, block) in blocks {
-        let Some(block) = block else { continue };
-        match u16::try_from(2 + head.len() + block.len()) {
-            Ok(length) => {
-                segments.extend([&[0xFF, marker], &length.to_be_bytes()[..], head, &block].concat())
-            }
-            Err(_) => warnings.push(format!(
-                "{what} of {} bytes is too large for a JPEG: dropped",
-                block.len()
-            )),
-        }
-    }
-    let map = structure::map_jpeg(&bytes).context("the encoder wrote no JPEG")?;
-    let after_jfif = map
-        .segments
-        .first()
-        .filter(|(marker, _)| *marker == 0xE0)
-        .map_or(2, |(_, range)| range.end);
-    bytes.splice(after_jfif..after_jfif, segments);
-    Ok(bytes)
-}
-
-fn webp(picture: &Picture, quality: Option<u8>) -> Result<Vec<u8>> {
-    // libwebp takes no grey.
-    let (mut samples, channels) = picture.interleaved();
-    if picture.gray {
-        let repeat = |p: &[f32]| {
-            [p[0], p[0], p[0]]
-                .into_iter()
-                .chain(p.get(1).copied())
-                .collect::<Vec<_>>()
-        };
-        samples = samples.chunks_exact(channels).flat_map(repeat).collect();
-    }
-    let data = to_u8(&samples);
-    let (w, h) = (picture.pixels.width as u32, picture.pixels.height as u32);
-    let encoder = match picture.alpha {
-        None => webp::Encoder::from_rgb(&data, w, h),
-        Some(_) => webp::Encoder::from_rgba(&data, w, h),
-    };
-    let mut config =
-        webp::WebPConfig::new().map_err(|()| anyhow::anyhow!("libwebp does not start"))?;
-    config.lossless = i32::from(quality.is_none());
-    // For lossless files this is the effort; libwebp's default is 75.
-    config.quality = quality.map_or(75.0, f32::from);
-    // Colour under transparent pixels is kept, as in every other format.
-    config.exact = 1;
-    let encoded = encoder.encode_advanced(&config);
-    let encoded = encoded.map_err(|e| anyhow::anyhow!("libwebp: {e:?}"))?;
-    with_webp_metadata(&encoded, picture)
-}
-
-/// Puts colour profile, EXIF and XMP around libwebp's output, in the extended layout that they need.
-fn with_webp_metadata(simple: &[u8], picture: &Picture) -> Result<Vec<u8>> {
-    let icc = picture.metadata.profile_for(false).map(Cow::into_owned);
-    let exif = picture
-        .metadata
-        .exif_for_webp(picture.pixels.width, picture.pixels.height);
-    let xmp = picture.metadata.xmp_upright();
-    if icc.is_none() && exif.is_none() && xmp.is_none() {
-        return Ok(simple.to_vec());
-    }
-    let inner = structure::webp_chunks(simple).context("libwebp wrote no WebP")?;
-    let flag = |there: bool, bit: u8| u8::from(there) << bit;
-    let flags = flag(icc.is_some(), 5)
-        | flag(picture.alpha.is_some(), 4)
-        | flag(exif.is_some(), 3)
-        | flag(xmp.is_some(), 2);
-    let side = |n: usize| (n as u32 - 1).to_le_bytes();
-    let (w, h) = (side(picture.pixels.width), side(picture.pixels.height));
-    let head = vec![flags, 0, 0, 0, w[0], w[1], w[2], h[0], h[1], h[2]];
-
-    let mut chunks: Vec<([u8; 4], Vec<u8>)> = vec![(*b"VP8X", head)];
-    chunks.extend(icc.map(|data| (*b"ICCP", data)));
-    let pixels = inner
-        .into_iter()
-        .filter(|(name, _)| [*b"ALPH", *b"VP8 ", *b"VP8L"].contains(name));
-    chunks.extend(pixels.map(|(name, range)| (name, simple[range].to_vec())));
-    chunks.extend(exif.map(|data| (*b"EXIF", data)));
-    chunks.extend(xmp.map(|data| (*b"XMP ", data)));
-    let mut body = b"WEBP".to_vec();
-    for (name, data) in chunks {
-        body.extend(name);
-        body.extend((data.len() as u32).to_le_bytes());
-        body.extend(&data);
-        body.resize(body.len().next_multiple_of(2), 0);
-    }
-    let size = u32::try_from(body.len())
-        .context("it is larger than the 4 GB that a WebP file can hold")?;
-    Ok([&b"RIFF"[..], &size.to_le_bytes(), &body].concat())
-}
-
-fn bmp(picture: &Picture) -> Result<Vec<u8>> {
-    let (data, channels) = samples8(picture);
-    let color = if channels == 1 {
-        ExtendedColorType::L8
-    } else {
-        ExtendedColorType::Rgb8
-    };
-    let mut bytes = Vec::new();
-    BmpEncoder::new(&mut bytes).encode(
-        &data,
-        picture.pixels.width as u32,
-        picture.pixels.height as u32,
-        color,
-    )?;
-    if let Some(density) = picture.metadata.density {
-        density.into_bmp(&mut bytes);
-    }
-    Ok(bytes)
-}
-
-/// The picture over a white ground, opaque.
-fn on_white(picture: &Picture) -> Picture {
-    let mut flat = Picture {
-        alpha: None,
-        ..picture.clone()
-    };
-    for (pixel, &a) in flat
-        .pixels
-        .values
-        .chunks_exact_mut(3)
-        .zip(picture.alpha.iter().flatten())
-    {
-        for v in pixel {
-            *v = *v * a + (1.0 - a);
-        }
-    }
-    flat
 }

@@ -10,9 +10,14 @@ mod decode_jpeg;
 mod decode_png;
 mod double;
 mod encode;
+mod encode_bmp;
+mod encode_jpeg;
+mod encode_png;
 mod encode_tiff;
+mod encode_webp;
 mod format;
 mod header;
+mod rows;
 pub(crate) mod structure;
 mod tiff;
 mod words;
@@ -23,9 +28,10 @@ use rayon::prelude::*;
 
 pub(crate) use self::decode::decode;
 pub use self::double::{double, enlarge};
-pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode};
+pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode, encode_lines};
 pub use self::format::Format;
 pub use self::header::Header;
+pub use self::rows::{Alpha, NextLines, Outline};
 use crate::metadata::Metadata;
 use crate::pixels::Pixels;
 
@@ -119,34 +125,10 @@ impl Picture {
             warnings,
         }
     }
-
-    /// The channels as a file stores them: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), interleaved, 0..=1,
-    /// with their number. Grey is taken with Rec. 601 weights, as Pillow's `convert("L")` does.
-    pub(crate) fn interleaved(&self) -> (Vec<f32>, usize) {
-        let colors = if self.gray { 1 } else { 3 };
-        let channels = colors + usize::from(self.alpha.is_some());
-        if channels == 3 {
-            return (self.pixels.values.clone(), 3);
-        }
-        let mut out = vec![0.0; self.pixels.width * self.pixels.height * channels];
-        let runs = out.par_chunks_mut(RUN * channels).enumerate();
-        runs.for_each(|(run, out)| {
-            for (i, pixel) in out.chunks_exact_mut(channels).enumerate() {
-                let at = run * RUN + i;
-                let color = &self.pixels.values[3 * at..3 * at + 3];
-                if self.gray {
-                    pixel[0] = luma(color);
-                } else {
-                    pixel[..3].copy_from_slice(color);
-                }
-                if let Some(alpha) = &self.alpha {
-                    pixel[colors] = alpha[at];
-                }
-            }
-        });
-        (out, channels)
-    }
 }
+
+/// Lines that an encoder takes at a time where its format is indifferent.
+const PIECE: usize = 64;
 
 /// Pixels that one task converts at a time.
 const RUN: usize = 1 << 14;

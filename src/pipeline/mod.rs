@@ -12,6 +12,7 @@ mod prompts;
 mod recover;
 #[doc(hidden)] // for the parity tests
 pub mod sampler;
+mod sinks;
 mod types;
 
 use std::time::Instant;
@@ -31,9 +32,10 @@ use self::prompts::Prompts;
 use self::recover::OnCpu;
 pub use self::sampler::Schedule;
 use self::sampler::{SchedulerConfig, SigmaRange};
+use self::sinks::{Guarded, Whole};
 pub use self::types::{
-    Enlargement, Event, LowRes, MAX_GUIDANCE, Memory, NotFinite, OnEvent, Options, Settings, Stage,
-    UpscaledLatents,
+    Enlargement, Event, LowRes, MAX_GUIDANCE, Memory, NotFinite, OnEvent, Options, PictureSink,
+    Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
@@ -228,10 +230,27 @@ impl Upscaler {
     /// # Errors
     /// As [`upscale`](Self::upscale).
     pub fn decode(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
+        let mut whole = Whole::default();
+        self.decode_to(upscaled, &mut whole, on_event)?;
+        whole.into_pixels()
+    }
+
+    /// Decode upscaled latents, a number of lines at a time, into `sink`.
+    ///
+    /// # Errors
+    /// As [`upscale`](Self::upscale), and the sink's own, as it gave it.
+    pub fn decode_to(
+        &mut self,
+        upscaled: &UpscaledLatents,
+        sink: &mut dyn PictureSink,
+        on_event: OnEvent,
+    ) -> Result<()> {
         let pixels = upscaled.width * upscaled.height;
-        self.recovering(Some(pixels), on_event, |upscaler, on_event| {
-            upscaler.decode_once(upscaled, on_event)
-        })
+        let mut sink = Guarded::new(sink);
+        let decoded = self.recovering(Some(pixels), on_event, |upscaler, on_event| {
+            upscaler.decode_once(upscaled, &mut sink, on_event)
+        });
+        sink.or_refusal(decoded)
     }
 
     /// Decode the input itself, not upscaled: what the latents show before.
@@ -239,23 +258,36 @@ impl Upscaler {
     /// # Errors
     /// As [`upscale`](Self::upscale).
     pub fn decode_low_res(&mut self, input: &LowRes, on_event: OnEvent) -> Result<Pixels> {
+        let mut whole = Whole::default();
+        self.decode_low_res_to(input, &mut whole, on_event)?;
+        whole.into_pixels()
+    }
+
+    /// [`decode_low_res`](Self::decode_low_res), a number of lines at a time, into `sink`.
+    ///
+    /// # Errors
+    /// As [`decode_to`](Self::decode_to).
+    pub fn decode_low_res_to(
+        &mut self,
+        input: &LowRes,
+        sink: &mut dyn PictureSink,
+        on_event: OnEvent,
+    ) -> Result<()> {
         let LowRes::Latents(latents) = input else {
             bail!("only latents are decoded for comparison; an image is its own");
         };
         let (_, _, h, w) = latents.dims4()?;
         let factor = self.vae_config.factor();
-        self.decode(
-            &UpscaledLatents {
-                padded: latents.clone(),
-                width: w * factor,
-                height: h * factor,
-                positions: Extent {
-                    width: w,
-                    height: h,
-                },
+        let low_res = UpscaledLatents {
+            padded: latents.clone(),
+            width: w * factor,
+            height: h * factor,
+            positions: Extent {
+                width: w,
+                height: h,
             },
-            on_event,
-        )
+        };
+        self.decode_to(&low_res, sink, on_event)
     }
 
     /// The stages of a pass, in their order; [`recover`] does them again where they overflow.
@@ -450,7 +482,12 @@ impl Upscaler {
         Ok(latents)
     }
 
-    fn decode_once(&mut self, upscaled: &UpscaledLatents, on_event: OnEvent) -> Result<Pixels> {
+    fn decode_once(
+        &mut self,
+        upscaled: &UpscaledLatents,
+        sink: &mut dyn PictureSink,
+        on_event: OnEvent,
+    ) -> Result<()> {
         let start = Instant::now();
         let (_, _, h, w) = upscaled.padded.dims4()?;
         let room = self.room_to_decode(h, w)?;
@@ -461,30 +498,35 @@ impl Upscaler {
         let raw = (&upscaled.padded / self.vae_config.scaling_factor)?;
         let (width, height) = (upscaled.width, upscaled.height);
         let dtype = self.vae_placement.dtype;
-        let mut values = Vec::with_capacity(3 * width * height);
+        let mut done = 0;
         decoder.decode_within(&raw, &room, |band| {
-            let left = height - values.len() / (3 * width);
-            let lines = band.dim(2)?.min(left);
-            if lines == 0 {
-                return Ok(());
+            if done == 0 {
+                sink.begin(width, height)?;
             }
-            let band = band
-                .to_device(&Device::Cpu)?
-                .narrow(2, 0, lines)?
-                .narrow(3, 0, width)?;
-            let pixels = floats(&band.squeeze(0)?.permute((1, 2, 0))?)?;
-            check_finite(&pixels, Stage::Decode, dtype)?;
-            let unit = |v: f32| (v / 2.0 + 0.5).clamp(0.0, 1.0);
-            values.extend(pixels.into_iter().map(unit));
+            // What is below the picture is of its extension.
+            let lines = band.dim(2)?.min(height - done);
+            let band = band.to_device(&Device::Cpu)?.narrow(3, 0, width)?;
+            for top in (0..lines).step_by(LINES) {
+                let piece = band.narrow(2, top, LINES.min(lines - top))?;
+                let mut values = floats(&piece.squeeze(0)?.permute((1, 2, 0))?)?;
+                check_finite(&values, Stage::Decode, dtype)?;
+                for v in &mut values {
+                    *v = (*v / 2.0 + 0.5).clamp(0.0, 1.0);
+                }
+                sink.lines(values)?;
+            }
+            done += lines;
             Ok(())
         })?;
         if !self.options.keep_loaded {
             self.decoder = None;
         }
-        finished(Stage::Decode, start, on_event)?;
-        Pixels::new(upscaled.width, upscaled.height, values)
+        finished(Stage::Decode, start, on_event)
     }
 }
+
+/// Lines of a picture that are handed on at a time.
+const LINES: usize = 64;
 
 /// Standard normal noise (b, 4, 2h, 2w) for low-res latents (b, 4, h, w), each row from its own generator.
 fn noise_for(low_res: &Tensor, generators: &mut [Generator]) -> Result<Tensor> {

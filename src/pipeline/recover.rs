@@ -24,7 +24,7 @@ impl Upscaler {
         &mut self,
         pixels: Option<usize>,
         on_event: OnEvent,
-        work: impl Fn(&mut Self, OnEvent) -> Result<T>,
+        mut work: impl FnMut(&mut Self, OnEvent) -> Result<T>,
     ) -> Result<T> {
         if let Some(pixels) = pixels
             && self.on_cpu.too_large.is_some_and(|least| pixels >= least)

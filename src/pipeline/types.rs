@@ -264,6 +264,22 @@ pub enum Event {
 /// Told of every [`Event`]; an error it returns ends the work (how a caller cancels).
 pub type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 
+/// Takes a picture as it is made, from the top line down.
+pub trait PictureSink {
+    /// A picture of so many pixels begins; what was given of it before counts no more (it is done again in another precision,
+    /// or on the CPU).
+    ///
+    /// # Errors
+    /// The sink's own, which end the work.
+    fn begin(&mut self, width: usize, height: usize) -> Result<()>;
+
+    /// The next lines, (n, width, 3) interleaved RGB, 0..=1.
+    ///
+    /// # Errors
+    /// The sink's own, which end the work.
+    fn lines(&mut self, values: Vec<f32>) -> Result<()>;
+}
+
 /// Denotes results that are not numbers: the stage overflowed in its precision.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the {} stage gave values that are not numbers (in {dtype:?})", stage.name())]

@@ -15,6 +15,7 @@ mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
 mod latents;
+mod lines;
 mod odd;
 mod pictures;
 mod samples;
