@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use self::sniff::HEAD;
 pub use self::sniff::{FileKind, sniff};
 pub use self::whole::is_complete;
-pub use self::write::{clean_stale, try_write, write};
+pub use self::write::{Pending, clean_stale, try_write, write};
 use crate::latents::{self, Latents};
 use crate::limits::ReadLimits;
 use crate::picture::{self, Format, Header, Picture};

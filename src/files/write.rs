@@ -1,7 +1,7 @@
 //! Finished bytes -> a file that is there whole or not at all.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,25 +20,121 @@ const STALE: Duration = Duration::from_secs(600);
 /// # Errors
 /// The folder cannot be written to, or the disk is full.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> Result<()> {
-        let path = &through_links(path)?;
-        let mut file = temporary(path, folder_of(path))?;
-        if let Ok(existing) = fs::metadata(path) {
-            file.as_file().set_permissions(existing.permissions()).ok();
-        }
-        file.write_all(bytes)
-            .context("cannot write (is the disk full?)")?;
-        file.as_file()
-            .sync_all()
-            .context("cannot flush to the disk")?;
-        file.persist(path).map_err(|e| e.error)?;
+    let mut file = Pending::create(path)?;
+    if let Err(error) = file.write_all(bytes) {
+        return Err(file.failure().unwrap_or_else(|| error.into()));
+    }
+    file.commit()
+}
+
+/// A file that is being written, under a temporary name beside its own: [`Pending::commit`] puts it in its place, as [`write()`]
+/// does; without that it is removed.
+#[derive(Debug)]
+pub struct Pending {
+    /// As it was named.
+    path: PathBuf,
+    /// What that leads to.
+    target: PathBuf,
+    file: tempfile::NamedTempFile,
+    /// What the first write that failed said.
+    failure: Option<io::Error>,
+}
+
+impl Pending {
+    /// Begins a file that will be at `path`.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn create(path: &Path) -> Result<Self> {
+        let create = || -> Result<_> {
+            let target = through_links(path)?;
+            let file = temporary(&target, folder_of(&target))?;
+            if let Ok(existing) = fs::metadata(&target) {
+                file.as_file().set_permissions(existing.permissions()).ok();
+            }
+            // Held while it is written, however long that takes: see `clean_stale`.
+            file.as_file().try_lock().ok();
+            Ok((target, file))
+        };
+        let (target, file) = create().with_context(|| cannot_write(path))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            target,
+            file,
+            failure: None,
+        })
+    }
+
+    /// Where it is until it is committed.
+    pub fn temporary(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// What a write failed with, in words, once. Who writes through others may have got nothing but its kind from them.
+    pub fn failure(&mut self) -> Option<anyhow::Error> {
+        let error = anyhow::Error::new(self.failure.take()?);
+        let error = error.context("cannot write (is the disk full?)");
+        Some(error.context(cannot_write(&self.path)))
+    }
+
+    /// Flushes what was written to the disk, which may take its time.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn flush_to_disk(&self) -> Result<()> {
+        let flushed = self.file.as_file().sync_all();
+        flushed
+            .context("cannot flush to the disk")
+            .with_context(|| cannot_write(&self.path))
+    }
+
+    /// Flushes to the disk and puts the file in its place.
+    ///
+    /// # Errors
+    /// The disk fails, or the place is one of a folder.
+    pub fn commit(self) -> Result<()> {
+        self.flush_to_disk()?;
+        let renamed = self.file.persist(&self.target).map_err(|e| e.error);
+        renamed.with_context(|| cannot_write(&self.path))?;
         // The rename itself is lasting once the folder is flushed; where folders cannot be opened it is best effort.
-        if let Ok(folder) = File::open(folder_of(path)) {
+        if let Ok(folder) = File::open(folder_of(&self.target)) {
             folder.sync_all().ok();
         }
         Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn kept<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
+        done.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            kind => {
+                self.failure.get_or_insert(error);
+                kind.into()
+            }
+        })
+    }
+}
+
+impl Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        self.kept(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.file.flush();
+        self.kept(flushed)
+    }
+}
+
+impl Seek for Pending {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let sought = self.file.seek(to);
+        self.kept(sought)
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 /// Whether [`write()`] could write to `path`, as far as can be known before there are bytes: a little is written to its
@@ -57,7 +153,7 @@ pub fn try_write(path: &Path) -> Result<()> {
             .and_then(|()| file.flush())
             .context("cannot write (is the disk full?)")
     };
-    attempt().with_context(|| format!("cannot write {}", path.display()))
+    attempt().with_context(|| cannot_write(path))
 }
 
 /// Bytes written on trial: a block of most file systems.
@@ -113,8 +209,8 @@ fn short(name: &str) -> &str {
     &name[..end.unwrap_or(0)]
 }
 
-/// Removes what writes that were killed left in a folder, and gives their number. Only our temporary files, and only those
-/// untouched for ten minutes: another process may be writing there, which takes seconds.
+/// Removes what writes that were killed left in a folder, and gives their number. Only our temporary files, only those
+/// untouched for ten minutes, and none that another process holds: it may be at a large picture.
 pub fn clean_stale(folder: &Path) -> usize {
     let stale = |entry: &fs::DirEntry| {
         let name = entry.file_name();
@@ -124,11 +220,84 @@ pub fn clean_stale(folder: &Path) -> usize {
             .metadata()
             .and_then(|m| m.modified())
             .map(|t| t.elapsed().unwrap_or_default());
-        ours && age.is_ok_and(|age| age > STALE)
+        ours && age.is_ok_and(|age| age > STALE) && !is_held(&entry.path())
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .filter(stale)
         .filter(|entry| fs::remove_file(entry.path()).is_ok())
         .count()
+}
+
+/// Whether a process is writing a temporary file; false where the file system does not tell.
+fn is_held(path: &Path) -> bool {
+    let tried = File::open(path).map(|file| file.try_lock());
+    matches!(tried, Ok(Err(TryLockError::WouldBlock)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_pending_file_is_in_its_place_when_it_is_committed_and_gone_when_it_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        fs::write(&path, "before").unwrap();
+        let mut file = Pending::create(&path).unwrap();
+        file.write_all(b"abc").unwrap();
+        file.seek(SeekFrom::Start(1)).unwrap();
+        file.write_all(b"x").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+        assert_eq!(fs::read(file.temporary()).unwrap(), b"axc");
+        drop(file);
+        assert_eq!(names(folder.path()), ["a.png"]);
+        let mut file = Pending::create(&path).unwrap();
+        file.write_all(b"after").unwrap();
+        file.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"after");
+        assert_eq!(names(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn a_file_that_is_written_for_long_is_not_stale() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Pending::create(&folder.path().join("a.png")).unwrap();
+        let long_ago = SystemTime::now() - 2 * STALE;
+        file.file.as_file().set_modified(long_ago).unwrap();
+        assert_eq!(clean_stale(folder.path()), 0);
+        assert!(file.temporary().exists());
+        // As a process that was killed leaves it.
+        let (left, _) = file
+            .file
+            .keep()
+            .map(|(file, path)| (path, drop(file)))
+            .unwrap();
+        assert_eq!(clean_stale(folder.path()), 1);
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn what_a_write_fails_with_is_told_with_the_files_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let mut file = Pending::create(&path).unwrap();
+        assert!(file.failure().is_none());
+        file.failure = Some(io::Error::other("the disk is gone"));
+        let told = format!("{:#}", file.failure().unwrap());
+        assert!(told.starts_with(&cannot_write(&path)), "{told}");
+        assert!(told.ends_with(": the disk is gone"), "{told}");
+    }
 }

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use tiff::encoder::colortype::{self, ColorType};
 use tiff::encoder::{DirectoryEncoder, Predictor, Rational, TiffEncoder, TiffKind, TiffValue};
-use tiff::tags::{CompressionMethod, ResolutionUnit, Tag, Type};
+use tiff::tags::{CompressionMethod, ResolutionUnit, SampleFormat, Tag, Type};
 
 use super::rows::{NextLines, Outline, Rows, Sample};
 use super::{Depth, Format};
@@ -145,10 +145,7 @@ where
         offsets.push(u32::try_from(main.write_data(strip.as_slice())?).context(TOO_LARGE)?);
         counts.push(u32::try_from(strip.len()).context(TOO_LARGE)?);
     }
-    let formats: Vec<u16> = C::SAMPLE_FORMAT
-        .iter()
-        .map(|format| format.to_u16())
-        .collect();
+    let formats: Vec<u16> = C::SAMPLE_FORMAT.iter().map(SampleFormat::to_u16).collect();
     main.write_tag(Tag::BitsPerSample, C::BITS_PER_SAMPLE)?;
     main.write_tag(Tag::SampleFormat, formats.as_slice())?;
     main.write_tag(Tag::StripOffsets, offsets.as_slice())?;

@@ -124,6 +124,39 @@ fn an_interrupt_ends_a_batch_in_order() {
 }
 
 #[test]
+fn an_interrupt_removes_the_file_that_is_being_written() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("in")).unwrap();
+    for number in 0..4 {
+        picture(folder.path(), &format!("in/{number}.png"), 320, 320);
+    }
+    named_pipe(&folder.path().join("never.png"));
+    let mut seen = 0;
+    for sent in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let child = start(folder.path(), "in never.png -o out -s 1");
+        let out = folder.path().join("out");
+        let is_temporary = |name: &String| name.starts_with('.');
+        let began = Instant::now();
+        // The first of the four that can be caught at it.
+        while !files_if_any(&out).iter().any(is_temporary) {
+            assert!(began.elapsed() < Duration::from_secs(300), "no file begun");
+            if outputs(folder.path()).len() == 4 {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        signal(&child, sent);
+        seen += usize::from(outputs(folder.path()).len() < 4);
+        let output = end(child);
+        assert_eq!(output.status.code(), Some(130));
+        assert_eq!(files_if_any(&out), outputs(folder.path()), "left");
+        all_are_whole(folder.path());
+        fs::remove_dir_all(&out).unwrap();
+    }
+    println!("{seen} of 3 runs were caught at it");
+}
+
+#[test]
 fn an_interrupt_works_while_a_pipe_is_full() {
     let folder = folder();
     picture(folder.path(), "in.png", 256, 256);

@@ -1,35 +1,40 @@
 //! Items to upscaled pictures, one thread a device.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::collections::VecDeque;
+use std::slice;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
-use sd_upscale::{Event, LowRes, Pixels, Stage, Upscaler};
+use sd_upscale::{Event, LowRes, Pixels, Stage, UpscaledLatents, Upscaler};
 
+use crate::args::ColorFix;
 use crate::existing;
-use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Upscaled};
+use crate::item::{Content, Item, LatentForm, Place, Size};
 use crate::job::Job;
+use crate::parcel::Outbox;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 
-/// Takes groups of items until there are no more, and hands on what became of them. `load` makes the networks
+/// Takes groups of items until there are no more, and hands on what is made of them as it is made. `load` makes the networks
 /// when the first group is there; it is told whether more than one picture is to be made with them.
 pub fn compute(
     job: &Job,
     number: usize,
     load: impl Fn(bool) -> Result<Upscaler>,
     groups: &Arc<Mutex<Receiver<Vec<Item>>>>,
-    finished: &SyncSender<Finished>,
+    outbox: Outbox,
     messages: &Sender<Message>,
 ) {
-    let worker = Worker {
+    let mut worker = Worker {
         job,
         number,
         messages,
+        outbox,
     };
     let mut loaded = None;
     while let Some(group) = next(groups) {
@@ -51,17 +56,7 @@ pub fn compute(
                 return;
             }
         };
-        let (upscaler, results) = worker.guarded(upscaler, group);
-        loaded = upscaler;
-        for result in results {
-            let sent = match result {
-                Ok(result) => finished.send(result).is_ok(),
-                Err(outcome) => messages.send(Message::Done(*outcome)).is_ok(),
-            };
-            if !sent {
-                return;
-            }
-        }
+        loaded = worker.guarded(upscaler, group.into());
     }
 }
 
@@ -74,9 +69,8 @@ struct Worker<'a> {
     job: &'a Job,
     number: usize,
     messages: &'a Sender<Message>,
+    outbox: Outbox,
 }
-
-type Results = Vec<Result<Finished, Box<Outcome>>>;
 
 impl Worker<'_> {
     /// The group without what another run finished since it was read: two that work into one folder share the work.
@@ -96,62 +90,73 @@ impl Worker<'_> {
         left
     }
 
-    /// [`Self::run`], where a panic fails the group and costs the networks, which are loaded again for the next.
-    fn guarded(&self, mut upscaler: Upscaler, group: Vec<Item>) -> (Option<Upscaler>, Results) {
-        let failures: Vec<Outcome> = group
-            .iter()
-            .map(|item| item.outcome(self.job, Status::Error))
-            .collect();
+    /// [`Self::run`], where a panic fails what is left of the group and costs the networks, which are loaded again for the
+    /// next.
+    fn guarded(&mut self, mut upscaler: Upscaler, mut left: VecDeque<Item>) -> Option<Upscaler> {
         let done = guarded(|| {
-            let results = self.run(&mut upscaler, group);
-            (upscaler, results)
+            self.run(&mut upscaler, &mut left);
+            upscaler
         });
-        match done {
-            Ok((upscaler, results)) => (Some(upscaler), results),
-            Err(error) => {
-                let failed = |outcome| {
-                    Err(Box::new(Outcome {
-                        error: Some(format!("{error:#}")),
-                        ..outcome
-                    }))
-                };
-                (None, failures.into_iter().map(failed).collect())
+        done.map_err(|error| {
+            let error = format!("{error:#}");
+            if self.outbox.is_open() {
+                // Where no one is there to take it, the run has ended.
+                let _ = self.outbox.close(Err(anyhow!(error.clone())));
+            }
+            for item in left {
+                self.fail(&item, error.clone());
+            }
+        })
+        .ok()
+    }
+
+    /// Does the items that are `left`, and takes each away as it is handed on or has failed. A batch that fails as a whole is
+    /// done again one by one, so that one bad input fails alone.
+    fn run(&mut self, upscaler: &mut Upscaler, left: &mut VecDeque<Item>) {
+        for item in &mut *left {
+            scale(upscaler, item);
+        }
+        let Some(first) = left.front() else { return };
+        let name = first.source.to_string();
+        let (batch, alone) = (left.len(), left.len() == 1);
+        let group = &*left.make_contiguous();
+        match self.upscale(upscaler, &name, group) {
+            Ok(latents) => self.hand_on(upscaler, &name, left, &latents),
+            Err(error) if alone => self.fail_first(left, &error),
+            Err(_) => {
+                for _ in 0..batch {
+                    let Some(item) = left.front() else { return };
+                    let name = item.source.to_string();
+                    match self.upscale(upscaler, &name, slice::from_ref(item)) {
+                        Ok(latents) => self.hand_on(upscaler, &name, left, &latents),
+                        Err(error) => self.fail_first(left, &error),
+                    }
+                }
             }
         }
     }
 
-    /// A batch that fails as a whole is done again one by one, so that one bad input fails alone.
-    fn run(&self, upscaler: &mut Upscaler, group: Vec<Item>) -> Results {
-        let group: Vec<Item> = group
-            .into_iter()
-            .map(|item| scaled(upscaler, item))
-            .collect();
-        match self.upscale(upscaler, &group.iter().collect::<Vec<_>>()) {
-            Ok(upscaled) => group
-                .into_iter()
-                .zip(upscaled)
-                .map(|(item, upscaled)| Ok(finished(upscaler, item, upscaled)))
-                .collect(),
-            Err(error) if group.len() == 1 => group
-                .into_iter()
-                .map(|item| Err(self.failure(&item, &error)))
-                .collect(),
-            Err(_) => group
-                .into_iter()
-                .flat_map(|item| self.run(upscaler, vec![item]))
-                .collect(),
+    fn fail_first(&self, left: &mut VecDeque<Item>, error: &anyhow::Error) {
+        if let Some(item) = left.pop_front() {
+            self.fail(&item, format!("{error:#}"));
         }
     }
 
-    fn failure(&self, item: &Item, error: &anyhow::Error) -> Box<Outcome> {
-        Box::new(Outcome {
-            error: Some(format!("{error:#}")),
+    fn fail(&self, item: &Item, error: String) {
+        // The receiver is gone only where the run has ended.
+        let _ = self.messages.send(Message::Done(Outcome {
+            error: Some(error),
             ..item.outcome(self.job, Status::Error)
-        })
+        }));
     }
 
     /// One result an item, in their order.
-    fn upscale(&self, upscaler: &mut Upscaler, group: &[&Item]) -> Result<Vec<Upscaled>> {
+    fn upscale(
+        &self,
+        upscaler: &mut Upscaler,
+        name: &str,
+        group: &[Item],
+    ) -> Result<Vec<UpscaledLatents>> {
         let Some(first) = group.first() else {
             return Ok(Vec::new());
         };
@@ -159,74 +164,123 @@ impl Worker<'_> {
             .iter()
             .map(|item| low_res(&item.content))
             .collect::<Result<_>>()?;
-        let name = first.source.to_string();
-        let mut on_event = |event| self.on_event(&name, event);
-        let latents = upscaler.upscale(&inputs, &first.settings, &mut on_event)?;
-        let mut results = Vec::with_capacity(group.len());
-        for ((item, latents), input) in group.iter().zip(latents).zip(&inputs) {
-            let result = match item.kind {
-                Written::Image(_) => Made::Picture(upscaler.decode(&latents, &mut on_event)?),
-                Written::Safetensors | Written::ComfyLatent => {
-                    let latents = latents.latents()?;
-                    let (_, _, height, width) = latents.dims4()?;
-                    Made::Latents {
-                        values: latents.flatten_all()?.to_vec1()?,
-                        height,
-                        width,
-                    }
-                }
-            };
-            let low_res = match item.low_res {
-                Some(_) => Some(upscaler.decode_low_res(input, &mut on_event)?),
-                None => None,
-            };
-            results.push(Upscaled { result, low_res });
+        let mut on_event = |event| on_event(self.number, self.messages, name, event);
+        upscaler.upscale(&inputs, &first.settings, &mut on_event)
+    }
+
+    /// Hands on as many of the items that are left as there are results, one after the other, each with what is made of its
+    /// own.
+    fn hand_on(
+        &mut self,
+        upscaler: &mut Upscaler,
+        name: &str,
+        left: &mut VecDeque<Item>,
+        latents: &[UpscaledLatents],
+    ) {
+        if self.job.color_fix == ColorFix::None {
+            left.iter_mut()
+                .take(latents.len())
+                .for_each(Item::without_colors);
+        }
+        for latents in latents {
+            let Some(item) = left.pop_front() else { return };
+            // Where no one is there to take it, the run has ended.
+            let _ = self.send(upscaler, name, item, latents);
         }
         for note in upscaler.notes() {
-            self.say(Message::Note(note))?;
-        }
-        Ok(results)
-    }
-
-    fn on_event(&self, name: &str, event: Event) -> Result<()> {
-        match event {
-            Event::Started(stage) => self.say(Message::Stage {
-                worker: self.number,
-                text: doing(stage),
-            }),
-            Event::Loading(stage) => {
-                self.say(Message::Stage {
-                    worker: self.number,
-                    text: loading(stage),
-                })?;
-                let stage = stage.name();
-                self.say(Message::Note(format!(
-                    "{name}: reading the {stage} weights"
-                )))
-            }
-            Event::Step {
-                done,
-                total,
-                seconds,
-            } => self.say(Message::Step {
-                worker: self.number,
-                done,
-                total,
-                seconds,
-            }),
-            Event::Finished { stage, seconds } => {
-                let stage = stage.name();
-                self.say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
-            }
-            Event::Warning(text) => self.say(Message::Warning(format!("{name}: {text}"))),
+            let _ = self.messages.send(Message::Note(note));
         }
     }
 
-    fn say(&self, message: Message) -> Result<()> {
-        if self.messages.send(message).is_err() {
+    /// # Errors
+    /// No one is there to take it. What fails otherwise is sent.
+    fn send(
+        &mut self,
+        upscaler: &mut Upscaler,
+        name: &str,
+        item: Item,
+        latents: &UpscaledLatents,
+    ) -> Result<()> {
+        let form = LatentForm {
+            scaling_factor: upscaler.scaling_factor(),
+            pixels: upscaler.pixels_per_latent(),
+        };
+        let kind = item.kind;
+        // Before it goes.
+        let before = item.low_res.as_ref().map(|_| low_res(&item.content));
+        self.outbox.item(item, form)?;
+        let made = self.make(upscaler, name, kind, latents, before);
+        self.outbox.close(made)
+    }
+
+    /// Sends the result, and the decoded input where it was asked for.
+    fn make(
+        &mut self,
+        upscaler: &mut Upscaler,
+        name: &str,
+        kind: Written,
+        latents: &UpscaledLatents,
+        before: Option<Result<LowRes>>,
+    ) -> Result<()> {
+        let mut on_event = |event| on_event(self.number, self.messages, name, event);
+        let outbox = &mut self.outbox;
+        match kind {
+            Written::Image(_) => {
+                upscaler.decode_to(latents, outbox, &mut on_event)?;
+                outbox.end_picture()?;
+            }
+            Written::Safetensors | Written::ComfyLatent => {
+                let latents = latents.latents()?;
+                let (_, _, height, width) = latents.dims4()?;
+                outbox.latents(latents.flatten_all()?.to_vec1()?, Size { width, height })?;
+            }
+        }
+        if let Some(before) = before {
+            upscaler.decode_low_res_to(&before?, outbox, &mut on_event)?;
+            outbox.end_picture()?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells of what a worker does.
+fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event) -> Result<()> {
+    let say = |message| {
+        if messages.send(message).is_err() {
             bail!("the run has ended");
         }
         Ok(())
+    };
+    match event {
+        Event::Started(stage) => say(Message::Stage {
+            worker,
+            text: doing(stage),
+        }),
+        Event::Loading(stage) => {
+            say(Message::Stage {
+                worker,
+                text: loading(stage),
+            })?;
+            let stage = stage.name();
+            say(Message::Note(format!(
+                "{name}: reading the {stage} weights"
+            )))
+        }
+        Event::Step {
+            done,
+            total,
+            seconds,
+        } => say(Message::Step {
+            worker,
+            done,
+            total,
+            seconds,
+        }),
+        Event::Finished { stage, seconds } => {
+            let stage = stage.name();
+            say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
+        }
+        Event::Warning(text) => say(Message::Warning(format!("{name}: {text}"))),
     }
 }
 
@@ -249,26 +303,15 @@ fn loading(stage: Stage) -> &'static str {
     }
 }
 
-fn finished(upscaler: &Upscaler, item: Item, upscaled: Upscaled) -> Finished {
-    Finished {
-        item,
-        upscaled,
-        latents: LatentForm {
-            scaling_factor: upscaler.scaling_factor(),
-            pixels: upscaler.pixels_per_latent(),
-        },
-    }
-}
-
 /// Latents in the UNet's scale, whatever the file's.
-fn scaled(upscaler: &Upscaler, mut item: Item) -> Item {
-    if let Content::Latents(latents) = item.content {
-        let latents = latents.into_scaled(item.scale, upscaler.scaling_factor());
-        item.content = Content::Latents(latents);
+fn scale(upscaler: &Upscaler, item: &mut Item) {
+    if let Content::Latents(latents) = &mut item.content {
+        *latents = latents
+            .clone()
+            .into_scaled(item.scale, upscaler.scaling_factor());
         // What they are now: a batch that is done again is not scaled again.
         item.scale = Scale::Scaled;
     }
-    item
 }
 
 /// What the pipeline takes. Under transparent pixels lies whatever the program that saved the picture left there:

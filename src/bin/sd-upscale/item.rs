@@ -6,7 +6,7 @@ use std::time::Instant;
 use sd_upscale::latents::{Latents, Scale};
 use sd_upscale::picture::Picture;
 use sd_upscale::plan::{Source, Written};
-use sd_upscale::{Enlargement, Pixels, Settings};
+use sd_upscale::{Enlargement, Settings};
 
 use crate::job::Job;
 use crate::report::{Outcome, Status};
@@ -85,6 +85,13 @@ impl Item {
         size(self) == size(other) && self.settings == other.settings
     }
 
+    /// Drops the input's colours, which nothing needs once it was upscaled but to fix the result's by them.
+    pub fn without_colors(&mut self) {
+        if let Content::Picture(picture) = &mut self.content {
+            picture.pixels.values = Vec::new();
+        }
+    }
+
     pub fn outcome(&self, job: &Job, status: Status) -> Outcome {
         Outcome {
             output: Some(self.place.name()),
@@ -94,13 +101,6 @@ impl Item {
     }
 }
 
-/// A result on its way to its file.
-pub struct Finished {
-    pub item: Item,
-    pub upscaled: Upscaled,
-    pub latents: LatentForm,
-}
-
 /// What the model's latents are, for those who read them from a file.
 #[derive(Clone, Copy, Debug)]
 pub struct LatentForm {
@@ -108,21 +108,4 @@ pub struct LatentForm {
     pub scaling_factor: f32,
     /// To a latent position, in each direction.
     pub pixels: usize,
-}
-
-/// What was made of an item.
-pub struct Upscaled {
-    pub result: Made,
-    /// The decoded input, where it was asked for.
-    pub low_res: Option<Pixels>,
-}
-
-pub enum Made {
-    Picture(Pixels),
-    /// (4, h, w), scaled.
-    Latents {
-        values: Vec<f32>,
-        height: usize,
-        width: usize,
-    },
 }

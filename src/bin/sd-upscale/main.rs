@@ -11,6 +11,8 @@ mod item;
 mod job;
 mod memory_size;
 mod model;
+mod open_files;
+mod parcel;
 mod read;
 mod report;
 mod run;

@@ -90,7 +90,7 @@ pub enum Message {
         seconds: f64,
     },
     Done(Outcome),
-    /// Every result is written.
+    /// Every result of one writing thread is written.
     AllWritten,
     /// Nothing more can be done: the model cannot be had.
     Fatal(anyhow::Error),

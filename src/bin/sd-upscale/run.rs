@@ -13,12 +13,14 @@ use sd_upscale::{device, files};
 use crate::compute::compute;
 use crate::job::Job;
 use crate::model::Model;
+use crate::open_files::OpenFiles;
+use crate::parcel::outbox;
 use crate::read::read;
 use crate::report::{End, Message, Outcome, Reporter, Status};
 use crate::write::write;
 use crate::{first_use, signals, threads};
 
-/// Groups read ahead of the computing, and results waiting to be written.
+/// Groups read ahead of the computing.
 const AHEAD: usize = 2;
 
 /// Does the job.
@@ -57,9 +59,9 @@ pub fn run(job: Job) -> Result<ExitCode> {
         return crate::dry_run::show(Arc::new(job), &plan, &devices);
     }
     let (messages, inbox) = channel();
-    let writing = Arc::new(Mutex::new(()));
+    let files = Arc::new(OpenFiles::default());
     // Before anything is said that someone may not read.
-    signals::watch(messages.clone(), writing.clone())?;
+    signals::watch(messages.clone(), files.clone())?;
     for (path, error) in &plan.failed {
         let input = path.display().to_string();
         reporter.done(&failed(&job, input, error))?;
@@ -75,7 +77,7 @@ pub fn run(job: Job) -> Result<ExitCode> {
     let wires = Wires {
         messages,
         inbox,
-        writing,
+        files,
     };
     work(Arc::new(job), plan, devices, reporter, wires)
 }
@@ -159,8 +161,7 @@ fn sweep(plan: &Plan) {
 struct Wires {
     messages: Sender<Message>,
     inbox: Receiver<Message>,
-    /// Held while a file is written.
-    writing: Arc<Mutex<()>>,
+    files: Arc<OpenFiles>,
 }
 
 fn work(
@@ -173,10 +174,9 @@ fn work(
     let Wires {
         messages,
         inbox,
-        writing,
+        files,
     } = wires;
     let (groups_out, groups_in) = sync_channel(AHEAD);
-    let (finished_out, finished_in) = sync_channel(AHEAD);
     let groups_in = Arc::new(Mutex::new(groups_in));
     let first = devices.first().cloned().unwrap_or(Device::Cpu);
     let model = Arc::new(Model::new(job.clone(), first));
@@ -189,9 +189,21 @@ fn work(
         let work = move || read(&job, &model, tasks, claims, groups_out, &to_say);
         threads::start("reading", &messages, work)?;
     }
+    let writers = devices.len();
     for (number, device) in devices.into_iter().enumerate() {
+        // Each has a writer of its own: a slow picture of one device keeps no other waiting.
+        let (outbox, inbox) = outbox();
+        {
+            let (job, files, to_say) = (job.clone(), files.clone(), messages.clone());
+            let work = move || {
+                write(&job, &inbox, &files, &to_say);
+                // What the last of the threads sends ends the run.
+                let _ = to_say.send(Message::AllWritten);
+            };
+            threads::start("writing", &messages, work)?;
+        }
         let (job, to_say) = (job.clone(), messages.clone());
-        let (groups, finished, model) = (groups_in.clone(), finished_out.clone(), model.clone());
+        let (groups, model) = (groups_in.clone(), model.clone());
         let work = move || {
             let load = |of_many: bool| {
                 let mut upscaler = model.load(&device, many || of_many)?;
@@ -201,31 +213,22 @@ fn work(
                 }
                 Ok(upscaler)
             };
-            compute(&job, number, load, &groups, &finished, &to_say);
+            compute(&job, number, load, &groups, outbox, &to_say);
         };
         threads::start("computing", &messages, work)?;
-    }
-    drop(finished_out);
-    {
-        let (job, writing, to_say) = (job.clone(), writing.clone(), messages.clone());
-        let work = move || {
-            write(&job, finished_in, &writing, &to_say);
-            // The last of the threads: what it sends ends the run.
-            let _ = to_say.send(Message::AllWritten);
-        };
-        threads::start("writing", &messages, work)?;
     }
     drop(messages);
     let mut talk = Talk {
         reporter,
         inputs,
         job: &job,
-        writing: &writing,
+        files: &files,
+        writers,
     };
     let status = talk.listen(&inbox);
     if status.is_err() {
-        // The process ends now: until then no file may be begun.
-        std::mem::forget(writing.lock());
+        // The process ends now: what is half written goes, and until then no file may be begun.
+        std::mem::forget(files.give_up());
     }
     status
 }
@@ -236,7 +239,9 @@ struct Talk<'a> {
     /// All that are to be done, as they are called in messages.
     inputs: Vec<String>,
     job: &'a Job,
-    writing: &'a Mutex<()>,
+    files: &'a OpenFiles,
+    /// Writing threads that have not ended.
+    writers: usize,
 }
 
 impl Talk<'_> {
@@ -259,7 +264,12 @@ impl Talk<'_> {
                     return Err(error);
                 }
                 Message::Interrupt => self.interrupted(inbox)?,
-                Message::AllWritten => break,
+                Message::AllWritten => {
+                    self.writers = self.writers.saturating_sub(1);
+                    if self.writers == 0 {
+                        break;
+                    }
+                }
             }
         }
         let undone = self.undone();
@@ -295,7 +305,7 @@ impl Talk<'_> {
 
     /// Writes are whole or not at all; what is computing is given up with the process.
     fn interrupted(&mut self, inbox: &Receiver<Message>) -> Result<()> {
-        let _no_file_is_half_written = self.writing.lock();
+        let _no_file_is_half_written = self.files.give_up();
         // What was written before that counts.
         for message in inbox.try_iter() {
             if let Message::Done(outcome) = message {
@@ -327,7 +337,8 @@ mod tests {
             reporter: Reporter::new(&job, 2, 1),
             inputs: vec!["a.png".into(), "b.png".into()],
             job: &job,
-            writing: &Mutex::new(()),
+            files: &OpenFiles::default(),
+            writers: 1,
         };
         talk.listen(&inbox)
     }

@@ -1,12 +1,13 @@
 //! Interrupts, and what else the system tells a process by signals and by the files it starts with.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::open_files::OpenFiles;
 use crate::report::Message;
 
 /// The exit status of an interrupted run.
@@ -15,32 +16,37 @@ pub const INTERRUPTED: u8 = 130;
 /// to read what it says.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A first interrupt ends the run in order, a second one at once. `writing` is held while a file is written.
+/// A first interrupt ends the run in order, a second one at once, but neither leaves a file half written.
 ///
 /// # Errors
 /// The system refuses.
-pub fn watch(messages: Sender<Message>, writing: Arc<Mutex<()>>) -> Result<()> {
+pub fn watch(messages: Sender<Message>, files: Arc<OpenFiles>) -> Result<()> {
     let interrupted = AtomicBool::new(false);
     let ignored = ignored();
     ctrlc::set_handler(move || {
         let again = interrupted.swap(true, Ordering::SeqCst);
         if again || messages.send(Message::Interrupt).is_err() {
-            std::process::exit(i32::from(INTERRUPTED));
+            end(&files);
         }
-        let writing = writing.clone();
-        let end = move || {
+        let for_later = files.clone();
+        let later = move || {
             std::thread::sleep(PATIENCE);
-            let _no_file_is_half_written = writing.lock();
-            std::process::exit(i32::from(INTERRUPTED));
+            end(&for_later);
         };
         // Without another thread there is no patience.
-        if std::thread::Builder::new().spawn(end).is_err() {
-            std::process::exit(i32::from(INTERRUPTED));
+        if std::thread::Builder::new().spawn(later).is_err() {
+            end(&files);
         }
     })
     .context("cannot watch for interrupts")?;
     ignore(&ignored);
     Ok(())
+}
+
+/// Ends the process.
+fn end(files: &OpenFiles) {
+    let _no_file_is_half_written = files.give_up();
+    std::process::exit(i32::from(INTERRUPTED));
 }
 
 /// The signals among those watched that whoever started this process has it ignore: `nohup` hangups, a shell's `&`

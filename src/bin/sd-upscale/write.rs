@@ -1,182 +1,499 @@
-//! Results to files: what the input had besides colour is put back, and every write is whole or not at all.
+//! Results to files, as they come: what the input had besides colour is put back, and every write is whole or not at all.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::Path;
-use std::sync::Mutex;
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use sd_upscale::latents::{Latents, PIXELS_KEY};
-use sd_upscale::metadata::Parameters;
-use sd_upscale::picture::{self, Format, Picture, alpha, color_fix};
+use sd_upscale::metadata::{Metadata, Parameters};
+use sd_upscale::picture::{self, Alpha, Depth, Format, Outline, alpha, color_fix};
 use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::Written;
-use sd_upscale::{Enlargement, Pixels, Settings, files};
+use sd_upscale::{Enlargement, Pixels, Settings};
 
 use crate::args::ColorFix;
-use crate::item::{Content, Finished, Item, LatentForm, Made, Place, Size, Upscaled};
+use crate::item::{Content, Item, LatentForm, Place, Size};
 use crate::job::Job;
+use crate::open_files::{OpenFile, OpenFiles};
+use crate::parcel::{Handed, Parcel};
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 
-/// Encodes and writes until there is nothing more. `writing` is held from before a file is begun until it is said
-/// that it is there, so that whoever holds it knows of all that are.
+/// Encodes and writes what comes until there is nothing more, and tells what became of each item.
 pub fn write(
     job: &Job,
-    finished: Receiver<Finished>,
-    writing: &Mutex<()>,
+    inbox: &Receiver<Parcel>,
+    files: &Arc<OpenFiles>,
     messages: &Sender<Message>,
 ) {
-    for Finished {
-        mut item,
-        upscaled,
-        latents,
-    } in finished
-    {
-        let Upscaled { result, low_res } = upscaled;
-        let encoded = guarded(|| encode(job, &mut item, result, latents)).flatten();
-        // A pipe may be full for as long as it likes.
-        let _writing = match item.place {
-            Place::File(_) => Some(writing.lock()),
-            Place::Stdout => None,
-        };
-        let written = encoded.and_then(|encoded| {
-            for warning in &encoded.warnings {
-                let _ = messages.send(Message::Warning(format!("{}: {warning}", item.source)));
-            }
-            put(job, &item, &encoded.bytes, low_res)?;
-            Ok(encoded.size)
-        });
-        let outcome = match written {
-            Ok(size) => Outcome {
-                size: Some(size),
-                ..item.outcome(job, Status::Ok)
-            },
-            Err(error) => Outcome {
-                error: Some(format!("{error:#}")),
-                ..item.outcome(job, Status::Error)
-            },
-        };
-        if messages.send(Message::Done(outcome)).is_err() {
-            return;
+    let writer = Writer {
+        job,
+        files,
+        messages,
+    };
+    for parcel in inbox {
+        // All others are of an item, which takes them itself.
+        if let Parcel::Item(handed) = parcel {
+            writer.item(*handed, inbox);
         }
     }
 }
 
-/// A result as the bytes of a file.
+struct Writer<'a> {
+    job: &'a Job,
+    files: &'a Arc<OpenFiles>,
+    messages: &'a Sender<Message>,
+}
+
+/// An item's files, encoded, and not yet in their places.
 struct Encoded {
     /// Width and height: pixels, or latent positions.
-    size: (usize, usize),
-    bytes: Vec<u8>,
+    size: Size,
+    /// The result's first.
+    files: Vec<Out>,
     warnings: Vec<String>,
 }
 
-fn encode(job: &Job, item: &mut Item, result: Made, form: LatentForm) -> Result<Encoded> {
-    match result {
-        Made::Picture(pixels) => {
-            let Written::Image(format) = item.kind else {
-                bail!("a picture cannot be written as latents");
-            };
-            let size = (pixels.width, pixels.height);
-            let picture = picture(job, item, pixels);
-            let encoded = picture::encode(&picture, format, job.quality)
-                .with_context(|| item.source.to_string())?;
-            Ok(Encoded {
-                size,
-                bytes: encoded.bytes,
-                warnings: encoded.warnings,
-            })
+impl Writer<'_> {
+    fn item(&self, handed: Handed, inbox: &Receiver<Parcel>) {
+        let Handed {
+            mut item,
+            form,
+            refused,
+        } = handed;
+        let mut parcels = Parcels::of(inbox);
+        let encoded = guarded(|| self.encode(&mut item, form, &mut parcels)).flatten();
+        if encoded.is_err() {
+            refused.store(true, Ordering::Relaxed);
         }
-        Made::Latents {
-            values,
-            height,
-            width,
-        } => {
-            let latents = Latents::from_scaled(values, 1, height, width);
-            let metadata = latents_metadata(job, item, Size { width, height }, form);
-            let bytes = match item.kind {
-                Written::ComfyLatent => latents.to_comfy(form.scaling_factor, &metadata)?,
-                _ => latents.to_safetensors(&metadata)?,
-            };
-            Ok(Encoded {
-                size: (width, height),
-                bytes,
-                warnings: Vec::new(),
-            })
+        parcels.pass_over();
+        match encoded {
+            Ok(encoded) => self.put(&item, encoded),
+            Err(error) => self.tell(&item, Err(error)),
         }
     }
-}
 
-/// Puts a file, and the decoded input where it was asked for, in its place.
-fn put(job: &Job, item: &Item, bytes: &[u8], low_res: Option<Pixels>) -> Result<()> {
-    match &item.place {
-        Place::File(path) => {
-            write_file(path, bytes)?;
-            if let (Some(path), Some(pixels)) = (&item.low_res, low_res) {
-                write_low_res(job, path, item.kind, pixels)?;
+    /// Encodes what comes of an item, up to its end.
+    fn encode(&self, item: &mut Item, form: LatentForm, parcels: &mut Parcels) -> Result<Encoded> {
+        let mut encoded = match item.kind {
+            Written::Image(format) => {
+                let place = item.place.clone();
+                let dressed = Dressed::of(self.job, item);
+                self.picture(&dressed, format, &place, parcels)?
             }
-            Ok(())
+            Written::Safetensors | Written::ComfyLatent => self.latents(item, form, parcels)?,
+        };
+        if let Some(path) = &item.low_res {
+            // In the format of the result; PNG beside latents.
+            let format = match item.kind {
+                Written::Image(format) => format,
+                _ => Format::Png,
+            };
+            let place = Place::File(path.clone());
+            let low_res = self.picture(&Dressed::plain(), format, &place, parcels)?;
+            encoded.files.extend(low_res.files);
         }
-        Place::Stdout => {
-            let mut stdout = std::io::stdout().lock();
-            stdout
-                .write_all(bytes)
-                .and_then(|()| stdout.flush())
-                .context("cannot write to standard output")
+        parcels.closed()?;
+        Ok(encoded)
+    }
+
+    /// Puts files in their places, or on standard output, and tells of it.
+    fn put(&self, item: &Item, encoded: Encoded) {
+        for warning in &encoded.warnings {
+            let text = format!("{}: {warning}", item.source);
+            let _ = self.messages.send(Message::Warning(text));
+        }
+        let mut files = Vec::new();
+        let mut written = Ok(());
+        for out in encoded.files {
+            match out {
+                Out::File(file) => files.push(file),
+                // A pipe may be full for as long as it likes: nothing is held meanwhile.
+                Out::Memory(bytes) => written = to_stdout(bytes.get_ref()),
+            }
+        }
+        self.files.commit(files, |committed| {
+            self.tell(item, written.and(committed).map(|()| encoded.size));
+        });
+    }
+
+    /// Tells what became of an item.
+    fn tell(&self, item: &Item, done: Result<Size>) {
+        let outcome = match done {
+            Ok(size) => Outcome {
+                size: Some((size.width, size.height)),
+                ..item.outcome(self.job, Status::Ok)
+            },
+            Err(error) => Outcome {
+                error: Some(format!("{error:#}")),
+                ..item.outcome(self.job, Status::Error)
+            },
+        };
+        // The receiver is gone only where the run has ended.
+        let _ = self.messages.send(Message::Done(outcome));
+    }
+
+    fn latents(&self, item: &Item, form: LatentForm, parcels: &mut Parcels) -> Result<Encoded> {
+        let (values, size) = parcels.latents()?;
+        let latents = Latents::from_scaled(values, 1, size.height, size.width);
+        let metadata = latents_metadata(self.job, item, size, form);
+        let bytes = match item.kind {
+            Written::ComfyLatent => latents.to_comfy(form.scaling_factor, &metadata)?,
+            _ => latents.to_safetensors(&metadata)?,
+        };
+        let mut out = self.open(&item.place)?;
+        if let Err(error) = out.write_all(&bytes) {
+            return Err(out.failure().unwrap_or_else(|| error.into()));
+        }
+        Ok(Encoded {
+            size,
+            files: vec![out],
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Encodes the picture that comes, from its beginning again where that is said.
+    fn picture(
+        &self,
+        dressed: &Dressed,
+        format: Format,
+        place: &Place,
+        parcels: &mut Parcels,
+    ) -> Result<Encoded> {
+        let mut size = parcels.begin()?;
+        loop {
+            let encoded = self.lines(dressed, size, format, place, parcels);
+            if let Some(again) = parcels.again.take() {
+                size = again;
+                continue;
+            }
+            // What the computing says comes before what that led to.
+            let (out, warnings) = match parcels.failure.take() {
+                Some(error) => return Err(error),
+                None => encoded?,
+            };
+            match parcels.next()? {
+                Parcel::End => {
+                    return Ok(Encoded {
+                        size,
+                        files: vec![out],
+                        warnings,
+                    });
+                }
+                Parcel::Begin(again) => size = again,
+                _ => return Err(out_of_order()),
+            }
+        }
+    }
+
+    /// Encodes the lines that come.
+    fn lines(
+        &self,
+        dressed: &Dressed,
+        size: Size,
+        format: Format,
+        place: &Place,
+        parcels: &mut Parcels,
+    ) -> Result<(Out, Vec<String>)> {
+        let outline = dressed.outline(self.job, size);
+        let quality = self.job.quality;
+        let whole = match &dressed.reference {
+            Some((low, times)) => {
+                let mut whole = whole(size, parcels)?;
+                fix_color(self.job.color_fix, &mut whole, low, *times);
+                Some(whole)
+            }
+            None => None,
+        };
+        let mut out = self.open(place)?;
+        let encoded = match &whole {
+            Some(pixels) => {
+                let mut pieces = pixels.values.chunks(3 * size.width * LINES);
+                let mut next = || {
+                    pieces
+                        .next()
+                        .map(<[f32]>::to_vec)
+                        .with_context(out_of_order)
+                };
+                picture::encode_lines(&outline, format, quality, &mut next, &mut out)
+            }
+            None => {
+                picture::encode_lines(&outline, format, quality, &mut || parcels.lines(), &mut out)
+            }
+        };
+        match (encoded, out.failure()) {
+            (Ok(warnings), _) => Ok((out, warnings)),
+            (Err(_), Some(failure)) => Err(failure),
+            (Err(error), None) => Err(match &dressed.name {
+                Some(name) => error.context(name.clone()),
+                None => error,
+            }),
+        }
+    }
+
+    fn open(&self, place: &Place) -> Result<Out> {
+        Ok(match place {
+            Place::File(path) => Out::File(self.files.create(path)?),
+            Place::Stdout => Out::Memory(Cursor::default()),
+        })
+    }
+}
+
+/// Lines of a whole picture that are encoded at a time.
+const LINES: usize = 64;
+
+/// Where an encoded file goes.
+enum Out {
+    File(OpenFile),
+    /// To standard output in the end.
+    Memory(Cursor<Vec<u8>>),
+}
+
+impl Out {
+    /// What writing failed with, in words.
+    fn failure(&mut self) -> Option<anyhow::Error> {
+        match self {
+            Out::File(file) => file.failure(),
+            Out::Memory(_) => None,
         }
     }
 }
 
-/// The decoded input, in the format of the result; PNG beside latents.
-fn write_low_res(job: &Job, path: &Path, kind: Written, pixels: Pixels) -> Result<()> {
-    let format = match kind {
-        Written::Image(format) => format,
-        _ => Format::Png,
-    };
-    let picture = Picture::from_pixels(pixels);
-    write_file(path, &picture::encode(&picture, format, job.quality)?.bytes)
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-    {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Out::File(file) => file.write(bytes),
+            Out::Memory(memory) => memory.write(bytes),
+        }
     }
-    files::write(path, bytes)
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Out::File(file) => file.flush(),
+            Out::Memory(_) => Ok(()),
+        }
+    }
 }
 
-/// The upscaled picture with what the input had besides colour: alpha, depth, greyness, metadata.
-fn picture(job: &Job, item: &mut Item, pixels: Pixels) -> Picture {
+impl Seek for Out {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match self {
+            Out::File(file) => file.seek(to),
+            Out::Memory(memory) => memory.seek(to),
+        }
+    }
+}
+
+fn to_stdout(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .context("cannot write to standard output")
+}
+
+/// What comes of one item.
+struct Parcels<'a> {
+    inbox: &'a Receiver<Parcel>,
+    /// Whether more comes.
+    open: bool,
+    /// The picture that was coming comes again, from its beginning.
+    again: Option<Size>,
+    /// Why there are no more lines.
+    failure: Option<anyhow::Error>,
+}
+
+impl<'a> Parcels<'a> {
+    fn of(inbox: &'a Receiver<Parcel>) -> Self {
+        Self {
+            inbox,
+            open: true,
+            again: None,
+            failure: None,
+        }
+    }
+
+    /// # Errors
+    /// The computing failed, or ended.
+    fn next(&mut self) -> Result<Parcel> {
+        match self.inbox.recv() {
+            Ok(Parcel::Closed(done)) => {
+                self.open = false;
+                done?;
+                Err(out_of_order())
+            }
+            Ok(parcel) => Ok(parcel),
+            Err(_) => {
+                self.open = false;
+                bail!("the computing ended early")
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<Size> {
+        match self.next()? {
+            Parcel::Begin(size) => Ok(size),
+            _ => Err(out_of_order()),
+        }
+    }
+
+    /// The next lines. That there are none is kept as well, since an encoder may make other words of it.
+    fn lines(&mut self) -> Result<Vec<f32>> {
+        match self.next() {
+            Ok(Parcel::Lines(values)) => Ok(values.take()),
+            Ok(Parcel::Begin(size)) => {
+                self.again = Some(size);
+                bail!("the picture begins again")
+            }
+            Ok(_) => Err(out_of_order()),
+            Err(error) => {
+                self.failure = Some(error);
+                bail!("the picture was not computed")
+            }
+        }
+    }
+
+    fn latents(&mut self) -> Result<(Vec<f32>, Size)> {
+        match self.next()? {
+            Parcel::Latents(values, size) => Ok((values.take(), size)),
+            _ => Err(out_of_order()),
+        }
+    }
+
+    /// The end of the item.
+    fn closed(&mut self) -> Result<()> {
+        let last = self.inbox.recv();
+        self.open = !matches!(last, Ok(Parcel::Closed(_)) | Err(_));
+        match last {
+            Ok(Parcel::Closed(done)) => done,
+            _ => Err(out_of_order()),
+        }
+    }
+
+    /// Takes what is left of the item.
+    fn pass_over(&mut self) {
+        while self.open {
+            self.open = !matches!(self.inbox.recv(), Ok(Parcel::Closed(_)) | Err(_));
+        }
+    }
+}
+
+fn out_of_order() -> anyhow::Error {
+    anyhow!(
+        "the parts of a result came out of order: this is a fault in this program; please report it"
+    )
+}
+
+/// What the input had besides colour, and what is said of the result.
+struct Dressed {
+    /// What errors of encoding are led by.
+    name: Option<String>,
+    /// Of half the result's size in each direction, and that.
+    alpha: Option<(Vec<f32>, Size)>,
+    gray: bool,
+    depth: Depth,
+    metadata: Metadata,
+    /// To be told of in the metadata.
+    settings: Option<Settings>,
+    /// The input, where the result's colours are fixed by it, and how many times as large the result is.
+    reference: Option<(Pixels, usize)>,
+}
+
+impl Dressed {
+    /// An opaque picture of 8 bits of which nothing is said.
+    fn plain() -> Self {
+        Self {
+            name: None,
+            alpha: None,
+            gray: false,
+            depth: Depth::Eight,
+            metadata: Metadata::default(),
+            settings: None,
+            reference: None,
+        }
+    }
+
+    /// As the item's input: what it had is taken out of it.
+    fn of(job: &Job, item: &mut Item) -> Self {
+        let mut dressed = Self {
+            name: Some(item.source.to_string()),
+            settings: (!job.strip).then(|| item.settings.clone()),
+            ..Self::plain()
+        };
+        match &mut item.content {
+            Content::Picture(low) => {
+                let size = Size {
+                    width: low.pixels.width,
+                    height: low.pixels.height,
+                };
+                let times = item.settings.scale.times();
+                let alpha = low.alpha.take();
+                dressed.alpha = alpha.map(|alpha| half_enlarged(alpha, size, times));
+                dressed.gray = low.gray;
+                dressed.depth = low.depth;
+                dressed.metadata = std::mem::take(&mut low.metadata);
+                let values = std::mem::take(&mut low.pixels.values);
+                let low = Pixels {
+                    values,
+                    ..low.pixels
+                };
+                dressed.reference = (job.color_fix != ColorFix::None).then_some((low, times));
+            }
+            Content::Latents(latents) => dressed.metadata = latents.image_metadata(),
+        }
+        if job.strip {
+            dressed.metadata = dressed.metadata.color_only();
+        }
+        dressed
+    }
+
+    /// Of a result of this size.
+    fn outline(&self, job: &Job, size: Size) -> Outline<'_> {
+        let mut metadata = Cow::Borrowed(&self.metadata);
+        if let Some(settings) = &self.settings {
+            let settings = written_settings(job, settings, size);
+            metadata.to_mut().add_settings(&settings);
+        }
+        Outline {
+            width: size.width,
+            height: size.height,
+            alpha: self.alpha.as_ref().map(|(values, low)| Alpha::Halved {
+                values: values.into(),
+                width: low.width,
+                height: low.height,
+            }),
+            gray: self.gray,
+            depth: self.depth,
+            metadata,
+        }
+    }
+}
+
+/// Transparency of half the size of what is `times` as large as the input, and that size.
+fn half_enlarged(alpha: Vec<f32>, low: Size, times: usize) -> (Vec<f32>, Size) {
+    let half = times / 2;
     let size = Size {
-        width: pixels.width,
-        height: pixels.height,
+        width: half * low.width,
+        height: half * low.height,
     };
-    let mut made = Picture::from_pixels(pixels);
-    match &mut item.content {
-        Content::Picture(low) => {
-            let times = item.settings.scale.times();
-            fix_color(job.color_fix, &mut made.pixels, &low.pixels, times);
-            made.alpha = low
-                .alpha
-                .as_ref()
-                .map(|alpha| alpha::enlarge(alpha, low.pixels.width, low.pixels.height, times));
-            made.gray = low.gray;
-            made.depth = low.depth;
-            made.metadata = std::mem::take(&mut low.metadata);
-        }
-        Content::Latents(latents) => made.metadata = latents.image_metadata(),
+    match half {
+        1 => (alpha, size),
+        _ => (alpha::enlarge(&alpha, low.width, low.height, half), size),
     }
-    if job.strip {
-        made.metadata = std::mem::take(&mut made.metadata).color_only();
-    } else {
-        let settings = written_settings(job, &item.settings, size);
-        made.metadata.add_settings(&settings);
+}
+
+/// The whole picture that comes.
+fn whole(size: Size, parcels: &mut Parcels) -> Result<Pixels> {
+    let count = 3 * size.width * size.height;
+    let mut values = Vec::with_capacity(count);
+    while values.len() < count {
+        values.extend(parcels.lines()?);
     }
-    made
+    Pixels::new(size.width, size.height, values)
 }
 
 /// Brings the colours of `made`, which is `times` as large as the input, back to the input's, in the way asked for.
@@ -266,4 +583,169 @@ fn latents_metadata(
     metadata.extend(written_scale(&item.settings).map(|scale| (SCALE_KEY.into(), scale)));
     metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
     metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use clap::Parser;
+    use sd_upscale::PictureSink;
+    use sd_upscale::latents::Scale;
+    use sd_upscale::picture::Picture;
+    use sd_upscale::plan::Source;
+
+    use super::*;
+    use crate::args::Args;
+    use crate::parcel::{Outbox, outbox};
+
+    const SIZE: Size = Size {
+        width: 6,
+        height: 130,
+    };
+
+    fn job(arguments: &str) -> Job {
+        let program = ["sd-upscale", "in.png", "-o", "out.png"];
+        let arguments = program.into_iter().chain(arguments.split_whitespace());
+        Job::try_from(Args::parse_from(arguments)).unwrap()
+    }
+
+    fn item(job: &Job, path: PathBuf) -> Item {
+        let low = Pixels::new(3, 65, vec![0.25; 3 * 3 * 65]).unwrap();
+        Item {
+            source: Source::Path("in.png".into()),
+            content: Content::Picture(Picture::from_pixels(low)),
+            settings: job.settings.clone(),
+            kind: Written::Image(Format::Png),
+            place: Place::File(path),
+            low_res: None,
+            expected: SIZE,
+            of_many: false,
+            scale: Scale::Scaled,
+            start: Instant::now(),
+        }
+    }
+
+    fn form() -> LatentForm {
+        LatentForm {
+            scaling_factor: 1.0,
+            pixels: 8,
+        }
+    }
+
+    /// Lines of one value.
+    fn lines(outbox: &mut Outbox, count: usize, value: f32) {
+        outbox.lines(vec![value; 3 * SIZE.width * count]).unwrap();
+    }
+
+    /// What a writer makes of what `send` sends of `out.png` in `folder`.
+    fn written(folder: &Path, job: &Job, send: impl FnOnce(&mut Outbox)) -> Outcome {
+        let (mut outbox, inbox) = outbox();
+        outbox
+            .item(item(job, folder.join("out.png")), form())
+            .unwrap();
+        send(&mut outbox);
+        drop(outbox);
+        let (messages, told) = channel();
+        write(job, &inbox, &Arc::default(), &messages);
+        drop(messages);
+        let told: Vec<Message> = told.iter().collect();
+        match <[Message; 1]>::try_from(told) {
+            Ok([Message::Done(outcome)]) => outcome,
+            _ => panic!("not one outcome"),
+        }
+    }
+
+    fn files_in(folder: &Path) -> usize {
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn a_picture_that_begins_again_is_the_one_that_came_last() {
+        for arguments in ["", "--color-fix wavelet"] {
+            let (job, folder) = (job(arguments), tempfile::tempdir().unwrap());
+            let begin = |outbox: &mut Outbox| outbox.begin(SIZE.width, SIZE.height).unwrap();
+            let once = written(folder.path(), &job, |outbox| {
+                begin(outbox);
+                lines(outbox, 130, 0.5);
+                outbox.end_picture().unwrap();
+                outbox.close(Ok(())).unwrap();
+            });
+            assert_eq!((once.status, once.size), (Status::Ok, Some((6, 130))));
+            let expected = std::fs::read(folder.path().join("out.png")).unwrap();
+            std::fs::remove_file(folder.path().join("out.png")).unwrap();
+            let again = written(folder.path(), &job, |outbox| {
+                begin(outbox);
+                lines(outbox, 70, 0.75);
+                // In the middle of it, and when all of it was given.
+                begin(outbox);
+                lines(outbox, 130, 1.0);
+                begin(outbox);
+                lines(outbox, 7, 0.5);
+                lines(outbox, 123, 0.5);
+                outbox.end_picture().unwrap();
+                outbox.close(Ok(())).unwrap();
+            });
+            assert_eq!(again.status, Status::Ok);
+            assert_eq!(files_in(folder.path()), 1);
+            let found = std::fs::read(folder.path().join("out.png")).unwrap();
+            assert!(found == expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_the_computing_failed_with_is_told_in_its_words_and_leaves_no_file() {
+        for arguments in ["", "--color-fix adain"] {
+            let (job, folder) = (job(arguments), tempfile::tempdir().unwrap());
+            for sent in [0, 70, 130] {
+                let outcome = written(folder.path(), &job, |outbox| {
+                    outbox.begin(SIZE.width, SIZE.height).unwrap();
+                    if sent > 0 {
+                        lines(outbox, sent, 0.5);
+                    }
+                    outbox.close(Err(anyhow!("the cable was cut"))).unwrap();
+                });
+                assert_eq!(outcome.status, Status::Error);
+                assert_eq!(outcome.error.as_deref(), Some("the cable was cut"));
+                assert_eq!(files_in(folder.path()), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_told_once_and_the_computing_hears_of_it() {
+        let (job, folder) = (job(""), tempfile::tempdir().unwrap());
+        let path = folder.path().join("no folder/out.png");
+        std::fs::write(folder.path().join("no folder"), "a file").unwrap();
+        let refused = Arc::new(AtomicBool::new(false));
+        let (mut outbox, inbox) = outbox();
+        outbox.begin(SIZE.width, SIZE.height).unwrap();
+        lines(&mut outbox, 130, 0.5);
+        outbox.close(Ok(())).unwrap();
+        let (messages, told) = channel();
+        let files = Arc::default();
+        let writer = Writer {
+            job: &job,
+            files: &files,
+            messages: &messages,
+        };
+        let handed = Handed {
+            item: item(&job, path),
+            form: form(),
+            refused: refused.clone(),
+        };
+        writer.item(handed, &inbox);
+        assert!(refused.load(Ordering::Relaxed));
+        assert!(inbox.try_recv().is_err(), "parts of the item are left");
+        drop(messages);
+        let told: Vec<Message> = told.iter().collect();
+        let [Message::Done(outcome)] = &told[..] else {
+            panic!("not one outcome");
+        };
+        let error = outcome.error.as_deref().unwrap();
+        assert!(error.starts_with("cannot create the folder"), "{error}");
+    }
 }

@@ -1,0 +1,145 @@
+//! The files that a run is writing: none of them outlives it half written, and all that are in their place were told of.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use sd_upscale::files::Pending;
+
+/// The temporary files that there are. The lock is held while one is made, put in its place or removed, and until what is in its
+/// place is told of: who holds it knows of all files.
+#[derive(Default)]
+pub struct OpenFiles(Mutex<Vec<PathBuf>>);
+
+impl OpenFiles {
+    /// Begins a file, in a folder that is made where it is not there.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written to.
+    pub fn create(self: &Arc<Self>, path: &Path) -> Result<OpenFile> {
+        let mut open = self.lock();
+        let folder = path.parent();
+        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        }
+        let pending = Pending::create(path)?;
+        open.push(pending.temporary().to_path_buf());
+        Ok(OpenFile {
+            pending: Some(pending),
+            all: self.clone(),
+        })
+    }
+
+    /// Puts files in their places, and tells of it by `tell` before anyone else can know of them.
+    pub fn commit(&self, files: Vec<OpenFile>, tell: impl FnOnce(Result<()>)) {
+        let mut files = files;
+        let flush = |file: &OpenFile| file.pending.as_ref().map_or(Ok(()), Pending::flush_to_disk);
+        let flushed: Result<()> = files.iter().try_for_each(flush);
+        let mut open = self.lock();
+        let pending: Vec<Pending> = files
+            .iter_mut()
+            .filter_map(|file| file.pending.take())
+            .collect();
+        for pending in &pending {
+            open.retain(|path| path != pending.temporary());
+        }
+        tell(flushed.and_then(|()| pending.into_iter().try_for_each(Pending::commit)));
+    }
+
+    /// Removes what is half written. As long as what this gives is kept, no other file is begun or put in its place: it is for a
+    /// process that ends.
+    pub fn give_up(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        let mut open = self.lock();
+        for path in open.drain(..) {
+            // One that cannot be removed is no reason to go on.
+            let _ = std::fs::remove_file(path);
+        }
+        open
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file of [`OpenFiles`]. Dropped, it is removed.
+pub struct OpenFile {
+    /// There until it is put in its place.
+    pending: Option<Pending>,
+    all: Arc<OpenFiles>,
+}
+
+impl OpenFile {
+    /// [`Pending::failure`].
+    pub fn failure(&mut self) -> Option<anyhow::Error> {
+        self.pending.as_mut()?.failure()
+    }
+
+    fn file(&mut self) -> io::Result<&mut Pending> {
+        let closed = || io::Error::other("the file is in its place already");
+        self.pending.as_mut().ok_or_else(closed)
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            let mut open = self.all.lock();
+            open.retain(|path| path != pending.temporary());
+            drop(pending);
+        }
+    }
+}
+
+impl Write for OpenFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file()?.flush()
+    }
+}
+
+impl Seek for OpenFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file()?.seek(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_given_up_is_gone_and_what_was_put_in_its_place_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(OpenFiles::default());
+        let create = |name: &str| {
+            let mut file = files.create(&folder.path().join(name)).unwrap();
+            file.write_all(name.as_bytes()).unwrap();
+            file
+        };
+        let mut told = None;
+        files.commit(vec![create("a"), create("b")], |done| told = Some(done));
+        assert!(told.unwrap().is_ok());
+        assert_eq!(names(folder.path()), ["a", "b"]);
+        drop(create("c"));
+        assert_eq!(names(folder.path()), ["a", "b"]);
+        let _half = create("d");
+        assert_eq!(names(folder.path()).len(), 3);
+        drop(files.give_up());
+        assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+}
