@@ -2,7 +2,8 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sd_upscale::files::Pending;
@@ -52,15 +53,39 @@ impl OpenFiles {
     /// process that ends.
     pub fn give_up(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         let mut open = self.lock();
-        for path in open.drain(..) {
-            // One that cannot be removed is no reason to go on.
-            let _ = std::fs::remove_file(path);
-        }
+        remove(&mut open);
         open
+    }
+
+    /// [`Self::give_up`], unless another is at it and does not come to an end: it may be waiting for someone to read what it says.
+    pub fn give_up_soon(&self) -> Option<MutexGuard<'_, Vec<PathBuf>>> {
+        for _ in 0..TRIES {
+            match self.0.try_lock() {
+                Err(TryLockError::WouldBlock) => std::thread::sleep(WAIT),
+                Err(TryLockError::Poisoned(_)) => return Some(self.give_up()),
+                Ok(mut open) => {
+                    remove(&mut open);
+                    return Some(open);
+                }
+            }
+        }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often [`OpenFiles::give_up_soon`] looks, and how long it waits between: a second in all. Whoever makes a file, or puts it in
+/// its place, takes less.
+const TRIES: usize = 100;
+const WAIT: Duration = Duration::from_millis(10);
+
+fn remove(open: &mut Vec<PathBuf>) {
+    for path in open.drain(..) {
+        // One that cannot be removed is no reason to go on.
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -139,7 +164,13 @@ mod tests {
         assert_eq!(names(folder.path()), ["a", "b"]);
         let _half = create("d");
         assert_eq!(names(folder.path()).len(), 3);
-        drop(files.give_up());
+        let ending = files.give_up();
+        assert_eq!(names(folder.path()), ["a", "b"]);
+        // Another end is not kept waiting by the first.
+        assert!(files.give_up_soon().is_none());
+        drop(ending);
+        let _half = create("e");
+        assert!(files.give_up_soon().is_some());
         assert_eq!(names(folder.path()), ["a", "b"]);
     }
 }

@@ -45,7 +45,7 @@ pub fn watch(messages: Sender<Message>, files: Arc<OpenFiles>) -> Result<()> {
 
 /// Ends the process.
 fn end(files: &OpenFiles) {
-    let _no_file_is_half_written = files.give_up();
+    let _no_file_is_half_written = files.give_up_soon();
     std::process::exit(i32::from(INTERRUPTED));
 }
 
