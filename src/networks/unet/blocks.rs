@@ -169,7 +169,7 @@ impl AttentionBlock {
             .get(level, "attention_head_dim")?;
         ensure!(
             head > 0 && channels >= head,
-            "unet/config.json: attention_head_dim {head} does not fit {channels} channels"
+            "unet/config.json: attention_head_dim {head} does not fit the {channels} channels of block_out_channels"
         );
         let heads = channels / head;
         let width = heads * head;
