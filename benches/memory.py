@@ -232,8 +232,10 @@ def compared(kept, model, program, side, row):
 
 
 def whole_picture(kept, model, program, side):
-    """The picture of a program of the same kind that was decoded whole, where there is one."""
-    peers = [WHOLE] if program == TILED else [p for p in kept.all.get(model, {}) if p.startswith("sd-upscale")]
+    """The picture that was decoded whole, where there is one: of a program of the same kind, else diffusers'."""
+    # diffusers' whole picture is ours but for single levels.
+    ours = [p for p in kept.all.get(model, {}) if p.startswith("sd-upscale")]
+    peers = [WHOLE] if program == TILED else [*ours, WHOLE]
     for peer in peers:
         row = kept.measured(model, peer).get(side)
         path = kept.picture(model, peer, side)

@@ -550,9 +550,14 @@ impl Conv2d {
             bail!("a window of no lines");
         };
         if piece.backend == (Backend::Shapes { card: true }) {
-            // The window in one piece, and normed.
+            // The window in one piece, and normed or enlarged.
             let (_, c, rows, w) = piece.dims()?;
-            shapes::scratch((2 * of.b * rows * w * c * of.value) as u64);
+            let copies = match reading {
+                BandReading::Plain => 1,
+                BandReading::Known(_) => 2,
+                BandReading::Upsampled => 5,
+            };
+            shapes::scratch((copies * of.b * rows * w * c * of.value) as u64);
         }
         let tensor = shapes::result((of.b, lines, of.w, of.c), piece.tensor.dtype())?;
         Ok(piece.like(tensor))
@@ -615,10 +620,13 @@ impl Conv2d {
                 let size = x.size()?;
                 let of = self.output_size(size, matches!(reading, Reading::Upsampled));
                 shapes::convolution(&self.shape, of.b * of.h * of.w);
-                if x.backend == (Backend::Shapes { card: true })
-                    && matches!(reading, Reading::Normed(_))
-                {
-                    shapes::scratch(size.bytes());
+                if x.backend == (Backend::Shapes { card: true }) {
+                    // A card reads what is normed, or enlarged, from a map of its own.
+                    shapes::scratch(match reading {
+                        Reading::Plain => 0,
+                        Reading::Normed(_) => size.bytes(),
+                        Reading::Upsampled => 4 * size.bytes(),
+                    });
                 }
                 Ok(x.like(shapes::result((of.b, of.h, of.w, of.c), x.tensor.dtype())?))
             }
@@ -785,9 +793,10 @@ impl TokensInParts {
     pub fn new(b: usize, n: usize, c: usize, placement: &Placement) -> Result<Self> {
         let of_shapes = placement.is_of_shapes();
         let (shape, dtype) = ((b, n, c), placement.dtype);
-        let all = match of_shapes {
-            true => shapes::view(shape, dtype)?,
-            false => Tensor::zeros(shape, dtype, &placement.device)?,
+        let all = if of_shapes {
+            shapes::view(shape, dtype)?
+        } else {
+            Tensor::zeros(shape, dtype, &placement.device)?
         };
         Ok(Self {
             all,

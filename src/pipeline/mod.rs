@@ -23,7 +23,7 @@ use candle_core::{DType, Device, Tensor};
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
 use self::memory::Planner;
-pub use self::memory::{StagePlan, TooLittle};
+pub use self::memory::{PlanFor, StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
 use self::passes::Pass;

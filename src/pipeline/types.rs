@@ -210,7 +210,7 @@ impl UpscaledLatents {
 }
 
 /// The parts of the work, for progress and messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Prompt to conditioning.
     Text,

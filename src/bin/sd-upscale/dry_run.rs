@@ -114,7 +114,7 @@ fn planned(job: &Job, task: &Task, facts: &mut Facts) -> Result<Option<(Size, Ve
     let size = facts.result_size(&content)?;
     let kind = kind(task);
     fits(size, kind)?;
-    let plans = facts.plan(&content, &job.settings, matches!(kind, Written::Image(_)))?;
+    let plans = facts.plan(&content, &job.settings, kind)?;
     Ok(Some((size, plans)))
 }
 

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use sd_upscale::model::{self, Hub, PartFiles, TINY};
-use sd_upscale::pipeline::StagePlan;
+use sd_upscale::pipeline::{PlanFor, StagePlan};
+use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, ModelFiles, Options, Settings, Upscaler, device};
 
 use crate::item::{Content, Size};
@@ -61,7 +62,7 @@ impl Facts {
         Ok(size.enlarged(self.scale))
     }
 
-    /// What an input takes of the device's memory, a stage after the other; `decoded` where its result is a picture.
+    /// What an input takes of the device's memory, a stage after the other.
     ///
     /// # Errors
     /// [`TooLittle`](sd_upscale::pipeline::TooLittle), in the error's chain.
@@ -69,14 +70,20 @@ impl Facts {
         &mut self,
         content: &Content,
         settings: &Settings,
-        decoded: bool,
+        kind: Written,
     ) -> Result<Vec<StagePlan>> {
         let factor = self.upscaler.pixels_per_latent();
-        let (size, image) = match content {
-            Content::Picture(picture) => ((picture.pixels.width, picture.pixels.height), true),
-            Content::Latents(latents) => ((factor * latents.width, factor * latents.height), false),
+        let (width, height) = match content {
+            Content::Picture(picture) => (picture.pixels.width, picture.pixels.height),
+            Content::Latents(latents) => (factor * latents.width, factor * latents.height),
         };
-        self.upscaler.plan(size, settings, image, decoded)
+        let work = PlanFor {
+            width,
+            height,
+            from_image: matches!(content, Content::Picture(_)),
+            to_picture: matches!(kind, Written::Image(_)),
+        };
+        self.upscaler.plan(work, settings)
     }
 }
 

@@ -300,8 +300,7 @@ impl Reader<'_> {
         kind: Written,
         facts: &mut Facts,
     ) -> Result<()> {
-        let decoded = matches!(kind, Written::Image(_));
-        match facts.plan(content, &self.job.settings, decoded) {
+        match facts.plan(content, &self.job.settings, kind) {
             Ok(plans) => {
                 for plan in plans {
                     self.say(Message::Note(format!("{}: {plan}", task.source)));

@@ -17,9 +17,10 @@ impl PackedConv {
     /// tiles reach over besides.
     pub fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
         let whole = self.filter.output_size(h, self.filter.width).0;
-        let end = match winograd::applies(self) {
-            true => (lines.start + lines.len().next_multiple_of(OUT)).min(whole),
-            false => lines.end,
+        let end = if winograd::applies(self) {
+            (lines.start + lines.len().next_multiple_of(OUT)).min(whole)
+        } else {
+            lines.end
         };
         self.filter.reach(&(lines.start..end), h)
     }

@@ -364,9 +364,10 @@ impl<'a> Lines<'a> for Resampled<'a> {
 
     fn release(&self, before: usize) {
         let end = before >= self.size().h;
-        let input = match end {
-            true => usize::MAX,
-            false => self.reach(&(before..before + 1)).start,
+        let input = if end {
+            usize::MAX
+        } else {
+            self.reach(&(before..before + 1)).start
         };
         self.input.release(input);
     }
