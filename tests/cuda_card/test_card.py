@@ -151,6 +151,22 @@ class Failures(CardTest):
             print(f"{dtype}: {managed} of {len(sizes)} sizes up to {peak} bytes gave the picture")
             self.assertGreaterEqual(managed, 2, "with as much as it needs a run must do")
 
+    def test_less_memory_than_whole_maps_take_gives_the_same_picture_on_the_card(self):
+        picture = self.folder / "photo.png"
+        write_png(picture, 160)
+        whole, expected = self.upscale("whole.bmp", input=picture, steps=1, stats=1)
+        self.done(whole)
+        peak = whole.peaks[0]
+        # The maps of the decoder's last level are 6.5 MB each, and are kept in bands of 4 MiB.
+        for share in [0.9, 0.75]:
+            most = int(share * peak)
+            run, out = self.upscale(f"bands-{share}.bmp", "--max-memory", most, input=picture, steps=1, stats=1)
+            self.done(run)
+            self.assertEqual(run.told, [], "it was to be done on the card")
+            print(f"within {most} bytes of the card's: {run.peaks[0]}, {peak} without")
+            self.assertLess(run.peaks[0], peak)
+            self.assert_picture(out, expected, f"within {share} of {peak} bytes")
+
     # Statuses: CUDA_ERROR_ILLEGAL_ADDRESS, CUBLAS_STATUS_EXECUTION_FAILED, CUDNN_STATUS_EXECUTION_FAILED.
     KINDS = {
         "cuInit": 999, "cuDevicePrimaryCtxRetain": 999, "cuStreamCreate": 999, "cuEventCreate": 999, "cuEventRecord": 999, "cuStreamWaitEvent": 999,
@@ -279,6 +295,16 @@ class Costs(CardTest):
         write_png(self.folder / "image.png", 1024)
         run = self.done(card.run(self.folder / "image.png", *arguments, skip=1, stats=1, memory=80 << 30))
         self.assert_within("1024 to 2048", {"peak": run.peaks[0]}, {"peak": ceilings.PEAK[1024]})
+
+    def test_a_larger_image_within_the_memory_of_a_small_card(self):
+        arguments = ["--model", self.model, "-s", 1, "--device", "cuda", "-q", "-o", self.folder / "a.png"]
+        write_png(self.folder / "image.png", 1024)
+        for most in [3 << 30, 2 << 30]:
+            run = self.done(card.run(self.folder / "image.png", *arguments, skip=1, stats=1, memory=most))
+            # That the card computes nothing is what is told of such a run, and nothing of the CPU.
+            self.assertFalse([line for line in run.told if "CPU" in line], run)
+            print(f"1024 to 2048 on a card of {most} bytes: {run.peaks[0]}")
+            self.assertLessEqual(run.peaks[0], most)
 
 
 if __name__ == "__main__":

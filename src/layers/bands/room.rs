@@ -12,6 +12,7 @@ use super::super::{FeatureMap, shapes};
 use super::spill::{Place, SpillFile};
 use super::{Band, Size};
 use crate::device::Backend;
+use crate::kernels::cpu::NORM_LINES;
 
 /// How maps are kept while a network runs. The values that come out are the same whatever it says of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,8 +157,9 @@ impl Room {
             .collect()
     }
 
-    /// What bands begin at a multiple of: tiles of convolutions, and lines whose statistics are summed together.
-    const ALIGNED: usize = 4;
+    /// What bands begin at a multiple of: lines whose statistics are summed together, which are as many as a tile of the CPU's
+    /// convolutions has.
+    const ALIGNED: usize = NORM_LINES;
 
     /// Lines rounded outwards to what bands begin at a multiple of, inside a map of `h` lines.
     pub(super) fn aligned(lines: &Band, h: usize) -> Band {
