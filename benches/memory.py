@@ -5,7 +5,7 @@ done in pieces.
     python benches/full_size.py make DIR
     python benches/memory.py DIR --work WORK                                     everything, from 0.25 to 64 megapixels
     python benches/memory.py DIR --work WORK --only binary --megapixels 0.25,1,4
-    python benches/memory.py DIR --work WORK --only binary --limits 4GB,6GB      the same within --max-memory
+    python benches/memory.py DIR --work WORK --only binary --limits ,4GB,6GB     as it is, and within --max-memory
     python benches/memory.py assets/tiny --work WORK
     python benches/memory.py DIR --work WORK --megapixels ""                     measures nothing: table and plot of what is there
 
@@ -155,7 +155,9 @@ def measure(args, kept, program, side):
         run = watch([str(word) for word in command_of(args, program, side, out)], threads)
     except SystemExit as failed:
         print(failed, file=sys.stderr)
-        return {"left_out": "failed: " + str(failed).splitlines()[-1][:120]}
+        said = str(failed).splitlines()
+        reason = next((line for line in said if line.startswith("error: ")), said[-1])
+        return {"left_out": reason.replace(f"{low_res(args, side)}: ", "")[:160]}
     with Image.open(out) as made:
         assert made.size == (side, side), made.size
     row = {"peak": run["peak"], "seconds": run["wall"], "rows": [], "columns": []}
@@ -312,7 +314,8 @@ def parse():
     parser.add_argument("--image", type=Path, default=ROOT / "assets" / "astronaut.png")
     parser.add_argument("--megapixels", type=numbers, default=[0.25, 1, 4, 16, 64], help="of the results (0.25,1,4,16,64)")
     parser.add_argument("--only", type=words, default=["binary", "diffusers", "tiled"], help="of binary,diffusers,tiled")
-    parser.add_argument("--limits", type=words, default=[""], help="run the binary within each of these --max-memory")
+    parser.add_argument("--limits", type=lambda text: text.split(","), default=[""],
+                        help="run the binary within each of these --max-memory; an empty one is none")
     parser.add_argument("--temp-dir", type=Path, help="the binary's")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--most-minutes", type=float, default=60, help="leave out what would take longer (60)")
