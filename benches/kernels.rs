@@ -71,6 +71,7 @@ fn main() {
         );
     }
     bench.attention("VAE, one head", 1, 4096, 4096, 512);
+    bench.attention("VAE, one head", 1, 4096, 65536, 512);
     bench.attention("UNet, self", 12, 256, 256, 64);
     bench.attention("UNet, cross", 6, 4096, 77, 64);
     bench.attention("text", 12, 77, 77, 64);

@@ -240,7 +240,7 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     }
 }
 
-pub use self::memory::{free_on_disk, resident_memory};
+pub use self::memory::{free_on_disk, give_memory_back, resident_memory};
 
 /// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's libraries call it.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {

@@ -27,6 +27,9 @@ const INPUT_PIXEL: u64 = 36;
 /// Of the memory that is free, what a plan takes when nothing else is said: the rest is the system's, and for estimates that are off.
 const SHARE: f64 = 0.9;
 
+/// Of the memory that `--max-memory` allows, what a plan takes: estimates are off by a few hundredths.
+const KEPT_TO: f64 = 0.96;
+
 /// An upscale that a plan is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanFor {
@@ -131,7 +134,17 @@ impl Upscaler {
             self.forget_others(stage);
         }
         let plan = self.plan_stage(stage, sides)?;
+        if plan.peak >= self.short_from(stage, sides)? {
+            device::give_memory_back();
+        }
         Ok(Room::new(plan.limits))
+    }
+
+    /// From which peak on a plan leaves little: then nothing is to be held that is not in use.
+    fn short_from(&self, stage: Stage, sides: Sides) -> Result<u64> {
+        const LEFT: u64 = 4;
+        let most = self.bounds(stage, sides, 0)?.most;
+        Ok(most - most / LEFT)
     }
 
     /// Bytes of the networks that are loaded for other stages.
@@ -193,7 +206,19 @@ impl Upscaler {
         }
         let weights = self.weights_of(stage)?;
         let bounds = self.bounds(stage, sides, 0)?;
-        self.subject(stage, sides)?.best(weights, &bounds)
+        let best = self.subject(stage, sides)?.best(weights, &bounds);
+        best.map_err(|error| self.in_terms_of_what_was_allowed(error))
+    }
+
+    /// With what `--max-memory` would have to say, where it said too little.
+    fn in_terms_of_what_was_allowed(&self, error: anyhow::Error) -> anyhow::Error {
+        match (error.downcast_ref(), self.options.memory.most) {
+            (Some(&TooLittle::InMemory { stage, least, .. }), Some(most)) => {
+                let least = (least as f64 / KEPT_TO) as u64;
+                TooLittle::InMemory { stage, least, most }.into()
+            }
+            _ => error,
+        }
     }
 
     fn weights_of(&mut self, stage: Stage) -> Result<u64> {
@@ -280,7 +305,8 @@ impl Upscaler {
             self.weights_on_card()
         };
         let free = device::free_memory(device).map(|free| own + (free as f64 * SHARE) as u64);
-        let most = memory.most.or(free).unwrap_or(u64::MAX);
+        let asked = memory.most.map(|most| (most as f64 * KEPT_TO) as u64);
+        let most = asked.or(free).unwrap_or(u64::MAX);
         let most = most.min(self.smaller.unwrap_or(u64::MAX));
         let folder = if on_cpu {
             spill_folder(memory.temp_dir.as_deref())

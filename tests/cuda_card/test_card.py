@@ -153,12 +153,12 @@ class Failures(CardTest):
 
     def test_less_memory_than_whole_maps_take_gives_the_same_picture_on_the_card(self):
         picture = self.folder / "photo.png"
-        write_png(picture, 160)
+        write_png(picture, 256)
         whole, expected = self.upscale("whole.bmp", input=picture, steps=1, stats=1)
         self.done(whole)
         peak = whole.peaks[0]
-        # The maps of the decoder's last level are 6.5 MB each, and are kept in bands of 4 MiB.
-        for share in [0.9, 0.75]:
+        # The maps of the decoder's last level are 17 and 25 MB each, and are kept in bands of 16 or 4 MiB.
+        for share in [0.75, 0.6]:
             most = int(share * peak)
             run, out = self.upscale(f"bands-{share}.bmp", "--max-memory", most, input=picture, steps=1, stats=1)
             self.done(run)

@@ -162,9 +162,17 @@ fn attention_within_a_window_is_that_of_all_where_the_window_has_all() {
     for (most_keys, most) in [(64 * 72, 0.2), (36 * 48, 0.3)] {
         let windowed = within(most_keys, 64 * KIB);
         let error = relative_error(&windowed, &whole);
-        let off = (&windowed - &whole).unwrap().abs().unwrap().mean_all().unwrap();
+        let off = (&windowed - &whole)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .mean_all()
+            .unwrap();
         let levels = off.to_scalar::<f32>().unwrap() * 127.5;
-        println!("windows of {most_keys} of {} keys: {error:.1e}, {levels:.2} levels in the mean", 96 * 72);
+        println!(
+            "windows of {most_keys} of {} keys: {error:.1e}, {levels:.2} levels in the mean",
+            96 * 72
+        );
         assert!(
             error > 1e-6 && error < most,
             "attention within windows of {most_keys}: {error:e}"

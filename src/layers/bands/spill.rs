@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::super::FeatureMap;
 use super::Band;
@@ -17,6 +18,9 @@ pub struct Place {
     offset: u64,
     length: u64,
 }
+
+/// Bytes that one thread reads or writes at a time.
+const PIECE: usize = 8 << 20;
 
 /// The file, and which parts of it are free.
 pub struct SpillFile {
@@ -52,13 +56,16 @@ impl SpillFile {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         let place = self.take(bytes.len() as u64);
-        write_at(&self.file, bytes, place.offset).with_context(|| {
+        let pieces = bytes.par_chunks(PIECE).enumerate();
+        let written = pieces.try_for_each(|(i, bytes)| {
+            write_at(&self.file, bytes, place.offset + (i * PIECE) as u64)
+        });
+        written.with_context(|| {
             format!(
                 "cannot keep a map in a temporary file in {} (is the disk full?); --temp-dir names another folder",
                 self.folder.display()
             )
         })?;
-        give_back_pages(&self.file, &place);
         Ok(place)
     }
 
@@ -88,7 +95,6 @@ impl SpillFile {
                 format!("cannot read a temporary file in {}", self.folder.display())
             })?;
         }
-        give_back_pages(&self.file, place);
         let shape = (items, lines.len(), shape[2], shape[3]);
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
         Ok(FeatureMap { tensor, backend })
@@ -124,6 +130,7 @@ impl SpillFile {
 
     /// The place may be written over.
     pub fn free(&mut self, place: &Place) {
+        forget(&self.file, place);
         let at = self.free.partition_point(|free| free.offset < place.offset);
         self.free.insert(at, place.clone());
         let joins = |free: &[Place], at: usize| {
@@ -162,23 +169,16 @@ fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()
     file.read_exact(bytes)
 }
 
-/// Begins to write what is not on the disk yet, and lets the system forget what is: its copy in memory counts for a group of
-/// processes with a limit.
-fn give_back_pages(file: &File, place: &Place) {
+/// Lets the system forget what nobody will read again: what is not on the disk yet is then never written to it.
+fn forget(file: &File, place: &Place) {
     #[cfg(target_os = "linux")]
     {
         use std::os::fd::AsRawFd;
+        const HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let (offset, length) = (place.offset as i64, place.length as i64);
-        // SAFETY: the file is open, and both calls are advice about its pages alone.
-        unsafe {
-            libc::sync_file_range(
-                file.as_raw_fd(),
-                offset,
-                length,
-                libc::SYNC_FILE_RANGE_WRITE,
-            );
-            libc::posix_fadvise(file.as_raw_fd(), offset, length, libc::POSIX_FADV_DONTNEED);
-        }
+        // SAFETY: the file is open, and nobody reads this part of it before it is written again. File systems that cannot do it
+        // refuse, which costs nothing but space.
+        unsafe { libc::fallocate(file.as_raw_fd(), HOLE, offset, length) };
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, place);

@@ -27,11 +27,11 @@ struct Rates {
     spilled: f64,
 }
 
-/// Four cores of a laptop with its disk.
+/// Four cores of a laptop with its solid-state disk.
 const OF_CPU: Rates = Rates {
     convolutions: 4e11,
     products: 3e11,
-    spilled: 3e8,
+    spilled: 1e9,
 };
 /// A card in the middle of the field, on PCI Express 4.
 const OF_CARD: Rates = Rates {
@@ -118,6 +118,7 @@ impl Subject<'_> {
             peak: fixed + measured.peak,
             weights,
             spilled: measured.spilled,
+            elsewhere: measured.elsewhere,
             limits,
             window: self.window,
             on_card: self.on_card,

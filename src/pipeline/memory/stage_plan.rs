@@ -17,6 +17,8 @@ pub struct StagePlan {
     pub weights: u64,
     /// Bytes that go out of memory, altogether.
     pub spilled: u64,
+    /// Of those, what is out of it at a time.
+    pub elsewhere: u64,
     pub(in crate::pipeline) limits: Limits,
     /// Height and width of the window that positions of the VAE's attention see, where it is not all of the map.
     pub(super) window: Option<(usize, usize)>,
@@ -56,7 +58,12 @@ impl fmt::Display for StagePlan {
                 (Some(folder), _) => format!("a file in {}", folder.display()),
                 (None, _) => "a file".into(),
             };
-            write!(f, "; {:.1} GB spilled to {place}", gigabytes(self.spilled))?;
+            write!(
+                f,
+                "; {:.1} GB spilled to {place}, {:.1} at a time",
+                gigabytes(self.spilled),
+                gigabytes(self.elsewhere)
+            )?;
         }
         if let Some((high, wide)) = self.window {
             write!(
