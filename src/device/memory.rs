@@ -66,6 +66,10 @@ pub fn give_memory_back() {
 
 /// Bytes that are free in a folder; None where it is in memory itself (tmpfs), or cannot be asked.
 #[cfg(target_os = "linux")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the numbers' types differ from one C library and processor to the next"
+)]
 pub fn free_on_disk(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
@@ -75,8 +79,8 @@ pub fn free_on_disk(folder: &Path) -> Option<u64> {
     if unsafe { libc::statfs(path.as_ptr(), &mut found) } != 0 {
         return None;
     }
-    let in_memory = found.f_type == libc::TMPFS_MAGIC;
-    (!in_memory).then(|| found.f_bavail.saturating_mul(found.f_bsize as u64))
+    let in_memory = found.f_type as i64 == libc::TMPFS_MAGIC as i64;
+    (!in_memory).then(|| (found.f_bavail as u64).saturating_mul(found.f_bsize as u64))
 }
 
 /// Bytes that are free in a folder; None where that cannot be asked, and then nothing is known against it.

@@ -175,7 +175,7 @@ fn forget(file: &File, place: &Place) {
     {
         use std::os::fd::AsRawFd;
         const HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let (offset, length) = (place.offset as i64, place.length as i64);
+        let (offset, length) = (place.offset as libc::off_t, place.length as libc::off_t);
         // SAFETY: the file is open, and nobody reads this part of it before it is written again. File systems that cannot do it
         // refuse, which costs nothing but space.
         unsafe { libc::fallocate(file.as_raw_fd(), HOLE, offset, length) };
