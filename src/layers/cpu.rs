@@ -55,6 +55,12 @@ fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, dtype: DType) 
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)?)
 }
 
+/// Calls `run` with a tensor's values in float32, of which there is no copy where they are kept so.
+pub fn with_values<T>(tensor: &Tensor, run: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let values = Values::of(tensor)?;
+    run(values.slice()?)
+}
+
 pub fn pack_linear(
     weight: &[f32],
     bias: Option<&[f32]>,

@@ -144,6 +144,13 @@ pub(super) unsafe fn filled(len: usize, fill: impl FnOnce(Shared)) -> Vec<f32> {
     v
 }
 
+/// A vector of `len` zeros that are not in memory before they are written, and then on huge pages.
+pub fn zeros(len: usize) -> Vec<f32> {
+    let values = vec![0f32; len];
+    advise_huge(values.as_ptr().cast_mut(), len);
+    values
+}
+
 /// Asks for huge pages over the whole ones inside a large new allocation.
 fn advise_huge(ptr: *mut f32, len: usize) {
     #[cfg(target_os = "linux")]

@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::super::FeatureMap;
+use super::super::{FeatureMap, cpu};
 use super::Band;
 use crate::device::Backend;
+use crate::kernels::cpu as kernels;
 
 /// Where a band lies in the file, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +54,13 @@ impl SpillFile {
     /// # Errors
     /// The disk is full, or fails.
     pub fn write(&mut self, tensor: &Tensor) -> Result<Place> {
-        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let bytes: &[u8] = bytemuck::cast_slice(&values);
-        let place = self.take(bytes.len() as u64);
+        let place = self.take((tensor.elem_count() * size_of::<f32>()) as u64);
+        cpu::with_values(tensor, |values| self.write_to(&place, values))?;
+        Ok(place)
+    }
+
+    fn write_to(&self, place: &Place, values: &[f32]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
         let pieces = bytes.par_chunks(PIECE).enumerate();
         let written = pieces.try_for_each(|(i, bytes)| {
             write_at(&self.file, bytes, place.offset + (i * PIECE) as u64)
@@ -65,8 +70,7 @@ impl SpillFile {
                 "cannot keep a map in a temporary file in {} (is the disk full?); --temp-dir names another folder",
                 self.folder.display()
             )
-        })?;
-        Ok(place)
+        })
     }
 
     /// Reads some of the lines of a band of `shape` (b, lines, w, c).
@@ -83,7 +87,7 @@ impl SpillFile {
     ) -> Result<FeatureMap> {
         let (items, height, line) = (shape[0], shape[1], shape[2] * shape[3]);
         let count = lines.len() * line;
-        let mut values = vec![0f32; items * count];
+        let mut values = kernels::zeros(items * count);
         for (item, values) in values.chunks_exact_mut(count).enumerate() {
             let at = (item * height + lines.start) * line * size_of::<f32>();
             read_at(
