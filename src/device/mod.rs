@@ -219,18 +219,6 @@ pub fn has_bfloat16(device: &Device) -> Result<bool> {
 #[error("out of memory")]
 pub struct OutOfMemory;
 
-/// Whether this process can have so many bytes more, as far as the system tells: it is asked for their addresses, which a
-/// limit (`ulimit -v`) may deny. Running out later would end the process.
-///
-/// # Errors
-/// [`OutOfMemory`].
-pub fn can_allocate(bytes: u64) -> Result<(), OutOfMemory> {
-    let bytes = usize::try_from(bytes).map_err(|_| OutOfMemory)?;
-    Vec::<u8>::new()
-        .try_reserve_exact(bytes)
-        .map_err(|_| OutOfMemory)
-}
-
 /// Bytes of a device's memory that are free; None where the system does not tell. Of the machine's own: what is available, within the
 /// limits of the process's control groups and of its addresses (`ulimit -v`).
 pub fn free_memory(device: &Device) -> Option<u64> {

@@ -281,17 +281,17 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
 }
 
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {
-    let (b, c, h, w) = x.dims()?;
-    ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
-    let values = Values::of(&x.tensor)?;
-    let y = kernels::downsample_k(&Input::new(values.slice()?, b, h, w, c), 0..h / 2);
-    Ok(x.like(tensor(y, (b, h / 2, w / 2, c), x.tensor.dtype())?))
+    resampled(x, false)
 }
 
 pub fn upsample(x: &FeatureMap) -> Result<FeatureMap> {
-    let (b, c, h, w) = x.dims()?;
+    resampled(x, true)
+}
+
+fn resampled(x: &FeatureMap, up: bool) -> Result<FeatureMap> {
+    let size = x.size()?;
+    let (h, w) = (size.h, size.w);
     ensure!(h >= 2 && w >= 2, "a map of {w}x{h} is too small to reflect");
-    let values = Values::of(&x.tensor)?;
-    let y = kernels::upsample_k(&Input::new(values.slice()?, b, h, w, c), 0..2 * h);
-    Ok(x.like(tensor(y, (b, 2 * h, 2 * w, c), x.tensor.dtype())?))
+    let lines = if up { 2 * h } else { h / 2 };
+    resampled_lines(&Window::of(0, x.clone()), size, up, 0..lines)
 }

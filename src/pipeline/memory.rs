@@ -186,12 +186,13 @@ impl Upscaler {
         sides: Sides,
         others: u64,
     ) -> Result<Option<StagePlan>> {
-        let weights = self.weights_of(stage)?;
         let bounds = self.bounds(stage, sides, others)?;
         let mut plan = match self.planner.easy.get(&(stage, sides)) {
             Some(plan) => plan.clone(),
             None => {
-                let plan = self.subject(stage, sides)?.easy(weights, 0)?;
+                let subject = self.subject(stage, sides)?;
+                self.planner.weights.insert(stage, subject.weights);
+                let plan = subject.easy()?;
                 self.planner.easy.insert((stage, sides), plan.clone());
                 plan
             }
@@ -204,9 +205,8 @@ impl Upscaler {
         if let Some(plan) = self.plan_easily(stage, sides, 0)? {
             return Ok(plan);
         }
-        let weights = self.weights_of(stage)?;
         let bounds = self.bounds(stage, sides, 0)?;
-        let best = self.subject(stage, sides)?.best(weights, &bounds);
+        let best = self.subject(stage, sides)?.best(&bounds);
         best.map_err(|error| self.in_terms_of_what_was_allowed(error))
     }
 
@@ -225,9 +225,7 @@ impl Upscaler {
         if let Some(&bytes) = self.planner.weights.get(&stage) {
             return Ok(bytes);
         }
-        counted();
-        self.subject(stage, (1, 8, 8))?;
-        let bytes = counted().weights;
+        let bytes = self.subject(stage, (1, 8, 8))?.weights;
         self.planner.weights.insert(stage, bytes);
         Ok(bytes)
     }
@@ -243,13 +241,16 @@ impl Upscaler {
         let zeros = |channels: usize, placement: &Placement| {
             crate::networks::zeros_without_memory((b, channels, h, w), placement.dtype)
         };
+        // What is counted from here on are the network's weights.
+        counted();
         Ok(match stage {
             Stage::Encode => {
                 let placement = &self.encoder_placement;
                 let encoder = Encoder::of_shapes(self.vae_config.clone(), placement)?;
                 let image = zeros(self.vae_config.in_channels, placement)?;
                 Subject {
-                    stage: Stage::Encode,
+                    stage,
+                    weights: counted().weights,
                     window: window(h / factor, w / factor),
                     on_card,
                     measure: Box::new(move |room| {
@@ -263,7 +264,8 @@ impl Upscaler {
             Stage::Denoise => {
                 let unet = UNet::of_shapes(self.unet_config.clone(), &self.placement)?;
                 Subject {
-                    stage: Stage::Denoise,
+                    stage,
+                    weights: counted().weights,
                     window: None,
                     on_card,
                     measure: Box::new(move |room| unet.measure((b, h, w), room)),
@@ -274,7 +276,8 @@ impl Upscaler {
                 let decoder = Decoder::of_shapes(self.vae_config.clone(), placement)?;
                 let latents = zeros(self.vae_config.latent_channels, placement)?;
                 Subject {
-                    stage: Stage::Decode,
+                    stage,
+                    weights: counted().weights,
                     window: window(h, w),
                     on_card,
                     measure: Box::new(move |room| {

@@ -34,6 +34,7 @@ pub fn read(
     let mut reader = Reader {
         job,
         model,
+        facts: None,
         claims,
         said: HashSet::new(),
         tried: HashSet::new(),
@@ -75,6 +76,8 @@ pub fn read(
 struct Reader<'a> {
     job: &'a Job,
     model: &'a Model,
+    /// Of the model, once they were asked for: what was planned for one input is known for the next of its size.
+    facts: Option<Facts>,
     claims: Claims,
     /// What was said once and is not said again.
     said: HashSet<&'static str>,
@@ -221,8 +224,7 @@ impl Reader<'_> {
         scale: Scale,
         numbered: Option<Numbered>,
     ) -> Result<Option<Item>> {
-        let mut facts = self.model.facts()?;
-        let size = facts.result_size(&content)?;
+        let size = self.facts()?.result_size(&content)?;
         let (kind, place) = kind_and_place(&task.target, size, numbered)?;
         fits(size, kind)?;
         if let Place::File(path) = &place {
@@ -232,7 +234,7 @@ impl Reader<'_> {
             }
             self.try_folder(path)?;
         }
-        self.plan_memory(task, &content, kind, &mut facts)?;
+        self.plan_memory(task, &content, kind)?;
         self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
@@ -292,15 +294,21 @@ impl Reader<'_> {
         }
     }
 
+    /// What is known of the model.
+    ///
+    /// # Errors
+    /// [`NoModel`].
+    fn facts(&mut self) -> Result<&mut Facts> {
+        match &mut self.facts {
+            Some(facts) => Ok(facts),
+            none => Ok(none.insert(self.model.facts()?)),
+        }
+    }
+
     /// Plans what it takes of memory before the work, and says so. What a card has too little for, the CPU does.
-    fn plan_memory(
-        &self,
-        task: &Task,
-        content: &Content,
-        kind: Written,
-        facts: &mut Facts,
-    ) -> Result<()> {
-        match facts.plan(content, &self.job.settings, kind) {
+    fn plan_memory(&mut self, task: &Task, content: &Content, kind: Written) -> Result<()> {
+        let job = self.job;
+        match self.facts()?.plan(content, &job.settings, kind) {
             Ok(plans) => {
                 for plan in plans {
                     self.say(Message::Note(format!("{}: {plan}", task.source)));

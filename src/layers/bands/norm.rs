@@ -221,9 +221,7 @@ fn known_tensors(moments: &[Moments], norm: &NormAct) -> Result<Known> {
 fn sums_of<'a>(map: &(dyn Lines<'a> + 'a), groups: usize, room: &Room) -> Result<Sums> {
     let size = map.size();
     let mut sums = Sums::new(size, groups, map.backend());
-    let step = room.band_lines(size);
-    for start in (0..size.h).step_by(step) {
-        let lines = start..size.h.min(start + step);
+    for lines in room.bands(size) {
         sums.add(&map.window(lines.clone())?, size, lines, groups)?;
         room.passing();
     }

@@ -51,15 +51,18 @@ impl Stored {
     /// # Errors
     /// It has no four dimensions.
     pub fn whole(map: FeatureMap) -> Result<Self> {
-        // Of one band, which is not counted: it was here before.
-        let size = map.size()?;
-        let backend = map.backend;
-        let kept = Room::unlimited().keep(map)?;
+        // It is not counted: it was here before.
+        Self::kept(map, &Room::unlimited())
+    }
+
+    /// A map of one band, which `room` keeps.
+    fn kept(map: FeatureMap, room: &Room) -> Result<Self> {
+        let (size, backend) = (map.size()?, map.backend);
         Ok(Self::of(Bands {
             size,
             backend,
             step: size.h,
-            bands: vec![Some(kept)],
+            bands: vec![Some(room.keep(map)?)],
             readers: Vec::new(),
             sums: None,
         }))
@@ -186,7 +189,7 @@ pub fn store<'a>(source: Source<'a>, groups: Option<usize>, room: &Room) -> Resu
     let size = source.size();
     if room.band_lines(size) == size.h {
         let (map, _) = source.into_whole()?;
-        return Ok(Box::new(keep_whole(map, room)?));
+        return Ok(Box::new(Stored::kept(map, room)?));
     }
     let mut making = Making::new(&*source, groups, room);
     while let Some(lines) = making.next() {
@@ -253,24 +256,9 @@ pub fn map_bands<'a>(
     Ok(Box::new(making.done()))
 }
 
-fn keep_whole(map: FeatureMap, room: &Room) -> Result<Stored> {
-    let size = map.size()?;
-    let backend = map.backend;
-    let kept = room.keep(map)?;
-    Ok(Stored::of(Bands {
-        size,
-        backend,
-        step: size.h,
-        bands: vec![Some(kept)],
-        readers: Vec::new(),
-        sums: None,
-    }))
-}
-
 /// A map that is being made, from the top down.
 struct Making {
     bands: Bands,
-    groups: Option<usize>,
 }
 
 impl Making {
@@ -285,7 +273,6 @@ impl Making {
                 readers: Vec::new(),
                 sums: groups.map(|groups| (groups, Sums::new(size, groups, backend))),
             },
-            groups,
         }
     }
 
@@ -303,9 +290,9 @@ impl Making {
     }
 
     fn keep(&mut self, map: FeatureMap, lines: Band, room: &Room) -> Result<()> {
-        if let (Some(groups), Some((_, sums))) = (self.groups, &mut self.bands.sums) {
+        if let Some((groups, sums)) = &mut self.bands.sums {
             let window = Window::of(lines.start, map.clone());
-            sums.add(&window, self.bands.size, lines, groups)?;
+            sums.add(&window, self.bands.size, lines, *groups)?;
         }
         self.bands.bands.push(Some(room.keep(map)?));
         Ok(())

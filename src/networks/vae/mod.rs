@@ -19,6 +19,8 @@ use crate::layers::{
 };
 use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, PartFiles, Weights, within};
 
+/// Positions that attend to the keys of one window, in each direction: where all of a map is too much.
+const TILE: usize = 64;
 /// The eps of every norm in diffusers' AutoencoderKL.
 const EPS: f64 = 1e-6;
 
@@ -194,6 +196,7 @@ impl Resnet {
                 if room.recomputes(hidden.size()) {
                     (hidden, residual)
                 } else {
+                    // The one that owns the map last: where it is whole, it is normed in its own memory.
                     let (residual, hidden) = store_both((residual, None), (hidden, groups), room)?;
                     (hidden, residual)
                 }
@@ -354,8 +357,6 @@ fn around(tile: &Range<usize>, window: usize, side: usize) -> Range<usize> {
     start..start + window
 }
 
-/// Positions that attend to the keys of one window, in each direction: where all of a map is too much.
-const TILE: usize = 64;
 struct MidBlock {
     first: Resnet,
     attention: Option<Attention>,

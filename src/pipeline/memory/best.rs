@@ -62,6 +62,8 @@ type Measure<'a> = Box<dyn Fn(&Room) -> Result<()> + 'a>;
 /// A stage as plans are made for it.
 pub struct Subject<'a> {
     pub stage: Stage,
+    /// Bytes of its network's weights.
+    pub weights: u64,
     /// Of the VAE's attention, where it does not see all.
     pub window: Option<(usize, usize)>,
     pub on_card: bool,
@@ -112,11 +114,11 @@ impl Subject<'_> {
         whole.into_iter().chain(BANDS).collect()
     }
 
-    fn plan(&self, limits: Limits, measured: &Measured, fixed: u64, weights: u64) -> StagePlan {
+    fn plan(&self, limits: Limits, measured: &Measured, fixed: u64) -> StagePlan {
         StagePlan {
             stage: self.stage,
             peak: fixed + measured.peak,
-            weights,
+            weights: self.weights,
             spilled: measured.spilled,
             elsewhere: measured.elsewhere,
             limits,
@@ -125,42 +127,32 @@ impl Subject<'_> {
         }
     }
 
-    /// What it takes beside its maps.
-    fn fixed(&self, weights: u64, bounds: &Bounds) -> u64 {
-        bounds.others + weights + if self.on_card { 0 } else { SCRATCH }
+    /// What it takes beside its maps, and beside `others` bytes.
+    fn fixed(&self, others: u64) -> u64 {
+        others + self.weights + if self.on_card { 0 } else { SCRATCH }
     }
 
-    /// The plan that costs nothing: the first of the bands, and everything kept. Its peak is that in `bounds` of no others.
+    /// The plan that costs nothing, the first of the bands and everything kept, beside nothing else.
     ///
     /// # Errors
     /// It is no such network.
-    pub fn easy(&self, weights: u64, others: u64) -> Result<StagePlan> {
-        let bounds = Bounds {
-            most: u64::MAX,
-            others,
-            folder: None,
-        };
-        let band = self.bands()[0];
-        let measured = self.measured(&self.limits(band))?;
-        Ok(self.plan(
-            self.limits(band),
-            &measured,
-            self.fixed(weights, &bounds),
-            weights,
-        ))
+    pub fn easy(&self) -> Result<StagePlan> {
+        let limits = self.limits(self.bands()[0]);
+        let measured = self.measured(&limits)?;
+        Ok(self.plan(limits, &measured, self.fixed(0)))
     }
 
     /// The quickest plan that fits.
     ///
     /// # Errors
     /// [`TooLittle`].
-    pub fn best(&self, weights: u64, bounds: &Bounds) -> Result<StagePlan> {
-        let fixed = self.fixed(weights, bounds);
+    pub fn best(&self, bounds: &Bounds) -> Result<StagePlan> {
+        let fixed = self.fixed(bounds.others);
         let (mut least, mut full) = (u64::MAX, None);
         for band in self.bands() {
             let natural = self.measured(&self.limits(band))?;
             if fixed + natural.peak <= bounds.most {
-                return Ok(self.plan(self.limits(band), &natural, fixed, weights));
+                return Ok(self.plan(self.limits(band), &natural, fixed));
             }
             if band == u64::MAX {
                 continue;
@@ -183,7 +175,7 @@ impl Subject<'_> {
                 }
                 let cost = self.cost(&measured);
                 if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                    best = Some((cost, self.plan(limits, &measured, fixed, weights)));
+                    best = Some((cost, self.plan(limits, &measured, fixed)));
                 }
             }
             if let Some((_, plan)) = best {
