@@ -64,13 +64,22 @@ pub fn give_memory_back() {
     }
 }
 
-/// Bytes that are free in a folder; None where it is in memory itself (tmpfs), or cannot be asked.
+/// What a folder has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// In bytes.
+    pub free: u64,
+    /// Whether the folder is in memory itself (tmpfs).
+    pub in_memory: bool,
+}
+
+/// The space in a folder; None where it cannot be asked.
 #[cfg(target_os = "linux")]
 #[allow(
     clippy::unnecessary_cast,
     reason = "the numbers' types differ from one C library and processor to the next"
 )]
-pub fn free_on_disk(folder: &Path) -> Option<u64> {
+pub fn space_in(folder: &Path) -> Option<Space> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
     // SAFETY: all zeros is a value of this C struct of numbers.
@@ -79,14 +88,19 @@ pub fn free_on_disk(folder: &Path) -> Option<u64> {
     if unsafe { libc::statfs(path.as_ptr(), &mut found) } != 0 {
         return None;
     }
-    let in_memory = found.f_type as i64 == libc::TMPFS_MAGIC as i64;
-    (!in_memory).then(|| (found.f_bavail as u64).saturating_mul(found.f_bsize as u64))
+    Some(Space {
+        free: (found.f_bavail as u64).saturating_mul(found.f_bsize as u64),
+        in_memory: found.f_type as i64 == libc::TMPFS_MAGIC as i64,
+    })
 }
 
-/// Bytes that are free in a folder; None where that cannot be asked, and then nothing is known against it.
+/// The space in a folder, which is not asked here: nothing is known against it.
 #[cfg(not(target_os = "linux"))]
-pub fn free_on_disk(folder: &Path) -> Option<u64> {
-    folder.is_dir().then_some(u64::MAX)
+pub fn space_in(folder: &Path) -> Option<Space> {
+    folder.is_dir().then_some(Space {
+        free: u64::MAX,
+        in_memory: false,
+    })
 }
 
 #[cfg(test)]

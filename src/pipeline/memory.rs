@@ -358,18 +358,36 @@ pub(super) fn is_too_little(error: &anyhow::Error) -> bool {
     error.chain().any(<dyn std::error::Error>::is::<TooLittle>)
 }
 
-/// The folder for maps that do not fit: the one that was named, else the system's for temporary files where that is on a disk, else
-/// `/var/tmp`; none where all of these are in memory themselves.
+/// The folder for maps that do not fit: the one that was named, whatever it is; else the system's for temporary files where that is on a
+/// disk, else `/var/tmp`, and none where both are in memory themselves.
 fn spill_folder(named: Option<&Path>) -> Option<Folder> {
-    let of = |path: &Path| {
-        let free = device::free_on_disk(path)?;
-        Some(Folder {
-            path: path.to_path_buf(),
-            free,
-        })
+    let of = |path: &Path, space: device::Space| Folder {
+        path: path.to_path_buf(),
+        free: space.free,
+    };
+    let on_disk = |path: &Path| {
+        let space = device::space_in(path).filter(|space| !space.in_memory)?;
+        Some(of(path, space))
     };
     match named {
-        Some(path) => of(path),
-        None => of(&std::env::temp_dir()).or_else(|| of(Path::new("/var/tmp"))),
+        Some(path) => device::space_in(path).map(|space| of(path, space)),
+        None => on_disk(&std::env::temp_dir()).or_else(|| on_disk(Path::new("/var/tmp"))),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_named_is_taken_though_it_is_in_memory() {
+        for name in ["/dev/shm", "/var/tmp"] {
+            let path = Path::new(name);
+            if device::space_in(path).is_some() {
+                let folder = spill_folder(Some(path)).unwrap();
+                assert_eq!(folder.path, path);
+            }
+        }
+        assert!(spill_folder(Some(Path::new("/not/there"))).is_none());
     }
 }

@@ -82,7 +82,8 @@ pub enum TooLittle {
     #[error(
         "the {} stage needs at least {:.2} GB of memory, and {:.2} GB can be had: free some, raise --max-memory, or give a smaller picture",
         stage.name(),
-        *least as f64 / 1e9,
+        // Rounded up: what is said to be enough is.
+        (*least as f64 / 1e7).ceil() / 100.0,
         *most as f64 / 1e9
     )]
     InMemory {
