@@ -11,7 +11,12 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use clock::cpu_seconds;
+use sd_upscale::device::Reuse;
 use sd_upscale::kernels::cpu::*;
+
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: Reuse = Reuse;
 
 fn main() {
     let filter: Vec<String> = std::env::args()

@@ -1,9 +1,17 @@
 //! What of this machine's memory the process may still take: what is free, within the limits of its groups and its own.
 
 mod groups;
+#[cfg(target_os = "linux")]
+mod reuse;
 
 use std::fs;
 use std::path::Path;
+
+#[cfg(target_os = "linux")]
+pub use self::reuse::Reuse;
+/// The system's allocator, where the program has none of its own.
+#[cfg(not(target_os = "linux"))]
+pub use std::alloc::System as Reuse;
 
 /// In bytes; None where the system does not tell, as all but Linux.
 pub fn free() -> Option<u64> {
@@ -53,6 +61,8 @@ pub fn resident_memory() -> u64 {
 /// From here on, memory that large parts of are freed goes back to the system at once, in place of waiting for the next to need as much.
 /// Faulting it in anew takes time, so that this is for runs that are short of it.
 pub fn give_memory_back() {
+    #[cfg(target_os = "linux")]
+    reuse::stop();
     /// Bytes of an allocation from which on it is one of its own.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     const LARGE: i32 = 1 << 20;

@@ -228,7 +228,7 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     }
 }
 
-pub use self::memory::{Space, give_memory_back, resident_memory, space_in};
+pub use self::memory::{Reuse, Space, give_memory_back, resident_memory, space_in};
 
 /// Whether an error is a lack of memory, by its type: [`OutOfMemory`], or what CUDA's libraries call it.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {

@@ -496,11 +496,12 @@ impl Conv2d {
         }
     }
 
-    /// The lines of a map of `h` that lines of the output are made of.
-    fn reach(&self, lines: &Band, h: usize, upsampled: bool) -> Band {
+    /// The lines of a map of `size` that lines of the output are made of.
+    fn reach(&self, lines: &Band, size: Size, upsampled: bool) -> Band {
         let enlarged = if upsampled { 2 } else { 1 };
+        let (h, w) = (size.h, size.w);
         let there = match &self.weights {
-            ConvWeights::Packed(packed) => packed.reach(lines, enlarged * h),
+            ConvWeights::Packed(packed) => packed.reach(lines, enlarged * h, enlarged * w),
             ConvWeights::Card(_) | ConvWeights::Stock { .. } | ConvWeights::Shapes => {
                 let ConvShape {
                     kernel,
@@ -574,7 +575,7 @@ impl Conv2d {
         lines: Band,
     ) -> Result<FeatureMap> {
         let upsampled = matches!(reading, BandReading::Upsampled);
-        let there = self.reach(&lines, size.h, upsampled);
+        let there = self.reach(&lines, size, upsampled);
         let (x, read) = match reading {
             BandReading::Plain => (window.exactly(there.clone())?, Reading::Plain),
             BandReading::Upsampled => (window.exactly(there.clone())?, Reading::Upsampled),

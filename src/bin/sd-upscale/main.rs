@@ -24,8 +24,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use sd_upscale::device::Reuse;
 use sd_upscale::kernels::cpu::Isa;
 use sd_upscale::plan::UsageError;
+
+#[global_allocator]
+static ALLOCATOR: Reuse = Reuse;
 
 fn main() -> ExitCode {
     errors_without_backtraces();

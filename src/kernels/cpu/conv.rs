@@ -9,22 +9,25 @@ use super::input::{Gather, Input, stage_rows};
 use super::micro::SLAB;
 use super::packed::{Filter, PackedConv};
 use super::simd::Isa;
-use super::transform::OUT;
 use super::winograd;
 
 impl PackedConv {
-    /// The lines of an input of `h` that lines of the output are computed from: those that the filter covers there, and what its
+    /// The lines of an input (h, w) that lines of the output are computed from: those that the filter covers there, and what its
     /// tiles reach over besides.
-    pub fn reach(&self, lines: &Range<usize>, h: usize) -> Range<usize> {
+    pub fn reach(&self, lines: &Range<usize>, h: usize, w: usize) -> Range<usize> {
         let whole = self.filter.output_size(h, self.filter.width).0;
         let end = if winograd::applies(self) {
-            (lines.start + lines.len().next_multiple_of(OUT)).min(whole)
+            let side = winograd::scheme(self, h, w).out();
+            (lines.start + lines.len().next_multiple_of(side)).min(whole)
         } else {
             lines.end
         };
         self.filter.reach(&(lines.start..end), h)
     }
 }
+
+/// What the first of some lines must be a multiple of, so that tiles lie as in the whole: of either algorithm's.
+pub const CONV_LINES: usize = 12;
 
 /// `conv(input) + bias + residual`.
 ///
@@ -40,7 +43,7 @@ pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec
 }
 
 /// The same for some lines of the output: the result and `residual` are (b, lines, w, outputs). The values are those that
-/// [`conv2d`] gives there, to the bit, where the first line is a multiple of 4.
+/// [`conv2d`] gives there, to the bit, where the first line is a multiple of [`CONV_LINES`].
 ///
 /// # Panics
 /// If a shape does not fit, or the input lacks lines that these are made of.
@@ -103,7 +106,7 @@ fn output_len(input: &Input, conv: &PackedConv, lines: &Range<usize>) -> usize {
         "the input has the convolution's channels"
     );
     assert!(
-        input.has(conv.reach(lines, h)),
+        input.has(conv.reach(lines, h, w)),
         "the input has the lines that {lines:?} are made of"
     );
     let (_, w) = conv.output_size(h, w);

@@ -1,4 +1,4 @@
-//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, in one of two orders of work: large maps
+//! 3x3 stride-1 convolution by Winograd's F(4x4, 3x3), a quarter of the multiplications, or F(6x6, 3x3), a fifth, in one of two orders of work: large maps
 //! with few weights by blocks of tiles, all weights transformed once per call; all others by panels of output channels, some
 //! tiles at a time, each thread transforming the weights it needs. Both give the same bits.
 
@@ -11,7 +11,7 @@ use super::input::{Input, Region, stage_region};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, prefetch};
-use super::transform::{OUT, OutputRow, POINTS, TileLayout, TileRow, inputs, outputs, weights};
+use super::transform::{OutputRow, Scheme, TileLayout, TileRow, inputs, outputs, weights};
 
 /// The fewest and most tiles of a task over a large map.
 const BLOCK: [usize; 2] = [16, 64];
@@ -23,6 +23,8 @@ const STAGE: usize = 128;
 /// Input channels whose transformed weights are kept at a time over a small map, so that they, the tiles' products and the next
 /// weights fit the L2 cache together: for up to 32 tiles, and for more.
 const CHUNK: [usize; 2] = [96, 128];
+/// The fewest tiles for F(6x6, 3x3), whose weights are more.
+const MANY: usize = 100;
 /// From so many tiles on a map is large.
 const LARGE: usize = 256;
 /// The most tiles of a task over a small map: their products with a panel of weights stay in the L2 cache.
@@ -34,6 +36,7 @@ const WEIGHTS: usize = 4 << 20;
 /// One convolution: `out` has room for its output, and nobody else uses that meanwhile.
 struct Conv<'a> {
     isa: Isa,
+    scheme: Scheme,
     input: &'a Input<'a>,
     weight: &'a PackedConv,
     /// (b, h, w, outputs).
@@ -71,6 +74,19 @@ pub(super) fn applies(conv: &PackedConv) -> bool {
     filter.height == 3 && filter.width == 3 && filter.stride == 1
 }
 
+/// The one that is used for a whole input (h, w): of which lines of the output are computed makes no difference.
+pub(super) fn scheme(conv: &PackedConv, h: usize, w: usize) -> Scheme {
+    let (h, w) = conv.output_size(h, w);
+    let tiles = |scheme: Scheme| h.div_ceil(scheme.out()) * w.div_ceil(scheme.out());
+    let products = |scheme: Scheme| scheme.points() * tiles(scheme);
+    // Not where the last tiles are mostly empty, nor where transforming the weights costs more than the products.
+    if tiles(Scheme::F6) >= MANY && 10 * products(Scheme::F6) < 9 * products(Scheme::F4) {
+        Scheme::F6
+    } else {
+        Scheme::F4
+    }
+}
+
 /// Lines of the convolution, plus the bias and the residual.
 ///
 /// # Safety
@@ -85,11 +101,13 @@ pub(super) unsafe fn winograd(
     residual: Option<&[f32]>,
 ) {
     let (b, h, w) = input.shape();
+    let scheme = scheme(weight, h, w);
     let (_, w) = weight.output_size(h, w);
     let (first, h) = (lines.start, lines.len());
-    let (th, tw) = (h.div_ceil(OUT), w.div_ceil(OUT));
+    let (th, tw) = (h.div_ceil(scheme.out()), w.div_ceil(scheme.out()));
     let conv = Conv {
         isa,
+        scheme,
         input,
         weight,
         out,
@@ -100,7 +118,8 @@ pub(super) unsafe fn winograd(
         th,
         tw,
     };
-    if th * tw >= LARGE && POINTS * weight.filter.inputs * weight.filter.outputs <= WEIGHTS {
+    if th * tw >= LARGE && scheme.points() * weight.filter.inputs * weight.filter.outputs <= WEIGHTS
+    {
         conv.by_blocks(b)
     } else {
         conv.by_panels(b)
@@ -124,12 +143,12 @@ impl Conv<'_> {
         region: *mut f32,
         to: Tiles,
     ) {
-        let padding = self.weight.filter.padding;
-        let (h, w) = (lines * OUT + 2, row.count * OUT + 2);
+        let (padding, side) = (self.weight.filter.padding, self.scheme.out());
+        let (h, w) = (lines * side + 2, row.count * side + 2);
         let covered = Region {
             b: from.b,
-            y: (self.first + from.ty * OUT) as isize - padding.top as isize,
-            x: (from.tx * OUT) as isize - padding.left as isize,
+            y: (self.first + from.ty * side) as isize - padding.top as isize,
+            x: (from.tx * side) as isize - padding.left as isize,
             h,
             w,
         };
@@ -140,12 +159,22 @@ impl Conv<'_> {
         unsafe {
             stage_region(self.isa, self.input, covered, c0, c1, region);
             for line in 0..lines {
-                let region = region.add(line * OUT * w * slabs * SLAB);
+                let region = region.add(line * side * w * slabs * SLAB);
                 let row = TileRow {
                     first: row.first + line * pitch,
                     ..row
                 };
-                inputs(self.isa, region, w, slabs, row, to.v, to.layout, c0 / SLAB);
+                inputs(
+                    self.isa,
+                    self.scheme,
+                    region,
+                    w,
+                    slabs,
+                    row,
+                    to.v,
+                    to.layout,
+                    c0 / SLAB,
+                );
             }
         }
     }
@@ -164,36 +193,38 @@ impl Conv<'_> {
         point_stride: usize,
     ) {
         let Place { b, ty, tx } = to;
-        let ld = self.weight.filter.outputs;
-        let at = ((b * self.h + ty * OUT) * self.w + tx * OUT) * ld + nb * NB;
+        let (ld, side) = (self.weight.filter.outputs, self.scheme.out());
+        let at = ((b * self.h + ty * side) * self.w + tx * side) * ld + nb * NB;
         let to = OutputRow {
             out: self.out.get().wrapping_add(at),
             residual: from_or_null(self.residual, at),
             bias: self.weight.bias(nb).as_ptr(),
             width: self.w,
-            h: OUT.min(self.h - ty * OUT),
-            w: (row.count * OUT).min(self.w - tx * OUT),
+            h: side.min(self.h - ty * side),
+            w: (row.count * side).min(self.w - tx * side),
             ld,
             cols: self.weight.panel_cols(nb),
         };
         // SAFETY: as promised; `to` is held to the lines, columns and channels that the output (and so the residual) has.
-        unsafe { outputs(self.isa, m, point_stride, row, to) };
+        unsafe { outputs(self.isa, self.scheme, m, point_stride, row, to) };
     }
 
     /// Room for the input of so many lines of so many tiles, [`STAGE`] channels of it.
-    fn region(lines: usize, across: usize) -> Scratch {
-        Scratch::take((lines * OUT + 2) * (across * OUT + 2) * STAGE)
+    fn region(&self, lines: usize, across: usize) -> Scratch {
+        let side = self.scheme.out();
+        Scratch::take((lines * side + 2) * (across * side + 2) * STAGE)
     }
 
     fn by_blocks(&self, b: usize) {
-        let (isa, cin, panels) = (
+        let (isa, points, cin, panels) = (
             self.isa,
+            self.scheme.points(),
             self.weight.filter.inputs,
             self.weight.panel_count(),
         );
         // (panel, point, cin, NB), points an odd number of cache lines apart.
         let u_point = cin * NB + SLAB;
-        let mut u = Scratch::take(panels * POINTS * u_point);
+        let mut u = Scratch::take(panels * points * u_point);
         let u = Shared(u.ptr());
         let chunks = cin.div_ceil(STAGE);
         (0..panels * chunks).into_par_iter().for_each(|i| {
@@ -203,9 +234,10 @@ impl Conv<'_> {
             // SAFETY: the taps of panel `nb` have `cin` rows of NB values each, of which `n` are left from `c0`; each task
             // writes its own panel's channels, of which there is room for all at all points.
             unsafe {
-                let u = u.get().add(nb * POINTS * u_point + c0 * NB);
+                let u = u.get().add(nb * points * u_point + c0 * NB);
                 weights(
                     isa,
+                    self.scheme,
                     taps,
                     cin * NB,
                     n,
@@ -230,9 +262,9 @@ impl Conv<'_> {
                 let tiles = bh * bw;
                 let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
                 let m_point = tiles * NB + SLAB;
-                let mut v = Scratch::take(POINTS * layout.point_stride);
-                let mut m = Scratch::take(POINTS * m_point);
-                let mut region = Self::region(bh, bw);
+                let mut v = Scratch::take(points * layout.point_stride);
+                let mut m = Scratch::take(points * m_point);
+                let mut region = self.region(bh, bw);
                 let (v, m, region) = (v.ptr(), m.ptr(), region.ptr());
                 for c0 in (0..cin).step_by(STAGE) {
                     let row = TileRow {
@@ -251,8 +283,8 @@ impl Conv<'_> {
                     unsafe { self.input_tiles(from, bh, row, bw, channels, region, to) };
                 }
                 for nb in 0..panels {
-                    for point in 0..POINTS {
-                        let u = u.get().wrapping_add((nb * POINTS + point) * u_point);
+                    for point in 0..points {
+                        let u = u.get().wrapping_add((nb * points + point) * u_point);
                         let m = m.wrapping_add(point * m_point);
                         let from = Tiles { v, layout };
                         // SAFETY: all channels of all tiles of `v` and of the panel's weights were transformed above;
@@ -320,9 +352,10 @@ impl Conv<'_> {
         }
     }
 
-    /// Fetches a share (`point` of [`POINTS`]) of the weights that a thread needs after channel `c` of panel `nb`, the next
+    /// Fetches a share (`point` of all) of the weights that a thread needs after channel `c` of panel `nb`, the next
     /// chunk's or panel's: small maps would otherwise wait for memory, which is idle while they multiply.
     fn prefetch_weights(&self, nb: usize, c: usize, chunk: usize, point: usize) {
+        let points = self.scheme.points();
         let (nb, c) = if c < self.weight.filter.inputs {
             (nb, c)
         } else {
@@ -334,7 +367,7 @@ impl Conv<'_> {
         let lines = chunk.min(self.weight.filter.inputs - c) * NB / 16;
         for tap in 0..9 {
             let from = self.weight.panel(nb, tap)[c * NB..].as_ptr();
-            for line in point * lines / POINTS..(point + 1) * lines / POINTS {
+            for line in point * lines / points..(point + 1) * lines / points {
                 prefetch(from.wrapping_add(line * 16));
             }
         }
@@ -357,15 +390,16 @@ impl Conv<'_> {
     }
 
     fn lines_by_panels(&self, line0: usize, line1: usize) {
-        let (isa, cin, panels, tw) = (
+        let (isa, points, cin, panels, tw) = (
             self.isa,
+            self.scheme.points(),
             self.weight.filter.inputs,
             self.weight.panel_count(),
             self.tw,
         );
         let tiles = (line1 - line0) * tw;
         let layout = TileLayout::new(tiles, cin, rows_per_panel(isa, tiles));
-        let mut v = Scratch::take(POINTS * layout.point_stride);
+        let mut v = Scratch::take(points * layout.point_stride);
         let v = Shared(v.ptr());
         let (segments, groups, chunks) = (
             tw.div_ceil(ROW),
@@ -381,7 +415,7 @@ impl Conv<'_> {
                 );
                 let (end, c0) = (line1.min(line + LINES), i % chunks * STAGE);
                 let count = ROW.min(tw - tx);
-                let mut region = Self::region(LINES, count);
+                let mut region = self.region(LINES, count);
                 while line < end {
                     // As many as belong to the same batch item.
                     let from = Place {
@@ -419,8 +453,8 @@ impl Conv<'_> {
                     return;
                 }
                 let (u_point, m_point) = (chunk * NB + SLAB, (t1 - t0) * NB + SLAB);
-                let mut u = Scratch::take(POINTS * u_point);
-                let mut m = Scratch::take(POINTS * m_point);
+                let mut u = Scratch::take(points * u_point);
+                let mut m = Scratch::take(points * m_point);
                 let (u, m) = (u.ptr(), m.ptr());
                 for c0 in (0..cin).step_by(chunk) {
                     let c1 = cin.min(c0 + chunk);
@@ -429,6 +463,7 @@ impl Conv<'_> {
                     unsafe {
                         weights(
                             isa,
+                            self.scheme,
                             taps,
                             cin * NB,
                             c1 - c0,
@@ -437,7 +472,7 @@ impl Conv<'_> {
                             u_point,
                         )
                     };
-                    for point in 0..POINTS {
+                    for point in 0..points {
                         self.prefetch_weights(nb, c1, chunk, point);
                         let (u, m) = (
                             u.wrapping_add(point * u_point),

@@ -12,7 +12,9 @@ use super::super::{FeatureMap, shapes};
 use super::spill::{Place, SpillFile};
 use super::{Band, Size};
 use crate::device::Backend;
-use crate::kernels::cpu::NORM_LINES;
+use crate::kernels::cpu::{CONV_LINES, NORM_LINES};
+
+const _: () = assert!(CONV_LINES.is_multiple_of(NORM_LINES));
 
 /// How maps are kept while a network runs. The values that come out are the same whatever it says of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +136,7 @@ impl Room {
         self.0.spilled.get()
     }
 
-    /// Lines of a band of a map: all, or a multiple of 4 (tiles of convolutions, and what statistics are summed in).
+    /// Lines of a band of a map: all, or a multiple of 12 (tiles of convolutions, and what statistics are summed in).
     pub fn band_lines(&self, size: Size) -> usize {
         let line = size.bytes() / size.h.max(1) as u64;
         if size.bytes() <= self.0.limits.band {
@@ -157,9 +159,8 @@ impl Room {
             .collect()
     }
 
-    /// What bands begin at a multiple of: lines whose statistics are summed together, which are as many as a tile of the CPU's
-    /// convolutions has.
-    const ALIGNED: usize = NORM_LINES;
+    /// What bands begin at a multiple of: the lines of a tile of the CPU's convolutions, and those whose statistics are summed together.
+    const ALIGNED: usize = CONV_LINES;
 
     /// Lines rounded outwards to what bands begin at a multiple of, inside a map of `h` lines.
     pub(super) fn aligned(lines: &Band, h: usize) -> Band {

@@ -135,7 +135,7 @@ impl<'a> Convolved<'a> {
 
     /// The lines of the input that lines of the output are made of.
     fn reach(&self, lines: &Band) -> Band {
-        self.conv.reach(lines, self.input.size().h, self.enlarges())
+        self.conv.reach(lines, self.input.size(), self.enlarges())
     }
 }
 

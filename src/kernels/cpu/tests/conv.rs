@@ -115,9 +115,10 @@ fn convolutions_of_odd_sizes_match_the_definition() {
             let input = Input::new(&x, b, h, w, cin);
             let got = conv2d(&input, &conv, Some(&residual));
             let error = relative_error(&got, &want);
-            // Winograd's F(4x4) loses a digit against direct summation in f32, which itself is good to about 1e-6.
+            // Winograd loses a digit against direct summation in f32, which itself is good to about 1e-6; F(6x6) somewhat more (4e-6 in
+            // the mean square, 1.0e-5 at worst here).
             assert!(
-                error < 1e-5,
+                error < 2e-5,
                 "case {i} on {isa:?}: relative error {error:e}"
             );
         }
@@ -266,14 +267,15 @@ fn packing_keeps_to_the_size_of_the_weights() {
 
 #[test]
 fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
-    // 3x3 by Winograd in both orders of work, strided, 1x1; upsampled, normed, two maps side by side, several pieces.
+    // 3x3 by F(4x4) and F(6x6) in both orders of work, strided, 1x1; upsampled, normed, two maps side by side, several pieces.
     on_each_isa(|isa| {
         for (h, w, c1, c2, out, stride, up, k) in [
             (37, 18, 8, 0, 20, 1, 1, 3),
             (37, 130, 8, 8, 16, 1, 1, 3),
+            (67, 70, 8, 0, 20, 1, 1, 3),
             (20, 9, 8, 0, 20, 1, 2, 3),
-            (36, 10, 8, 0, 20, 2, 1, 3),
-            (13, 10, 8, 4, 20, 1, 1, 1),
+            (72, 10, 8, 0, 20, 2, 1, 3),
+            (37, 10, 8, 4, 20, 1, 1, 1),
         ] {
             let (b, c) = (2, c1 + c2);
             let (x1, x2) = (random(b * h * w * c1, 1), random(b * h * w * c2, 2));
@@ -315,9 +317,9 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
             let with_residual = input(0, &[&x1], &[&x2], &|input| {
                 conv2d(input, &conv, Some(&residual))
             });
-            for (start, end) in [(0, 4), (4, 8), (8, oh), (0, oh), (4, oh.min(10))] {
+            for (start, end) in [(0, 12), (12, 24), (24, oh), (0, oh), (12, oh.min(30))] {
                 let lines = start..end;
-                let needed = conv.reach(&lines, h * up);
+                let needed = conv.reach(&lines, h * up, w * up);
                 let there = needed.start / up..needed.end.div_ceil(up);
                 let middle = (there.start + there.end) / 2;
                 let cut = |x: &[f32]| {
