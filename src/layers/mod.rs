@@ -545,8 +545,9 @@ impl Conv2d {
         reading: &BandReading,
         lines: usize,
     ) -> Result<FeatureMap> {
-        let of = self.output_size(size, matches!(reading, BandReading::Upsampled));
-        shapes::convolution(&self.shape, of.b * lines * of.w);
+        let upsampled = matches!(reading, BandReading::Upsampled);
+        let of = self.output_size(size, upsampled);
+        shapes::convolution(&self.shape, Size { h: lines, ..of }, upsampled);
         let Some(piece) = window.pieces.first() else {
             bail!("a window of no lines");
         };
@@ -619,8 +620,9 @@ impl Conv2d {
             ConvWeights::Card(convolution) => convolution.forward(x, reading, residual),
             ConvWeights::Shapes => {
                 let size = x.size()?;
-                let of = self.output_size(size, matches!(reading, Reading::Upsampled));
-                shapes::convolution(&self.shape, of.b * of.h * of.w);
+                let upsampled = matches!(reading, Reading::Upsampled);
+                let of = self.output_size(size, upsampled);
+                shapes::convolution(&self.shape, of, upsampled);
                 if x.backend == (Backend::Shapes { card: true }) {
                     // A card reads what is normed, or enlarged, from a map of its own.
                     shapes::scratch(match reading {
@@ -771,7 +773,7 @@ pub fn attention(
         Backend::Shapes { card } => {
             let (b, rows, width) = q.dims3()?;
             let keys = k.dim(1)?;
-            shapes::product(b * rows, width, 2 * keys);
+            shapes::attention((b, rows, width), keys, heads);
             if !card {
                 // Keys and values once more, as the kernel reads them.
                 shapes::scratch((2 * k.elem_count() * k.dtype().size_in_bytes()) as u64);

@@ -1,12 +1,13 @@
 //! Layers that compute nothing: maps have sizes and no values. A network of them, run on a map's size, tells what a run takes:
 //! what is kept and read when is not guessed at a second place.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use super::ConvShape;
+use super::bands::Size;
 use crate::device::{Backend, Placement};
 
 /// What layers without values have counted.
@@ -20,6 +21,55 @@ pub struct Counted {
     pub products: f64,
     /// Bytes of everything that was computed since [`made`] was asked.
     made: u64,
+}
+
+/// What one layer does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A convolution to (b, h, w, outputs); `upsampled`: of a map that is read enlarged 2x.
+    Convolution {
+        b: usize,
+        h: usize,
+        w: usize,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        stride: usize,
+        upsampled: bool,
+    },
+    /// (rows, inner) times (inner, columns).
+    Product {
+        rows: usize,
+        inner: usize,
+        columns: usize,
+    },
+    /// Queries (b, rows, width) over `keys` keys, in heads.
+    Attention {
+        b: usize,
+        rows: usize,
+        width: usize,
+        keys: usize,
+        heads: usize,
+    },
+}
+
+thread_local! {
+    static WORKS: RefCell<Option<Vec<Work>>> = const { RefCell::new(None) };
+}
+
+/// What the layers of shapes that `run` runs on this thread do, one by one.
+///
+/// # Errors
+/// Those of `run`.
+pub fn works(run: impl FnOnce() -> Result<()>) -> Result<Vec<Work>> {
+    WORKS.set(Some(Vec::new()));
+    let result = run();
+    let works = WORKS.take().unwrap_or_default();
+    result.map(|()| works)
+}
+
+fn note(work: Work) {
+    WORKS.with_borrow_mut(|works| works.as_mut().map(|works| works.push(work)));
 }
 
 thread_local! {
@@ -75,14 +125,46 @@ pub fn weights(values: usize, placement: &Placement) {
     count(|counted| counted.weights += (values * dtype.size_in_bytes()) as u64);
 }
 
-/// A convolution's output of so many positions, of all batch items.
-pub fn convolution(shape: &ConvShape, positions: usize) {
+/// A convolution whose output has this size.
+pub fn convolution(shape: &ConvShape, of: Size, upsampled: bool) {
     let weights: usize = shape.weight().iter().product();
+    let positions = of.b * of.h * of.w;
     count(|counted| counted.convolutions += 2.0 * weights as f64 * positions as f64);
+    note(Work::Convolution {
+        b: of.b,
+        h: of.h,
+        w: of.w,
+        inputs: shape.inputs,
+        outputs: shape.outputs,
+        kernel: shape.kernel,
+        stride: shape.stride,
+        upsampled,
+    });
 }
 
 /// (rows, inner) times (inner, columns).
 pub fn product(rows: usize, inner: usize, columns: usize) {
+    count_product(rows, inner, columns);
+    note(Work::Product {
+        rows,
+        inner,
+        columns,
+    });
+}
+
+/// Queries (b, rows, width) over `keys` keys.
+pub fn attention((b, rows, width): (usize, usize, usize), keys: usize, heads: usize) {
+    count_product(b * rows, width, 2 * keys);
+    note(Work::Attention {
+        b,
+        rows,
+        width,
+        keys,
+        heads,
+    });
+}
+
+fn count_product(rows: usize, inner: usize, columns: usize) {
     let work = 2.0 * rows as f64 * inner as f64 * columns as f64;
     count(|counted| counted.products += work);
 }

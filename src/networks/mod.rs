@@ -6,4 +6,4 @@ pub mod vae;
 
 pub use crate::layers::bands::{Limits, Room};
 pub use crate::layers::notes;
-pub use crate::layers::shapes::{Counted, counted, view as zeros_without_memory};
+pub use crate::layers::shapes::{Counted, Work, counted, view as zeros_without_memory, works};
