@@ -14,9 +14,9 @@ use super::simd::{Isa, prefetch};
 use super::transform::{OutputRow, Scheme, TileLayout, TileRow, inputs, outputs, weights};
 
 /// The fewest and most tiles of a task over a large map.
-const BLOCK: [usize; 2] = [16, 64];
+const BLOCK: [usize; 2] = [16, 32];
 /// Tiles across and lines of tiles staged at a time.
-const ROW: usize = 16;
+const ROW: usize = 8;
 const LINES: usize = 4;
 /// Input channels staged at a time: contiguous in the input, so not too few.
 const STAGE: usize = 128;
