@@ -9,6 +9,7 @@ use super::act::exp;
 use super::buf::{Scratch, Shared, filled};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Value, Values, widen, with_type};
 
 /// Queries of a task: of more than [`FEW_KEYS`] twice as many, since all keys and values come from memory once a task (65536 keys of 512
 /// values: 426 GFLOP/s with 96 queries, 461 with 192).
@@ -38,7 +39,7 @@ pub struct AttentionShape {
 ///
 /// # Panics
 /// If a length does not fit the shape, or there are no keys.
-pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: f32) -> Vec<f32> {
+pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, scale: f32) -> Vec<V> {
     let AttentionShape {
         b,
         heads,
@@ -74,15 +75,10 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
         // SAFETY: each task packs its own keys of its own head. Blocks are of KEYS, a multiple of NB, so that only the last
         // has a panel filled up with zeros, for which `key_len` is rounded up as `value_len` is for the columns.
         unsafe {
-            pack_keys(&k[at..], ld, n, d, kp.get().add(bh * key_len + key * d));
-            pack_values(
-                &v[at..],
-                ld,
-                n,
-                d,
-                vp.get().add(bh * value_len + key * NB),
-                nk * NB,
-            );
+            let to = kp.get().add(bh * key_len + key * d);
+            pack_keys(isa, V::values(&k[at..]), ld, n, d, to);
+            let to = vp.get().add(bh * value_len + key * NB);
+            pack_values(isa, V::values(&v[at..]), ld, n, d, to, nk * NB);
         }
     });
     let threads = rayon::current_num_threads();
@@ -95,7 +91,8 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
             .max(per_head);
     }
     let step = nq.div_ceil(per_head.max(1)).max(1);
-    let run = |out: Shared| {
+    let run = |out: Shared<V>| {
+        let out = AnyMut::new(out.get());
         (0..b * heads * per_head)
             .into_par_iter()
             .with_max_len(1)
@@ -114,7 +111,7 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
                         q1,
                     };
                     // SAFETY: the keys and values of this head were packed above; no other task has these queries.
-                    unsafe { task.run(q, kp, vp, out) };
+                    unsafe { task.run(V::values(q), kp, vp, out) };
                 }
             });
     };
@@ -126,12 +123,20 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
 ///
 /// # Safety
 /// There is room for the panels at `to`.
-unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
+unsafe fn pack_keys(isa: Isa, k: Values, ld: usize, n: usize, d: usize, to: *mut f32) {
+    let mut row = vec![0f32; d];
     for key in 0..n.next_multiple_of(NB) {
         let to = to.wrapping_add(key / NB * d * NB + key % NB);
-        for i in 0..d {
+        if key < n {
+            let from = k.part(key * ld..key * ld + d).from(0);
+            // SAFETY: both have `d` values.
+            unsafe { widen(isa, from, d, row.as_mut_ptr()) };
+        } else {
+            row.fill(0.0);
+        }
+        for (i, &x) in row.iter().enumerate() {
             // SAFETY: column `key % NB` of row i of its panel.
-            unsafe { *to.add(i * NB) = if key < n { k[key * ld + i] } else { 0.0 } };
+            unsafe { *to.add(i * NB) = x };
         }
     }
 }
@@ -140,14 +145,23 @@ unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
 ///
 /// # Safety
 /// There is room for the rows in each panel at `to`.
-unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, panel: usize) {
+unsafe fn pack_values(
+    isa: Isa,
+    v: Values,
+    ld: usize,
+    n: usize,
+    d: usize,
+    to: *mut f32,
+    panel: usize,
+) {
     for j in (0..d).step_by(NB) {
         let cols = NB.min(d - j);
         for key in 0..n {
             // SAFETY: row `key` of panel `j / NB`, all of its NB columns, of which the last panel has `cols` in use.
             unsafe {
                 let to = to.add(j / NB * panel + key * NB);
-                to.copy_from_nonoverlapping(v[key * ld + j..][..cols].as_ptr(), cols);
+                let from = v.part(key * ld + j..key * ld + j + cols).from(0);
+                widen(isa, from, cols, to);
                 to.add(cols).write_bytes(0, NB - cols);
             }
         }
@@ -175,7 +189,7 @@ impl Task {
     /// # Safety
     /// `kp` and `vp` hold the head's panels of keys and values, all `nk`; `q` is (b, nq, heads * d), `out` has room for as
     /// much, and nobody else uses this task's queries of this head there.
-    unsafe fn run(&self, q: &[f32], kp: *const f32, vp: *const f32, out: Shared) {
+    unsafe fn run(&self, q: Values, kp: *const f32, vp: *const f32, out: AnyMut) {
         let (
             isa,
             AttentionShape {
@@ -210,19 +224,10 @@ impl Task {
         // SAFETY: queries q0..q1 of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their
         // panels, in slabs of 16.
         unsafe {
-            let from = q[first..].as_ptr();
+            let from = q.from(first);
             for i in 0..n {
                 let to = qs.add(i / r * q_panel + i % r * SLAB);
-                scale_row(
-                    isa,
-                    from.add(i * ld),
-                    SLAB,
-                    self.scale,
-                    d,
-                    to,
-                    r * SLAB,
-                    SLAB,
-                );
+                scale_query(isa, from.at(i * ld), self.scale, d, to, r * SLAB);
             }
         }
         let end = if causal { nk.min(self.q1) } else { nk };
@@ -293,50 +298,72 @@ impl Task {
             // SAFETY: the sums of query i lie NB to a panel, `o_panel` apart; of its row of `out` only the head's `d` values are
             // written, by this task alone.
             unsafe {
-                let (from, to) = (os.add(i * NB), out.get().add(first + i * ld));
-                scale_row(isa, from, o_panel, 1.0 / sum, d, to, NB, NB);
+                let (from, to) = (os.add(i * NB), out.at(first + i * ld));
+                scale_result(isa, from, o_panel, 1.0 / sum, d, to);
             }
         }
     }
 }
 
 isa_fn! {
-    /// Multiplies `d` values, of which every `block` (16 or [`NB`]) lie together, `from_stride` and `to_stride` apart.
+    /// Multiplies a query of `d` values and writes it in slabs of 16, `to_stride` apart.
     ///
     /// # Safety
     /// They can be read at `from` and written at `to`.
-    fn scale_row = scale_row_body(
-        from: *const f32, from_stride: usize, factor: f32, d: usize, to: *mut f32, to_stride: usize, block: usize,
-    )
+    fn scale_query = scale_query_body(from: AnyPtr, factor: f32, d: usize, to: *mut f32, to_stride: usize)
 }
 
 /// # Safety
-/// That of [`scale_row`], on a machine that has `S`.
+/// That of [`scale_query`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn scale_row_body<S: Simd>(
-    from: *const f32,
-    from_stride: usize,
+unsafe fn scale_query_body<S: Simd>(
+    from: AnyPtr,
     factor: f32,
     d: usize,
     to: *mut f32,
     to_stride: usize,
-    block: usize,
 ) {
-    // SAFETY: a vector ends with its block, as 16 and NB are multiples of all LANES, and the last with value `d`.
+    // SAFETY: a vector ends with its slab, as 16 is a multiple of all LANES, and the last with value `d`.
     unsafe {
-        let factor = S::splat(factor);
-        for j in (0..d).step_by(block) {
-            let (from, to) = (
-                from.add(j / block * from_stride),
-                to.add(j / block * to_stride),
-            );
-            for l in (0..block.min(d - j)).step_by(S::LANES) {
-                let n = d - j - l;
-                S::load_up_to(from.add(l), n)
-                    .mul(factor)
-                    .store_up_to(to.add(l), n);
+        with_type!(from.precision, V => {
+            let (from, factor) = (from.typed::<V>(), S::splat(factor));
+            for j in (0..d).step_by(S::LANES) {
+                let to = to.add(j / SLAB * to_stride + j % SLAB);
+                let x = V::load_up_to::<S>(from.add(j), d - j);
+                x.mul(factor).store_up_to(to, d - j);
             }
-        }
+        })
+    }
+}
+
+isa_fn! {
+    /// Multiplies a result of `d` values, which lies in rows of [`NB`], `from_stride` apart, and writes it.
+    ///
+    /// # Safety
+    /// They can be read at `from` and written at `to`.
+    fn scale_result = scale_result_body(from: *const f32, from_stride: usize, factor: f32, d: usize, to: AnyMut)
+}
+
+/// # Safety
+/// That of [`scale_result`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn scale_result_body<S: Simd>(
+    from: *const f32,
+    from_stride: usize,
+    factor: f32,
+    d: usize,
+    to: AnyMut,
+) {
+    // SAFETY: a vector ends with its row, as NB is a multiple of all LANES, and the last with value `d`.
+    unsafe {
+        with_type!(to.precision, V => {
+            let (to, factor) = (to.typed::<V>(), S::splat(factor));
+            for j in (0..d).step_by(S::LANES) {
+                let from = from.add(j / NB * from_stride + j % NB);
+                let x = S::load_up_to(from, d - j).mul(factor);
+                V::store_up_to(x, to.add(j), d - j);
+            }
+        })
     }
 }
 

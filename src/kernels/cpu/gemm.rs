@@ -4,10 +4,11 @@
 use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
-use super::buf::{Scratch, Shared, from_or_null};
+use super::buf::{Scratch, from_or_null};
 use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Precision, Value, Values, widen, with_type};
 
 /// Rows of a task: enough to reuse each panel of weights that comes from far, few enough to stay in the L2 cache.
 const TASK_ROWS: usize = 96;
@@ -17,8 +18,8 @@ const CHUNK: usize = 768;
 /// What is added and applied to a product on its way out.
 #[derive(Clone, Copy)]
 pub(super) struct Epilogue<'a> {
-    /// (rows, outputs).
-    pub residual: Option<&'a [f32]>,
+    /// (rows, outputs), kept as the output is.
+    pub residual: Option<Values<'a>>,
     pub act: Act,
 }
 
@@ -63,7 +64,7 @@ pub(super) unsafe fn product(
     rows: usize,
     weight: &PackedConv,
     epilogue: Epilogue<'_>,
-    out: Shared,
+    out: AnyMut,
     stage: impl Fn(&Rows) + Sync,
 ) {
     let threads = rayon::current_num_threads();
@@ -109,6 +110,7 @@ pub(super) unsafe fn product(
                 (nb1 - nb0) * count * NB
             });
             let (a, c) = (a.ptr(), c.ptr());
+            let mut wide = Widened::new(weight.precision(), chunk);
             let c_panel = |nb: usize| {
                 if one {
                     c
@@ -123,7 +125,7 @@ pub(super) unsafe fn product(
                 // SAFETY: the products with panel `nb` are in its part of `c`, all their rows written; this task alone writes
                 // these rows and columns of `out`, and the residual has the output's shape, so that `at` is the same place.
                 unsafe {
-                    let to = out.get().add(at);
+                    let to = out.at(at);
                     write_out(
                         isa,
                         c_panel(nb),
@@ -151,7 +153,7 @@ pub(super) unsafe fn product(
                     };
                     stage(&rows);
                     for nb in nb0..nb1 {
-                        let b = weight.panel(nb, tap)[c0 * NB..].as_ptr();
+                        let b = wide.panel(isa, weight.panel(nb, tap, c0), c1 - c0);
                         let accumulate = tap > 0 || c0 > 0;
                         rows.panels(|row, n, a| {
                             let ptr = c_panel(nb).wrapping_add((row - first) * NB);
@@ -179,6 +181,27 @@ pub(super) unsafe fn product(
         });
 }
 
+/// A part of a panel of weights in float32.
+struct Widened(Option<Scratch>);
+
+impl Widened {
+    /// For so many channels of weights that are kept as `precision`.
+    fn new(precision: Precision, channels: usize) -> Self {
+        Self((precision != Precision::F32).then(|| Scratch::take(channels * NB)))
+    }
+
+    /// The panel itself where it is float32, else a copy, which stays to the next call.
+    fn panel(&mut self, isa: Isa, panel: AnyPtr, channels: usize) -> *const f32 {
+        let Some(copy) = &mut self.0 else {
+            return panel.typed();
+        };
+        let copy = copy.ptr();
+        // SAFETY: the panel has the channels, and the copy room for them.
+        unsafe { widen(isa, panel, channels * NB, copy) };
+        copy
+    }
+}
+
 isa_fn! {
     /// `out[i][j] = act(c[i][j] + bias[j] + residual[i][j])` for `cols` columns; `c` has rows of [`NB`], the others of
     /// `ld`; a null residual is none.
@@ -186,7 +209,7 @@ isa_fn! {
     /// # Safety
     /// `c`, `bias` (a panel's) and, where it is not null, `residual` hold what is read; there is room at `out`.
     fn write_out = write_out_body(
-        c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: *const f32, out: *mut f32, ld: usize, act: Act,
+        c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: AnyPtr, out: AnyMut, ld: usize, act: Act,
     )
 }
 
@@ -198,27 +221,30 @@ unsafe fn write_out_body<S: Simd>(
     rows: usize,
     cols: usize,
     bias: *const f32,
-    residual: *const f32,
-    out: *mut f32,
+    residual: AnyPtr,
+    out: AnyMut,
     ld: usize,
     act: Act,
 ) {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        with_act!(act, f => write_out_with::<S, _>(c, rows, cols, bias, residual, out, ld, f))
+        with_type!(out.precision, V => {
+            let (out, residual) = (out.typed::<V>(), residual.address().cast::<V>());
+            with_act!(act, f => write_out_with::<S, V, _>(c, rows, cols, bias, residual, out, ld, f))
+        })
     }
 }
 
 /// # Safety
 /// That of [`write_out`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn write_out_with<S: Simd, F: PointFn>(
+unsafe fn write_out_with<S: Simd, V: Value, F: PointFn>(
     c: *const f32,
     rows: usize,
     cols: usize,
     bias: *const f32,
-    residual: *const f32,
-    out: *mut f32,
+    residual: *const V,
+    out: *mut V,
     ld: usize,
     f: F,
 ) {
@@ -230,9 +256,9 @@ unsafe fn write_out_with<S: Simd, F: PointFn>(
                 let n = cols - j;
                 let mut x = S::load(c.add(i * NB + j)).add(S::load(bias.add(j)));
                 if !residual.is_null() {
-                    x = x.add(S::load_up_to(residual.add(i * ld + j), n));
+                    x = x.add(V::load_up_to(residual.add(i * ld + j), n));
                 }
-                f.eval(x).store_up_to(out.add(i * ld + j), n);
+                V::store_up_to(f.eval(x), out.add(i * ld + j), n);
             }
         }
     }

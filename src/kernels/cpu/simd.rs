@@ -5,6 +5,10 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::OnceLock;
 
+use half::{bf16, f16};
+
+use super::values::Value;
+
 /// An instruction set that the kernels are compiled for. A value is proof that the machine has it: only
 /// [`Isa::available`] makes them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,7 +19,7 @@ pub(super) enum Set {
     /// 16 lanes, 32 registers.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 8 lanes with fused multiply-add.
+    /// 8 lanes with fused multiply-add, and conversions of float16.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 4 lanes, what every machine of its kind has: SSE2, NEON.
@@ -39,7 +43,9 @@ impl Isa {
         let mut isas = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             if avx2 && is_x86_feature_detected!("avx512f") {
                 isas.push(Isa(Set::Avx512));
             }
@@ -110,7 +116,7 @@ impl fmt::Debug for Isa {
 ///
 /// All this has to be inlined into functions compiled for the instruction set ([`isa_fn`]): elsewhere it works, slowly.
 /// Pointers need no alignment.
-pub(super) trait Simd: Copy {
+pub trait Simd: Copy {
     const LANES: usize;
     /// Rows of the GEMM register tile; its columns are two vectors.
     const ROWS: usize;
@@ -204,6 +210,46 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// As [`Simd::load`], of bfloat16.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; `LANES` values can be read at `p`.
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { load_each(p) }
+    }
+
+    /// As [`Simd::store`], rounded to bfloat16.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `p`.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { store_each(self, p) }
+    }
+
+    /// As [`Simd::load`], of float16.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; `LANES` values can be read at `p`.
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { load_each(p) }
+    }
+
+    /// As [`Simd::store`], rounded to float16.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `p`.
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { store_each(self, p) }
+    }
+
     /// The lanes in an array, zeros behind.
     #[inline(always)]
     fn to_array(self) -> [f32; MOST_LANES] {
@@ -214,8 +260,37 @@ pub(super) trait Simd: Copy {
     }
 }
 
+/// A vector of values that are widened one by one, for machines without instructions for it.
+///
+/// # Safety
+/// The machine has the instruction set; a vector's values can be read at `p`.
+#[inline(always)]
+unsafe fn load_each<S: Simd, V: Value>(p: *const V) -> S {
+    let mut t = [0f32; MOST_LANES];
+    // SAFETY: the caller answers for the values at `p`, `t` has room for a vector.
+    unsafe {
+        for (i, t) in t.iter_mut().enumerate().take(S::LANES) {
+            *t = p.add(i).read().widen();
+        }
+        S::load(t.as_ptr())
+    }
+}
+
+/// The inverse.
+///
+/// # Safety
+/// A vector's values can be written at `p`.
+#[inline(always)]
+unsafe fn store_each<S: Simd, V: Value>(x: S, p: *mut V) {
+    let t = x.to_array();
+    for (i, &x) in t.iter().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { p.add(i).write(V::narrow(x)) };
+    }
+}
+
 /// The most lanes of a vector.
-const MOST_LANES: usize = 16;
+pub(super) const MOST_LANES: usize = 16;
 
 /// Implements [`Simd`] for a wrapper around a vector of intrinsics.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -226,6 +301,7 @@ macro_rules! vector {
         mul_add($x:ident, $m:ident, $a:ident) $mul_add:expr,
         integers $splat_i32:ident $add_i32:ident $shl_i32:ident $to_i32:ident $to_f32:ident
         $(, load_first $load_first:ident, store_first $store_first:ident)?
+        $(, halves $load_bits:ident $store_bits:ident $to_wide:ident $round_bf16:ident $load_f16:ident $store_f16:ident)?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
@@ -284,6 +360,28 @@ macro_rules! vector {
                     unsafe { $store_first(p, (1 << n) - 1, self.0) }
                 }
             )?
+            $(
+                #[inline(always)]
+                unsafe fn load_bf16(p: *const bf16) -> Self {
+                    // SAFETY: the caller promises the instructions and what is read.
+                    unsafe { Self($to_f32($shl_i32::<16>($to_wide($load_bits(p.cast()))))) }
+                }
+                #[inline(always)]
+                unsafe fn store_bf16(self, p: *mut bf16) {
+                    // SAFETY: `self` proves the instructions; the caller promises room for a vector.
+                    unsafe { $store_bits(p.cast(), $round_bf16(self.0)) }
+                }
+                #[inline(always)]
+                unsafe fn load_f16(p: *const f16) -> Self {
+                    // SAFETY: the caller promises the instructions and what is read.
+                    unsafe { Self($load_f16($load_bits(p.cast()))) }
+                }
+                #[inline(always)]
+                unsafe fn store_f16(self, p: *mut f16) {
+                    // SAFETY: `self` proves the instructions; the caller promises room for a vector.
+                    unsafe { $store_bits(p.cast(), $store_f16::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+                }
+            )?
         }
     };
 }
@@ -304,20 +402,63 @@ macro_rules! lanewise {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use half::{bf16, f16};
+
     use super::Simd;
+
+    /// The bits of bfloat16 that `x` is nearest to: in integers, since the instruction for it takes subnormal numbers for zero.
+    ///
+    /// # Safety
+    /// The machine has AVX-512.
+    #[inline(always)]
+    unsafe fn round_bf16_16(x: __m512) -> __m256i {
+        // SAFETY: as promised; the instructions touch registers only.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), nan, quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Safety
+    /// The machine has AVX2.
+    #[inline(always)]
+    unsafe fn round_bf16_8(x: __m256) -> __m128i {
+        // SAFETY: as promised; the instructions touch registers only.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let rounded = _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan);
+            let high = _mm256_srli_epi32::<16>(rounded);
+            // Packed within each half of the vector: the first and third quarter follow each other.
+            let packed = _mm256_packus_epi32(high, high);
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(packed))
+        }
+    }
 
     vector! {
         V16(__m512), 16 lanes, 12 rows, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
         _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_max_ps _mm512_min_ps,
         mul_add(x, m, a) _mm512_fmadd_ps(x, m, a),
         integers _mm512_set1_epi32 _mm512_add_epi32 _mm512_slli_epi32 _mm512_castps_si512 _mm512_castsi512_ps,
-        load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps
+        load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps,
+        halves _mm256_loadu_si256 _mm256_storeu_si256 _mm512_cvtepu16_epi32 round_bf16_16 _mm512_cvtph_ps _mm512_cvtps_ph
     }
     vector! {
         V8(__m256), 8 lanes, 6 rows, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps
         _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps _mm256_max_ps _mm256_min_ps,
         mul_add(x, m, a) _mm256_fmadd_ps(x, m, a),
-        integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps
+        integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps,
+        halves _mm_loadu_si128 _mm_storeu_si128 _mm256_cvtepu16_epi32 round_bf16_8 _mm256_cvtph_ps _mm256_cvtps_ph
     }
     vector! {
         /// SSE2, which every x86-64 has.
@@ -422,7 +563,7 @@ impl Simd for Array {
 
 /// Asks for the cache line of `p`, which may lie outside any allocation, to be brought to the L2 cache.
 #[inline(always)]
-pub(super) fn prefetch(p: *const f32) {
+pub(super) fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has SSE; the instruction ignores addresses that it cannot read.
     unsafe {
@@ -442,15 +583,15 @@ macro_rules! isa_fn {
             /// # Safety
             /// As that of the function around this; the machine has AVX-512.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the instructions are this function's own; the rest is its caller's promise.
                 unsafe { $body::<$crate::kernels::cpu::simd::V16>($($arg),*) }
             }
             /// # Safety
-            /// As that of the function around this; the machine has AVX2 and FMA.
+            /// As that of the function around this; the machine has AVX2, FMA and F16C.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: as above.
                 unsafe { $body::<$crate::kernels::cpu::simd::V8>($($arg),*) }
