@@ -5,7 +5,11 @@ use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
 use super::buf::{Scratch, from_or_null};
-use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
+use half::bf16;
+
+use super::micro::{
+    Dst, NB, SLAB, pair_panel, panel, panel_of_pairs, rows_per_panel, size_of_pairs,
+};
 use super::packed::PackedConv;
 use super::simd::{Isa, Simd, isa_fn};
 use super::values::{AnyMut, AnyPtr, Precision, Value, Values, widen, with_type};
@@ -110,7 +114,13 @@ pub(super) unsafe fn product(
                 (nb1 - nb0) * count * NB
             });
             let (a, c) = (a.ptr(), c.ptr());
-            let mut wide = Widened::new(weight.precision(), chunk);
+            let pairs = (weight.in_pairs() && isa.multiplies_pairs()).then(|| {
+                let panels = task_rows.div_ceil(per_panel);
+                Scratch::take(panels * size_of_pairs(chunk, per_panel))
+            });
+            let pairs = pairs.map(|mut pairs| (pairs.ptr(), pairs));
+            let pairs = pairs.as_ref().map(|(ptr, _)| *ptr);
+            let mut wide = Widened::new(weight, chunk);
             let c_panel = |nb: usize| {
                 if one {
                     c
@@ -152,8 +162,23 @@ pub(super) unsafe fn product(
                         per_panel,
                     };
                     stage(&rows);
+                    let paired = |row: usize, a: *mut f32| {
+                        let size = size_of_pairs(c1 - c0, per_panel);
+                        a.wrapping_add((row - first) / per_panel * size)
+                    };
+                    if let Some(pairs) = pairs {
+                        rows.panels(|row, n, a| {
+                            let to = paired(row, pairs).cast::<bf16>();
+                            // SAFETY: the panel of A was staged above, in whole slabs; `pairs` has room for all panels.
+                            unsafe { pair_panel(isa, n, c1 - c0, a, per_panel, to) };
+                        });
+                    }
                     for nb in nb0..nb1 {
-                        let b = wide.panel(isa, weight.panel(nb, tap, c0), c1 - c0);
+                        let from = weight.panel(nb, tap, c0);
+                        let b = match pairs {
+                            Some(_) => from.typed::<bf16>().cast(),
+                            None => wide.panel(isa, from, c1 - c0),
+                        };
                         let accumulate = tap > 0 || c0 > 0;
                         rows.panels(|row, n, a| {
                             let ptr = c_panel(nb).wrapping_add((row - first) * NB);
@@ -166,7 +191,14 @@ pub(super) unsafe fn product(
                             // SAFETY: the panel of A was staged above, that of B holds all channels from `c0` on, and
                             // `dst` lies in the task's scratch, which the first round (nothing added) fills.
                             unsafe {
-                                panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst)
+                                let cols = weight.panel_cols(nb);
+                                match pairs {
+                                    Some(pairs) => {
+                                        let (k, a) = ((c1 - c0).div_ceil(2), paired(row, pairs));
+                                        panel_of_pairs(n, cols, k, a, per_panel, b, dst);
+                                    }
+                                    None => panel(isa, n, cols, c1 - c0, a, per_panel, b, dst),
+                                }
                             };
                         });
                         if one {
@@ -182,23 +214,60 @@ pub(super) unsafe fn product(
 }
 
 /// A part of a panel of weights in float32.
-struct Widened(Option<Scratch>);
+struct Widened {
+    copy: Option<Scratch>,
+    in_pairs: bool,
+}
 
 impl Widened {
-    /// For so many channels of weights that are kept as `precision`.
-    fn new(precision: Precision, channels: usize) -> Self {
-        Self((precision != Precision::F32).then(|| Scratch::take(channels * NB)))
+    /// For so many channels.
+    fn new(weight: &PackedConv, channels: usize) -> Self {
+        let size = channels.next_multiple_of(2) * NB;
+        Self {
+            copy: (weight.precision() != Precision::F32).then(|| Scratch::take(size)),
+            in_pairs: weight.in_pairs(),
+        }
     }
 
     /// The panel itself where it is float32, else a copy, which stays to the next call.
     fn panel(&mut self, isa: Isa, panel: AnyPtr, channels: usize) -> *const f32 {
-        let Some(copy) = &mut self.0 else {
+        let Some(copy) = &mut self.copy else {
             return panel.typed();
         };
         let copy = copy.ptr();
-        // SAFETY: the panel has the channels, and the copy room for them.
-        unsafe { widen(isa, panel, channels * NB, copy) };
+        // SAFETY: the panel has the channels, filled up to whole pairs where it is in pairs, and the copy room for them.
+        unsafe {
+            if self.in_pairs {
+                widen_pairs(isa, panel.typed(), channels.div_ceil(2), copy);
+            } else {
+                widen(isa, panel, channels * NB, copy);
+            }
+        }
         copy
+    }
+}
+
+isa_fn! {
+    /// Rows (2 `n`, NB) in float32 of pairs (`n`, NB, 2).
+    ///
+    /// # Safety
+    /// The pairs can be read at `from`, and there is room at `to`.
+    fn widen_pairs = widen_pairs_body(from: *const bf16, n: usize, to: *mut f32)
+}
+
+/// # Safety
+/// That of [`widen_pairs`].
+#[inline(always)]
+unsafe fn widen_pairs_body<S: Simd>(from: *const bf16, n: usize, to: *mut f32) {
+    for i in 0..n {
+        // SAFETY: pair row `i` of the `n`, and the two rows that it becomes.
+        unsafe {
+            let (from, to) = (from.add(i * 2 * NB), to.add(i * 2 * NB));
+            for j in 0..NB {
+                to.add(j).write(from.add(2 * j).read().widen());
+                to.add(NB + j).write(from.add(2 * j + 1).read().widen());
+            }
+        }
     }
 }
 

@@ -39,6 +39,11 @@ impl Filter {
         }
     }
 
+    /// Whether it is done by Winograd's algorithm.
+    pub(super) fn is_transformed(&self) -> bool {
+        self.height == 3 && self.width == 3 && self.stride == 1
+    }
+
     pub(super) fn taps(&self) -> usize {
         self.height * self.width
     }
@@ -86,12 +91,14 @@ impl Padding {
 }
 
 /// A convolution's (or linear layer's) weights and bias, packed in panels of `NB` output channels:
-/// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel.
+/// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel. In bfloat16, where no transform comes first, two
+/// inputs lie side by side, `(…, inputs / 2, NB, 2)`, as instructions for pairs take them.
 pub struct PackedConv {
     panels: Panels,
     /// (panels * NB), zero where there is none.
     bias: Vec<f32>,
     pub(super) filter: Filter,
+    in_pairs: bool,
 }
 
 /// Packed weights as they are kept.
@@ -164,11 +171,13 @@ impl PackedConv {
         if let Some(bias) = bias {
             padded_bias[..outputs].copy_from_slice(bias);
         }
-        let panel_len = taps * inputs * NB;
+        let in_pairs = precision == Precision::Bf16 && !filter.is_transformed();
+        let rows = rows_of(filter, in_pairs);
+        let panel_len = taps * rows * NB;
         let pack = |to: AnyMut| {
             (0..panels).into_par_iter().for_each(|nb| {
                 // SAFETY: each task writes its own panel, of which there is room for `panels`.
-                unsafe { pack_panel(weight, filter, nb, to.at(nb * panel_len)) }
+                unsafe { pack_panel(weight, filter, in_pairs, nb, to.at(nb * panel_len)) }
             });
         };
         Self {
@@ -176,6 +185,7 @@ impl PackedConv {
             panels: unsafe { Panels::filled(precision, panels * panel_len, pack) },
             bias: padded_bias,
             filter,
+            in_pairs,
         }
     }
 
@@ -222,9 +232,14 @@ impl PackedConv {
 
     /// (inputs, NB) of panel `nb` for a tap, from channel `c` on.
     pub(super) fn panel(&self, nb: usize, tap: usize, c: usize) -> AnyPtr {
-        let inputs = self.filter.inputs;
-        let row = (nb * self.filter.taps() + tap) * inputs + c;
+        let rows = rows_of(self.filter, self.in_pairs);
+        let row = (nb * self.filter.taps() + tap) * rows + c;
         self.panels.values().from(row * NB)
+    }
+
+    /// Whether two inputs lie side by side.
+    pub(super) fn in_pairs(&self) -> bool {
+        self.in_pairs
     }
 
     /// What the weights are kept as.
@@ -243,32 +258,48 @@ impl PackedConv {
     }
 }
 
+/// Rows of NB values of a tap in a panel.
+fn rows_of(filter: Filter, in_pairs: bool) -> usize {
+    filter.inputs.next_multiple_of(if in_pairs { 2 } else { 1 })
+}
+
 /// Packs panel `nb` of `weight`: (taps, inputs, NB) at `to`.
 ///
 /// # Safety
 /// There is room for a panel at `to`.
-unsafe fn pack_panel(weight: &[f32], filter: Filter, nb: usize, to: AnyMut) {
+unsafe fn pack_panel(weight: &[f32], filter: Filter, in_pairs: bool, nb: usize, to: AnyMut) {
     let isa = Isa::current();
     let (inputs, taps) = (filter.inputs, filter.taps());
     let columns = NB.min(filter.outputs - nb * NB);
     // In blocks of channels, so that what is written stays in the cache.
+    let rows = rows_of(filter, in_pairs);
     let mut block = vec![0f32; taps * SLAB * NB];
+    let place = |c: usize, j: usize| {
+        if in_pairs {
+            c / 2 * 2 * NB + 2 * j + c % 2
+        } else {
+            c * NB + j
+        }
+    };
     for c0 in (0..inputs).step_by(SLAB) {
         let c1 = inputs.min(c0 + SLAB);
+        let last = rows.min(c0 + SLAB);
+        if last > c1 {
+            block.fill(0.0);
+        }
         for j in 0..columns {
             for c in c0..c1 {
                 let from = &weight[((nb * NB + j) * inputs + c) * taps..][..taps];
                 for (tap, &x) in from.iter().enumerate() {
-                    block[(tap * SLAB + c - c0) * NB + j] = x;
+                    block[tap * SLAB * NB + place(c - c0, j)] = x;
                 }
             }
         }
         for tap in 0..taps {
-            let from = block[tap * SLAB * NB..][..(c1 - c0) * NB].as_ptr();
+            let values = &block[tap * SLAB * NB..][..(last - c0) * NB];
+            let to = to.at((tap * rows + c0) * NB);
             // SAFETY: these channels' rows of a tap follow each other in the panel, as in the block.
-            unsafe {
-                narrow(isa, from, (c1 - c0) * NB, to.at((tap * inputs + c0) * NB));
-            }
+            unsafe { narrow(isa, values.as_ptr(), values.len(), to) };
         }
     }
 }

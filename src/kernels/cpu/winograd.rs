@@ -71,8 +71,7 @@ struct Tiles {
 
 /// Whether [`winograd`] can do this convolution.
 pub(super) fn applies(conv: &PackedConv) -> bool {
-    let filter = conv.filter;
-    filter.height == 3 && filter.width == 3 && filter.stride == 1
+    conv.filter.is_transformed()
 }
 
 /// The one that is used for a whole input (h, w): of which lines of the output are computed makes no difference.
