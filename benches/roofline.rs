@@ -254,7 +254,7 @@ fn measured(work: Work) -> Measured {
             let mut turn = 0;
             let seconds = best(5, || {
                 turn += 1;
-                black_box(linear(
+                black_box(linear::<f32>(
                     &input,
                     &layers[turn % layers.len()],
                     None,

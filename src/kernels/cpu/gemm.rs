@@ -120,7 +120,7 @@ pub(super) unsafe fn product(
             });
             let pairs = pairs.map(|mut pairs| (pairs.ptr(), pairs));
             let pairs = pairs.as_ref().map(|(ptr, _)| *ptr);
-            let mut wide = Widened::new(weight, chunk);
+            let mut wide = Widened::new(weight, if pairs.is_some() { 0 } else { chunk });
             let c_panel = |nb: usize| {
                 if one {
                     c
@@ -220,11 +220,11 @@ struct Widened {
 }
 
 impl Widened {
-    /// For so many channels.
+    /// For so many channels at a time, or none.
     fn new(weight: &PackedConv, channels: usize) -> Self {
         let size = channels.next_multiple_of(2) * NB;
         Self {
-            copy: (weight.precision() != Precision::F32).then(|| Scratch::take(size)),
+            copy: (weight.precision() != Precision::F32 && size > 0).then(|| Scratch::take(size)),
             in_pairs: weight.in_pairs(),
         }
     }
