@@ -167,7 +167,7 @@ impl Bench {
         }
         let (_, h, w) = input.shape();
         self.run(&name, (2 * k * k * cin * cout * h * w) as f64, |i| {
-            black_box(conv2d(&input, &layers[i % layers.len()], None));
+            black_box(conv2d::<f32>(&input, &layers[i % layers.len()], None));
         });
     }
 
@@ -194,7 +194,7 @@ impl Bench {
             &format!("linear {n}x{cin}x{cout}"),
             (2 * n * cin * cout) as f64,
             |_| {
-                black_box(linear(
+                black_box(linear::<f32>(
                     &Input::new(&x, 1, 1, n, cin),
                     &layer,
                     None,
@@ -219,7 +219,7 @@ impl Bench {
         });
         let prologue = Prologue::new(ones.clone(), ones.clone(), Act::Silu);
         self.run(&format!("materialise norm + silu {at}"), 0.0, |_| {
-            black_box(materialise(&map.clone().prologue(&prologue)));
+            black_box(materialise::<f32>(&map.clone().prologue(&prologue)));
         });
         self.run(&format!("layer_norm {tokens}x{c}"), 0.0, |_| {
             black_box(layer_norm(&x, &ones, &ones, 1e-5));
@@ -228,10 +228,10 @@ impl Bench {
             black_box(activate(&x, Act::Gelu));
         });
         self.run(&format!("downsample_k {at}"), 0.0, |_| {
-            black_box(downsample_k(&map, 0..side / 2));
+            black_box(downsample_k::<f32>(&map, 0..side / 2));
         });
         self.run(&format!("upsample_k {at}"), 0.0, |_| {
-            black_box(upsample_k(&map, 0..2 * side));
+            black_box(upsample_k::<f32>(&map, 0..2 * side));
         });
     }
 }

@@ -229,7 +229,7 @@ fn measured(work: Work) -> Measured {
             let mut turn = 0;
             let seconds = best(3, || {
                 turn += 1;
-                black_box(conv2d(&input, &layers[turn % layers.len()], None));
+                black_box(conv2d::<f32>(&input, &layers[turn % layers.len()], None));
             });
             let weights = inputs * outputs * kernel * kernel;
             Measured {
@@ -254,7 +254,7 @@ fn measured(work: Work) -> Measured {
             let mut turn = 0;
             let seconds = best(5, || {
                 turn += 1;
-                black_box(linear(
+                black_box(linear::<f32>(
                     &input,
                     &layers[turn % layers.len()],
                     None,

@@ -125,12 +125,12 @@ pub fn short(device: &Device, place: impl Fn(&Device, DType) -> Placement) -> Re
     Ok(findings)
 }
 
-/// The CPU computes in float32 whatever the weights are kept in.
 fn precisions(device: &Device) -> Result<&'static [DType]> {
-    Ok(match device {
-        Device::Cpu => &[DType::F32],
-        card if device::has_bfloat16(card)? => &[DType::F32, DType::F16, DType::BF16],
-        _ => &[DType::F32, DType::F16],
+    let all = &[DType::F32, DType::F16, DType::BF16];
+    Ok(if device::has_bfloat16(device)? {
+        all
+    } else {
+        &all[..2]
     })
 }
 

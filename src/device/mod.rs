@@ -61,6 +61,11 @@ impl Placement {
         }
     }
 
+    /// Whether this program's own kernels compute the layers, on the CPU or a card.
+    pub fn has_own_kernels(&self) -> bool {
+        matches!(self.backend, Backend::CpuKernels | Backend::CardKernels)
+    }
+
     /// The same on candle's stock operations.
     pub fn stock(device: &Device, dtype: DType) -> Self {
         Self {
@@ -203,13 +208,13 @@ pub fn computes(device: &Device) -> Result<bool> {
     }
 }
 
-/// Whether a card computes in bfloat16: from compute capability 8.0 on. The CPU computes in float32 whatever it is given.
+/// Whether bfloat16 is to be had: on cards from compute capability 8.0 on, on the CPU always, which computes in float32.
 ///
 /// # Errors
 /// The driver does not tell.
 pub fn has_bfloat16(device: &Device) -> Result<bool> {
     match device {
-        Device::Cpu => Ok(false),
+        Device::Cpu => Ok(true),
         other => card::has_bfloat16(other),
     }
 }

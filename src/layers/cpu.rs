@@ -1,76 +1,146 @@
-//! The layers on this program's own CPU kernels, channels last. Half-precision tensors are widened on the way in
-//! and rounded on the way out: the kernels compute in float32.
+//! The layers on this program's own CPU kernels, channels last. Maps and weights are kept in the run's type; the kernels compute in
+//! float32 and round once, when they write.
 
 use std::ops::{Deref, Range};
 
 use anyhow::{Result, bail, ensure};
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
 use super::bands::{Band, BandReading, Known, Size, Window};
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
-use crate::kernels::cpu::{AttentionShape, Filter, GroupSums, Input, PackedConv, Prologue};
+use crate::kernels::cpu::{
+    AttentionShape, Filter, GroupSums, Input, PackedConv, Precision, Prologue, Value, Values,
+};
 pub use crate::kernels::cpu::{downsample_reach, upsample_reach};
 
-/// A tensor's values in float32, without a copy where they are kept so.
-enum Values<'a> {
+/// A tensor's values, without a copy where they lie one after the other.
+enum Held<'a> {
     Borrowed {
         storage: Box<dyn Deref<Target = Storage> + 'a>,
         place: Range<usize>,
     },
-    Owned(Vec<f32>),
+    Owned(CpuStorage),
 }
 
-impl<'a> Values<'a> {
-    fn of(tensor: &'a Tensor) -> Result<Self> {
-        if tensor.dtype() != DType::F32 {
-            let wide = tensor.flatten_all()?.to_dtype(DType::F32)?;
-            return Ok(Self::Owned(wide.to_vec1()?));
+/// Runs `$e` with the type `$v` that a dtype is kept in.
+macro_rules! with_dtype {
+    ($dtype:expr, $v:ident => $e:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $v = f32;
+                $e
+            }
+            DType::BF16 => {
+                type $v = half::bf16;
+                $e
+            }
+            DType::F16 => {
+                type $v = half::f16;
+                $e
+            }
+            other => bail!("the CPU kernels were given {other:?}; they take F32, F16 and BF16"),
         }
+    };
+}
+
+impl<'a> Held<'a> {
+    fn of(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
-        match layout.contiguous_offsets() {
-            Some((start, end)) => Ok(Self::Borrowed {
+        if let Some((start, end)) = layout.contiguous_offsets() {
+            return Ok(Self::Borrowed {
                 storage: Box::new(storage),
                 place: start..end,
-            }),
-            None => {
-                drop(storage);
-                Ok(Self::Owned(tensor.flatten_all()?.to_vec1()?))
-            }
+            });
         }
+        drop(storage);
+        let flat = tensor.flatten_all()?;
+        Ok(Self::Owned(with_dtype!(tensor.dtype(), V => {
+            <V as WithDType>::to_cpu_storage_owned(flat.to_vec1::<V>()?)
+        })))
     }
 
-    fn slice(&self) -> Result<&[f32]> {
-        match self {
-            Self::Owned(values) => Ok(values),
+    fn values(&self) -> Result<Values<'_>> {
+        let (storage, place) = match self {
+            Self::Owned(storage) => (storage, None),
             Self::Borrowed { storage, place } => match &***storage {
-                Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[place.clone()]),
+                Storage::Cpu(storage) => (storage, Some(place.clone())),
                 _ => bail!("the CPU kernels were given a tensor that is not on the CPU"),
             },
+        };
+        let values = match storage {
+            CpuStorage::F32(values) => Values::from(values),
+            CpuStorage::BF16(values) => Values::from(values),
+            CpuStorage::F16(values) => Values::from(values),
+            _ => bail!("the CPU kernels take F32, F16 and BF16"),
+        };
+        let place = place.unwrap_or(0..values.len());
+        Ok(values.part(place))
+    }
+
+    /// The same where they are of this type.
+    fn typed<V: Value>(&self) -> Result<&[V]> {
+        let values = self.values()?;
+        match V::of_values(values) {
+            Some(values) => Ok(values),
+            None => bail!(
+                "the CPU kernels were given {:?} beside {:?}",
+                values.precision(),
+                V::PRECISION
+            ),
         }
     }
 }
 
-fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, dtype: DType) -> Result<Tensor> {
-    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)?)
+fn tensor<V: WithDType>(values: Vec<V>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }
 
-/// Calls `run` with a tensor's values in float32, of which there is no copy where they are kept so.
-pub fn with_values<T>(tensor: &Tensor, run: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let values = Values::of(tensor)?;
-    run(values.slice()?)
+/// Calls `run` with a tensor's values as bytes, as they are in memory.
+pub fn with_bytes<T>(tensor: &Tensor, run: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    let held = Held::of(tensor)?;
+    run(match held.values()? {
+        Values::F32(values) => bytemuck::cast_slice(values),
+        Values::Bf16(values) => bytemuck::cast_slice(values),
+        Values::F16(values) => bytemuck::cast_slice(values),
+    })
+}
+
+/// A tensor of `shape` from memory that `fill` writes as bytes.
+pub fn from_bytes(
+    shape: (usize, usize, usize, usize),
+    dtype: DType,
+    fill: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<Tensor> {
+    let (b, h, w, c) = shape;
+    with_dtype!(dtype, V => {
+        let mut values = kernels::zeros::<V>(b * h * w * c);
+        fill(bytemuck::cast_slice_mut(&mut values))?;
+        tensor(values, shape)
+    })
+}
+
+/// What a dtype is kept in.
+fn precision(dtype: DType) -> Result<Precision> {
+    with_dtype!(dtype, V => Ok(V::PRECISION))
 }
 
 pub fn pack_linear(
     weight: &[f32],
     bias: Option<&[f32]>,
-    inputs: usize,
-    outputs: usize,
-) -> PackedConv {
-    PackedConv::linear(weight, bias, inputs, outputs)
+    (inputs, outputs): (usize, usize),
+    dtype: DType,
+) -> Result<PackedConv> {
+    let filter = Filter::linear(inputs, outputs);
+    Ok(PackedConv::kept_as(precision(dtype)?, weight, bias, filter))
 }
 
-pub fn pack_conv(weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> PackedConv {
+pub fn pack_conv(
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    shape: &ConvShape,
+    dtype: DType,
+) -> Result<PackedConv> {
     let Padding { before, after } = shape.padding;
     let filter = Filter {
         inputs: shape.inputs,
@@ -85,7 +155,7 @@ pub fn pack_conv(weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Pac
             right: after,
         },
     };
-    PackedConv::new(weight, bias, filter)
+    Ok(PackedConv::kept_as(precision(dtype)?, weight, bias, filter))
 }
 
 pub fn linear(
@@ -94,16 +164,22 @@ pub fn linear(
     outputs: usize,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let values = Values::of(x)?;
-    let residual = residual.map(Values::of).transpose()?;
-    let residual = residual.as_ref().map(Values::slice).transpose()?;
+    let held = Held::of(x)?;
+    let residual = residual.map(Held::of).transpose()?;
     let mut shape = x.dims().to_vec();
     let inputs = shape.pop().unwrap_or(1);
     let rows: usize = shape.iter().product();
     shape.push(outputs);
-    let input = Input::new(values.slice()?, 1, 1, rows, inputs);
-    let y = kernels::linear(&input, weight, residual, Activation::None);
-    tensor(y, shape, x.dtype())
+    let input = Input::new(held.values()?, 1, 1, rows, inputs);
+    with_dtype!(x.dtype(), V => {
+        let residual = residual.as_ref().map(Held::typed::<V>).transpose()?;
+        tensor(kernels::linear(&input, weight, residual, Activation::None), shape)
+    })
+}
+
+/// What a convolution's output is kept as: a network's last words are not rounded once more.
+fn output_dtype(shape: &ConvShape, of: DType) -> DType {
+    if shape.last { DType::F32 } else { of }
 }
 
 pub fn conv2d(
@@ -114,11 +190,10 @@ pub fn conv2d(
     residual: Option<&FeatureMap>,
 ) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
-    let values = Values::of(&x.tensor)?;
-    let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
-    let residual = residual.as_ref().map(Values::slice).transpose()?;
+    let held = Held::of(&x.tensor)?;
+    let residual = residual.map(|map| Held::of(&map.tensor)).transpose()?;
     let normed;
-    let input = Input::new(values.slice()?, b, h, w, c);
+    let input = Input::new(held.values()?, b, h, w, c);
     let input = match reading {
         Reading::Plain => input,
         Reading::Normed(norm) => {
@@ -129,20 +204,23 @@ pub fn conv2d(
     };
     let (_, h, w) = input.shape();
     let (h, w) = weight.output_size(h, w);
-    let y = kernels::conv2d(&input, weight, residual);
-    Ok(x.like(tensor(y, (b, h, w, shape.outputs), x.tensor.dtype())?))
+    with_dtype!(output_dtype(shape, x.tensor.dtype()), V => {
+        let residual = residual.as_ref().map(Held::typed::<V>).transpose()?;
+        let y = kernels::conv2d(&input, weight, residual);
+        Ok(x.like(tensor(y, (b, h, w, shape.outputs))?))
+    })
 }
 
 /// What a window's pieces hold.
-fn values_of(pieces: &[FeatureMap]) -> Result<Vec<Values<'_>>> {
-    pieces.iter().map(|map| Values::of(&map.tensor)).collect()
+fn values_of(pieces: &[FeatureMap]) -> Result<Vec<Held<'_>>> {
+    pieces.iter().map(|map| Held::of(&map.tensor)).collect()
 }
 
 /// Calls `run` with a window of a map of `size` as kernels read it.
 fn with_input<T>(window: &Window, size: Size, run: impl FnOnce(Input) -> Result<T>) -> Result<T> {
     let (left, right) = (values_of(&window.pieces)?, values_of(&window.beside)?);
-    let left: Vec<&[f32]> = left.iter().map(Values::slice).collect::<Result<_>>()?;
-    let right: Vec<&[f32]> = right.iter().map(Values::slice).collect::<Result<_>>()?;
+    let left: Vec<Values> = left.iter().map(Held::values).collect::<Result<_>>()?;
+    let right: Vec<Values> = right.iter().map(Held::values).collect::<Result<_>>()?;
     let channels = |pieces: &[FeatureMap]| match pieces.first() {
         Some(piece) => Ok::<_, anyhow::Error>(piece.dims()?.1),
         None => Ok(0),
@@ -160,13 +238,12 @@ fn with_input<T>(window: &Window, size: Size, run: impl FnOnce(Input) -> Result<
 pub fn conv2d_lines(
     window: &Window,
     size: Size,
-    weight: &PackedConv,
+    (weight, shape): (&PackedConv, &ConvShape),
     reading: BandReading,
     residual: Option<&FeatureMap>,
     lines: Band,
 ) -> Result<FeatureMap> {
-    let residual = residual.map(|map| Values::of(&map.tensor)).transpose()?;
-    let residual = residual.as_ref().map(Values::slice).transpose()?;
+    let residual = residual.map(|map| Held::of(&map.tensor)).transpose()?;
     with_input(window, size, |input| {
         let input = match reading {
             BandReading::Plain => input,
@@ -178,21 +255,29 @@ pub fn conv2d_lines(
         };
         let (b, h, w) = input.shape();
         let (_, w) = weight.output_size(h, w);
-        let y = kernels::conv2d_lines(&input, weight, residual, lines.clone());
-        map_like(window, y, (b, lines.len(), w, weight.outputs()))
+        let size = (b, lines.len(), w, weight.outputs());
+        with_dtype!(output_dtype(shape, dtype_of(window)?), V => {
+            let residual = residual.as_ref().map(Held::typed::<V>).transpose()?;
+            let y = kernels::conv2d_lines(&input, weight, residual, lines);
+            map_like(window, tensor(y, size)?)
+        })
     })
 }
 
-/// A map of the type of a window's.
-fn map_like(
-    window: &Window,
-    values: Vec<f32>,
-    shape: (usize, usize, usize, usize),
-) -> Result<FeatureMap> {
-    let Some(piece) = window.pieces.first() else {
-        bail!("a window of no lines");
-    };
-    Ok(piece.like(tensor(values, shape, piece.tensor.dtype())?))
+fn piece_of(window: &Window) -> Result<&FeatureMap> {
+    match window.pieces.first() {
+        Some(piece) => Ok(piece),
+        None => bail!("a window of no lines"),
+    }
+}
+
+fn dtype_of(window: &Window) -> Result<DType> {
+    Ok(piece_of(window)?.tensor.dtype())
+}
+
+/// A map as a window's pieces are.
+fn map_like(window: &Window, tensor: Tensor) -> Result<FeatureMap> {
+    Ok(piece_of(window)?.like(tensor))
 }
 
 pub fn normed_lines(
@@ -203,8 +288,11 @@ pub fn normed_lines(
 ) -> Result<FeatureMap> {
     with_input(window, size, |input| {
         let shape = (size.b, lines.len(), size.w, input.channels());
-        let y = kernels::materialise_lines(&input.prologue(prologue), lines);
-        map_like(window, y, shape)
+        let input = input.prologue(prologue);
+        with_dtype!(dtype_of(window)?, V => {
+            let y = kernels::materialise_lines::<V>(&input, lines);
+            map_like(window, tensor(y, shape)?)
+        })
     })
 }
 
@@ -218,12 +306,16 @@ pub fn add_lines(sums: &mut GroupSums, window: &Window, size: Size, lines: Band)
 /// Lines of a map at twice its size (`up`) or half.
 pub fn resampled_lines(window: &Window, size: Size, up: bool, lines: Band) -> Result<FeatureMap> {
     with_input(window, size, |input| {
-        let (y, w) = if up {
-            (kernels::upsample_k(&input, lines.clone()), 2 * size.w)
-        } else {
-            (kernels::downsample_k(&input, lines.clone()), size.w / 2)
-        };
-        map_like(window, y, (size.b, lines.len(), w, input.channels()))
+        let w = if up { 2 * size.w } else { size.w / 2 };
+        let shape = (size.b, lines.len(), w, input.channels());
+        with_dtype!(dtype_of(window)?, V => {
+            let y = if up {
+                kernels::upsample_k::<V>(&input, lines)
+            } else {
+                kernels::downsample_k::<V>(&input, lines)
+            };
+            map_like(window, tensor(y, shape)?)
+        })
     })
 }
 
@@ -237,30 +329,37 @@ fn prologue(x: &Input, norm: &NormAct) -> Result<Prologue> {
 
 /// The same of statistics that are known.
 pub fn known_prologue(sums: &GroupSums, norm: &NormAct) -> Result<Prologue> {
-    let (scale, shift) = (Values::of(&norm.scale)?, Values::of(&norm.shift)?);
+    let (scale, shift) = (Held::of(&norm.scale)?, Held::of(&norm.shift)?);
     let stats = sums.stats(norm.eps);
-    Ok(stats.affine(scale.slice()?, shift.slice()?, norm.activation))
+    Ok(stats.affine(scale.typed()?, shift.typed()?, norm.activation))
 }
 
 pub fn norm_act(x: &FeatureMap, norm: &NormAct) -> Result<FeatureMap> {
     let (b, c, h, w) = x.dims()?;
-    let values = Values::of(&x.tensor)?;
-    let input = Input::new(values.slice()?, b, h, w, c);
+    let held = Held::of(&x.tensor)?;
+    let input = Input::new(held.values()?, b, h, w, c);
     let prologue = prologue(&input, norm)?;
-    let y = kernels::materialise(&input.prologue(&prologue));
-    Ok(x.like(tensor(y, (b, h, w, c), x.tensor.dtype())?))
+    let input = input.prologue(&prologue);
+    with_dtype!(x.tensor.dtype(), V => {
+        Ok(x.like(tensor(kernels::materialise::<V>(&input), (b, h, w, c))?))
+    })
 }
 
 pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    let values = Values::of(x)?;
-    let y = kernels::activate(values.slice()?, activation);
-    tensor(y, x.shape(), x.dtype())
+    let held = Held::of(x)?;
+    with_dtype!(x.dtype(), V => {
+        tensor(kernels::activate::<V>(held.typed()?, activation), x.shape())
+    })
 }
 
+/// `weight` and `bias` are float32.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let (values, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
-    let y = kernels::layer_norm(values.slice()?, weight.slice()?, bias.slice()?, eps as f32);
-    tensor(y, x.shape(), x.dtype())
+    let (held, weight, bias) = (Held::of(x)?, Held::of(weight)?, Held::of(bias)?);
+    with_dtype!(x.dtype(), V => {
+        let (weight, bias) = (weight.typed()?, bias.typed()?);
+        let y = kernels::layer_norm::<V>(held.typed()?, weight, bias, eps as f32);
+        tensor(y, x.shape())
+    })
 }
 
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
@@ -274,10 +373,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
         d,
         causal: mask == Mask::Causal,
     };
-    let (queries, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
+    let (queries, k, v) = (Held::of(q)?, Held::of(k)?, Held::of(v)?);
     let scale = 1.0 / (d as f32).sqrt();
-    let y = kernels::attention(queries.slice()?, k.slice()?, v.slice()?, shape, scale);
-    tensor(y, (b, nq, width), q.dtype())
+    with_dtype!(q.dtype(), V => {
+        let (q, k, v) = (queries.typed()?, k.typed()?, v.typed()?);
+        tensor(kernels::attention::<V>(q, k, v, shape, scale), (b, nq, width))
+    })
 }
 
 pub fn downsample(x: &FeatureMap) -> Result<FeatureMap> {

@@ -263,9 +263,12 @@ impl Linear {
         placement: &Placement,
     ) -> Result<Self> {
         let weights = match placement.backend {
-            Backend::CpuKernels => {
-                LinearWeights::Packed(cpu::pack_linear(values, bias, inputs, outputs))
-            }
+            Backend::CpuKernels => LinearWeights::Packed(cpu::pack_linear(
+                values,
+                bias,
+                (inputs, outputs),
+                placement.dtype,
+            )?),
             Backend::CardKernels => LinearWeights::Card(cuda::Linear::new(
                 values,
                 bias,
@@ -315,7 +318,7 @@ pub struct ConvShape {
     pub kernel: usize,
     pub stride: usize,
     pub padding: Padding,
-    /// Whether its output is the network's, which a card then keeps in float32 where it can.
+    /// Whether its output is the network's, which our CPU kernels, and a card where it can, then keep in float32.
     pub last: bool,
 }
 
@@ -421,7 +424,9 @@ impl Conv2d {
         placement: &Placement,
     ) -> Result<Self> {
         let weights = match placement.backend {
-            Backend::CpuKernels => ConvWeights::Packed(cpu::pack_conv(weight, bias, &shape)),
+            Backend::CpuKernels => {
+                ConvWeights::Packed(cpu::pack_conv(weight, bias, &shape, placement.dtype)?)
+            }
             Backend::CardKernels => {
                 ConvWeights::Card(cuda::Conv2d::new(weight, bias, &shape, placement)?)
             }
@@ -529,12 +534,23 @@ impl Conv2d {
     ) -> Result<FeatureMap> {
         match &self.weights {
             ConvWeights::Packed(packed) => {
-                cpu::conv2d_lines(window, size, packed, reading, residual, lines)
+                let conv = (packed, &self.shape);
+                cpu::conv2d_lines(window, size, conv, reading, residual, lines)
             }
             ConvWeights::Shapes => self.lines_of_shapes(window, size, &reading, lines.len()),
             ConvWeights::Card(_) | ConvWeights::Stock { .. } => {
                 self.lines_of_window(window, size, reading, residual, lines)
             }
+        }
+    }
+
+    /// What the output of shapes would be kept as.
+    fn output_dtype_of_shapes(&self, of: &FeatureMap) -> DType {
+        let on_cpu = of.backend == (Backend::Shapes { card: false });
+        if on_cpu && self.shape.last {
+            DType::F32
+        } else {
+            of.tensor.dtype()
         }
     }
 
@@ -561,7 +577,8 @@ impl Conv2d {
             };
             shapes::scratch((copies * of.b * rows * w * c * of.value) as u64);
         }
-        let tensor = shapes::result((of.b, lines, of.w, of.c), piece.tensor.dtype())?;
+        let dtype = self.output_dtype_of_shapes(piece);
+        let tensor = shapes::result((of.b, lines, of.w, of.c), dtype)?;
         Ok(piece.like(tensor))
     }
 
@@ -631,7 +648,8 @@ impl Conv2d {
                         Reading::Upsampled => 4 * size.bytes(),
                     });
                 }
-                Ok(x.like(shapes::result((of.b, of.h, of.w, of.c), x.tensor.dtype())?))
+                let dtype = self.output_dtype_of_shapes(x);
+                Ok(x.like(shapes::result((of.b, of.h, of.w, of.c), dtype)?))
             }
             ConvWeights::Stock { weight, bias } => {
                 let read = match reading {
@@ -727,11 +745,16 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// Reads `weight` and `bias`, each (size).
     pub fn new(size: usize, eps: f64, w: &Weights) -> Result<Self> {
+        let backend = w.placement().backend;
+        let dtype = match backend {
+            Backend::CpuKernels => DType::F32,
+            _ => w.placement().dtype,
+        };
         Ok(Self {
-            weight: w.tensor(&[size], "weight")?,
-            bias: w.tensor(&[size], "bias")?,
+            weight: w.tensor_in(&[size], "weight", dtype)?,
+            bias: w.tensor_in(&[size], "bias", dtype)?,
             eps,
-            backend: w.placement().backend,
+            backend,
         })
     }
 
@@ -775,8 +798,8 @@ pub fn attention(
             let keys = k.dim(1)?;
             shapes::attention((b, rows, width), keys, heads);
             if !card {
-                // Keys and values once more, as the kernel reads them.
-                shapes::scratch((2 * k.elem_count() * k.dtype().size_in_bytes()) as u64);
+                // Keys and values once more, in float32, as the kernel reads them.
+                shapes::scratch((2 * k.elem_count() * size_of::<f32>()) as u64);
             }
             shapes::result((b, rows, width), q.dtype())
         }

@@ -12,6 +12,8 @@ use crate::model::Weights;
 /// Scales and shifts of several adaptive norms, all from one input: `1 + scale` and `shift` of each are a linear layer's outputs.
 pub struct Modulations {
     weights: ModulationWeights,
+    /// What the input is rounded to: our CPU kernels take it in float32 whatever the weights are kept in.
+    dtype: DType,
 }
 
 /// What a norm multiplies by, `1 + scale`, and adds, `shift`: each (b, channels), float32.
@@ -70,7 +72,11 @@ impl Modulations {
                 ModulationWeights::Each(norms.iter().map(each).collect::<Result<_>>()?)
             }
         };
-        Ok(Self { weights })
+        let dtype = match placement.backend {
+            Backend::CpuKernels | Backend::Shapes { card: false } => DType::F32,
+            _ => placement.dtype,
+        };
+        Ok(Self { weights, dtype })
     }
 
     fn on_card(
@@ -90,6 +96,7 @@ impl Modulations {
 
     /// `x` (b, inputs) -> of each norm `1 + scale` and `shift`.
     pub fn forward(&self, x: &Tensor) -> Result<Modulated> {
+        let x = &x.to_dtype(self.dtype)?;
         match &self.weights {
             ModulationWeights::Card(joined) => joined.forward(x),
             ModulationWeights::Each(linears) => {

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use super::ConvShape;
 use super::bands::Size;
-use crate::device::{Backend, Placement};
+use crate::device::Placement;
 
 /// What layers without values have counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -117,12 +117,8 @@ pub fn scratch(bytes: u64) {
 
 /// Weights of so many values.
 pub fn weights(values: usize, placement: &Placement) {
-    // Our CPU kernels compute in float32 whatever the type of the maps.
-    let dtype = match placement.backend {
-        Backend::Shapes { card: true } => placement.dtype,
-        _ => DType::F32,
-    };
-    count(|counted| counted.weights += (values * dtype.size_in_bytes()) as u64);
+    let bytes = values * placement.dtype.size_in_bytes();
+    count(|counted| counted.weights += bytes as u64);
 }
 
 /// A convolution whose output has this size.

@@ -94,19 +94,18 @@ pub struct Upscaler {
 
 /// The VAE's placements for a run in `dtype`: encoder and decoder.
 ///
-/// The decoder's maps are what a picture takes of memory, so that a card keeps them in float16, which is 7 times as close to
+/// The decoder's maps are what a picture takes of memory, so that they are kept in float16, which is 7 times as close to
 /// float32 as bfloat16 (benches/README.md); those that overflow are done again, see [`recover`]. The encoder's maps
 /// are a quarter of them, and its error is one that all steps start from: there half precision is float32, multiplied as
-/// the tensor cores can. candle's operations sum float16 in float16, which overflows: float32 in its place.
+/// a card's tensor cores can. candle's operations sum float16 in float16, which overflows: float32 in its place.
 fn vae_placements(device: &Device, dtype: DType) -> (Placement, Placement) {
     let mut encoder = Placement::new(device, dtype);
     let mut decoder = Placement::new(device, dtype);
-    let on_card = encoder.backend == Backend::CardKernels;
-    if dtype == DType::F16 || (on_card && dtype == DType::BF16) {
+    if dtype != DType::F32 && (decoder.has_own_kernels() || dtype == DType::F16) {
         encoder.dtype = DType::F32;
         encoder.tf32 = true;
     }
-    if dtype == DType::F16 && !on_card {
+    if dtype == DType::F16 && !decoder.has_own_kernels() {
         decoder.dtype = DType::F32;
     }
     (encoder, decoder)
@@ -335,11 +334,11 @@ impl Upscaler {
         Ok(conditioning)
     }
 
-    /// The text encoder's: on a card in float32 at least, since the error of a prompt is one that all steps share, and guidance
+    /// The text encoder's: on our kernels in float32 at least, since the error of a prompt is one that all steps share, and guidance
     /// multiplies what two prompts differ by. It runs once a prompt.
     fn text_placement(&self) -> Placement {
         let mut placement = self.placement.clone();
-        if placement.backend == Backend::CardKernels {
+        if placement.has_own_kernels() {
             placement.dtype = DType::F32;
         }
         placement

@@ -83,7 +83,7 @@ impl Upscaler {
         is_less
     }
 
-    /// The decoder goes to the range of float32 in 16 bits first, where the card has that; all else, and what is not finite
+    /// The decoder goes to the range of float32 in 16 bits first, where the device has that; all else, and what is not finite
     /// even there, to float32.
     fn take_a_safer_precision(&mut self, overflow: NotFinite, on_event: OnEvent) -> Result<()> {
         let decoding = overflow.stage == Stage::Decode && overflow.dtype == DType::F16;

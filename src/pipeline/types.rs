@@ -21,7 +21,8 @@ pub struct Options {
     pub vae: Option<PartFiles>,
     /// Where the networks run.
     pub device: Device,
-    /// Precision of text encoder and UNet: F32, F16 or BF16. The VAE, which overflows in F16, then runs in F32.
+    /// Precision of the UNet and the VAE's decoder: F32, F16 or BF16, of weights and maps. Sums are F32, as are the text encoder and the
+    /// VAE's encoder. What overflows in F16 is done again in BF16 or F32.
     pub dtype: DType,
     /// Keep the networks in memory between pictures. Otherwise each is dropped as soon as its stage is done,
     /// which halves the peak for a single picture.

@@ -202,8 +202,15 @@ fn a_device_is_checked_layer_by_layer() {
         assert!(!found.is_empty(), "no {part}");
         for line in found {
             assert_eq!(line["ok"], true, "{line}");
-            // Other orders of summing differ; nothing that was computed twice is equal in every last bit but the simplest.
-            assert!(line["error"].as_f64().unwrap() < 2e-5, "{line}");
+            // Other orders of summing differ; nothing that was computed twice is equal in every last bit but the simplest. In 16
+            // bits what is written is rounded to 11 and 8.
+            let most = match line["dtype"].as_str().unwrap() {
+                "f32" => 2e-5,
+                "f16" => 5e-3,
+                "bf16" => 4e-2,
+                other => panic!("{other}"),
+            };
+            assert!(line["error"].as_f64().unwrap() < most, "{line}");
             assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
         }
     }

@@ -11,25 +11,40 @@ use crate::common::*;
 
 const KIB: u64 = 1 << 10;
 
-/// The ways of keeping maps: in bands, those between two convolutions recomputed, most of all spilled, both.
-fn ways() -> Vec<Limits> {
+/// The ways of keeping maps: in bands, those between two convolutions recomputed, most of all spilled, both. The same lines in
+/// every precision.
+fn ways(placement: &Placement) -> Vec<Limits> {
+    let size = |kib: u64| kib * KIB * placement.dtype.size_in_bytes() as u64 / 4;
     let bands = Limits {
-        band: 256 * KIB,
+        band: size(256),
         ..Limits::none()
     };
     let recomputed = Limits {
-        recomputed: 300 * KIB,
+        recomputed: size(300),
         ..bands.clone()
     };
     let spilled = Limits {
-        kept: 600 * KIB,
+        kept: size(600),
         ..bands.clone()
     };
     let both = Limits {
-        kept: 600 * KIB,
+        kept: size(600),
         ..recomputed.clone()
     };
     vec![bands, recomputed, spilled, both]
+}
+
+/// Everything in float32, our CPU kernels in 16 bits as well.
+fn all_placements() -> Vec<(String, Placement)> {
+    let mut all: Vec<(String, Placement)> = placements(DType::F32)
+        .into_iter()
+        .map(|(name, placement)| (name.to_string(), placement))
+        .collect();
+    for dtype in [DType::F16, DType::BF16] {
+        let placement = Placement::new(&Device::Cpu, dtype);
+        all.push((format!("the CPU in {dtype:?}"), placement));
+    }
+    all
 }
 
 fn noise(shape: [usize; 4]) -> Tensor {
@@ -71,12 +86,12 @@ fn sizes(placement: &Placement) -> Vec<(usize, usize)> {
 
 #[test]
 fn the_decoder_in_bands() {
-    for (name, placement) in placements(DType::F32) {
+    for (name, placement) in all_placements() {
         let decoder = Decoder::load(&vae_files(), &placement).unwrap();
         for (h, w) in sizes(&placement) {
             let latents = noise([1, 4, h, w]);
             let whole = decoder.decode(&latents).unwrap();
-            for limits in ways() {
+            for limits in ways(&placement) {
                 let room = Room::new(limits.clone());
                 let found = decoded(&decoder, &latents, &room);
                 let what = format!("decode of {w}x{h} latents on {name}, {limits:?}");
@@ -84,7 +99,8 @@ fn the_decoder_in_bands() {
                 // Maps channels first, candle's own operations', all stay.
                 if limits.kept < u64::MAX && name != "stock" {
                     // The attention's keys and values stand beside the maps.
-                    let keys_and_values = (2 * 32 * h * w * 4) as u64;
+                    let value = placement.dtype.size_in_bytes();
+                    let keys_and_values = (2 * 32 * h * w * value) as u64;
                     let most = limits.kept + keys_and_values;
                     assert!(room.held_at_most() <= most && room.spilled() > 0, "{what}");
                 }
@@ -95,12 +111,12 @@ fn the_decoder_in_bands() {
 
 #[test]
 fn the_encoder_in_bands() {
-    for (name, placement) in placements(DType::F32) {
+    for (name, placement) in all_placements() {
         let encoder = Encoder::load(&vae_files(), &placement).unwrap();
         for (h, w) in sizes(&placement) {
             let image = noise([1, 3, 8 * h, 8 * w]).tanh().unwrap();
             let whole = encoder.encode(&image).unwrap();
-            for limits in ways() {
+            for limits in ways(&placement) {
                 let room = Room::new(limits.clone());
                 let found = encoder.encode_within(&image, &room).unwrap();
                 let what = format!("encode to {w}x{h} latents on {name}, {limits:?}");
@@ -113,7 +129,7 @@ fn the_encoder_in_bands() {
 
 #[test]
 fn the_unet_in_bands() {
-    for (name, placement) in placements(DType::F32) {
+    for (name, placement) in all_placements() {
         let unet = UNet::load(&model(), &placement).unwrap();
         let one = Reference::read("unet").conditioning("b1");
         let prompted = || -> Vec<Prompted> { vec![unet.prompted(&one).unwrap()] };
@@ -132,7 +148,7 @@ fn the_unet_in_bands() {
                 found.unwrap().to_device(&Device::Cpu).unwrap()
             };
             let whole = denoised(&Room::unlimited());
-            for limits in ways() {
+            for limits in ways(&placement) {
                 let found = denoised(&Room::new(limits.clone()));
                 let what = format!("a step of {w}x{h} latents on {name}, {limits:?}");
                 assert_same(&what, &found, &whole, &placement);

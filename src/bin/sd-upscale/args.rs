@@ -93,7 +93,7 @@ pub struct Args {
     )]
     pub check_device: Option<DeviceChoice>,
 
-    /// Precision; auto: f16 on CUDA, f32 on the CPU;
+    /// Precision; auto: f16 on CUDA, f32 on the CPU; f16 and bf16: half the memory;
     /// tf32: f32 whose products CUDA's tensor cores may round
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
@@ -222,7 +222,7 @@ Examples:
   generator --latents | sd-upscale - -p \"an astronaut\" -o out.png
 
 Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS,
-  SD_UPSCALE_KERNELS=avx512|avx2|base|portable (the fastest that the machine has)
+  SD_UPSCALE_KERNELS=avx512bf16|avx512|avx2|base|portable (the fastest that the machine has)
 Exit status: 0 all done; 1 an input failed (the others were done); 2 usage; 130 interrupted";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -7,8 +7,13 @@ use rayon::prelude::*;
 
 use super::act::exp;
 use super::buf::{Scratch, Shared, filled};
-use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
+use half::bf16;
+
+use super::micro::{
+    Dst, NB, SLAB, panel, panel_of_pairs, place_of_pairs, rows_per_panel, size_of_pairs,
+};
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Precision, Value, Values, narrow, widen, with_type};
 
 /// Queries of a task: of more than [`FEW_KEYS`] twice as many, since all keys and values come from memory once a task (65536 keys of 512
 /// values: 426 GFLOP/s with 96 queries, 461 with 192).
@@ -38,7 +43,7 @@ pub struct AttentionShape {
 ///
 /// # Panics
 /// If a length does not fit the shape, or there are no keys.
-pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: f32) -> Vec<f32> {
+pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, scale: f32) -> Vec<V> {
     let AttentionShape {
         b,
         heads,
@@ -58,8 +63,12 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
     );
     assert!(q.is_empty() || nk > 0, "attention needs a key");
     let isa = Isa::current();
-    let key_len = nk.next_multiple_of(NB) * d;
-    let value_len = d.next_multiple_of(NB) * nk;
+    // Scores in pairs are scaled after they are masked by infinity.
+    let in_pairs = V::PRECISION == Precision::Bf16 && isa.multiplies_pairs() && scale > 0.0;
+    // Steps of the inner dimension of both products, or pairs of them.
+    let steps = |n: usize| if in_pairs { n.div_ceil(2) } else { n };
+    let key_len = nk.next_multiple_of(NB) * steps(d);
+    let value_len = d.next_multiple_of(NB) * steps(nk);
     let (mut kp, mut vp) = (
         Scratch::take(b * heads * key_len),
         Scratch::take(b * heads * value_len),
@@ -74,15 +83,23 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
         // SAFETY: each task packs its own keys of its own head. Blocks are of KEYS, a multiple of NB, so that only the last
         // has a panel filled up with zeros, for which `key_len` is rounded up as `value_len` is for the columns.
         unsafe {
-            pack_keys(&k[at..], ld, n, d, kp.get().add(bh * key_len + key * d));
-            pack_values(
-                &v[at..],
-                ld,
-                n,
-                d,
-                vp.get().add(bh * value_len + key * NB),
-                nk * NB,
-            );
+            let keys = kp.get().add(bh * key_len + key * steps(d));
+            let values = vp.get().add(bh * value_len + steps(key) * NB);
+            let panel = steps(nk) * NB;
+            match (
+                in_pairs,
+                bf16::of_values(V::values(&k[at..])),
+                bf16::of_values(V::values(&v[at..])),
+            ) {
+                (true, Some(k), Some(v)) => {
+                    pair_keys(k, ld, n, d, keys.cast());
+                    pair_values(v, ld, n, d, values.cast(), 2 * panel);
+                }
+                _ => {
+                    pack_keys(isa, V::values(&k[at..]), ld, n, d, keys);
+                    pack_values(isa, V::values(&v[at..]), ld, n, d, values, panel);
+                }
+            }
         }
     });
     let threads = rayon::current_num_threads();
@@ -95,7 +112,8 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
             .max(per_head);
     }
     let step = nq.div_ceil(per_head.max(1)).max(1);
-    let run = |out: Shared| {
+    let run = |out: Shared<V>| {
+        let out = AnyMut::new(out.get());
         (0..b * heads * per_head)
             .into_par_iter()
             .with_max_len(1)
@@ -109,12 +127,13 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
                         isa,
                         shape,
                         scale,
+                        in_pairs,
                         bh,
                         q0,
                         q1,
                     };
                     // SAFETY: the keys and values of this head were packed above; no other task has these queries.
-                    unsafe { task.run(q, kp, vp, out) };
+                    unsafe { task.run(V::values(q), kp, vp, out) };
                 }
             });
     };
@@ -126,12 +145,20 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: 
 ///
 /// # Safety
 /// There is room for the panels at `to`.
-unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
+unsafe fn pack_keys(isa: Isa, k: Values, ld: usize, n: usize, d: usize, to: *mut f32) {
+    let mut row = vec![0f32; d];
     for key in 0..n.next_multiple_of(NB) {
         let to = to.wrapping_add(key / NB * d * NB + key % NB);
-        for i in 0..d {
+        if key < n {
+            let from = k.part(key * ld..key * ld + d).from(0);
+            // SAFETY: both have `d` values.
+            unsafe { widen(isa, from, d, row.as_mut_ptr()) };
+        } else {
+            row.fill(0.0);
+        }
+        for (i, &x) in row.iter().enumerate() {
             // SAFETY: column `key % NB` of row i of its panel.
-            unsafe { *to.add(i * NB) = if key < n { k[key * ld + i] } else { 0.0 } };
+            unsafe { *to.add(i * NB) = x };
         }
     }
 }
@@ -140,16 +167,64 @@ unsafe fn pack_keys(k: &[f32], ld: usize, n: usize, d: usize, to: *mut f32) {
 ///
 /// # Safety
 /// There is room for the rows in each panel at `to`.
-unsafe fn pack_values(v: &[f32], ld: usize, n: usize, d: usize, to: *mut f32, panel: usize) {
+unsafe fn pack_values(
+    isa: Isa,
+    v: Values,
+    ld: usize,
+    n: usize,
+    d: usize,
+    to: *mut f32,
+    panel: usize,
+) {
     for j in (0..d).step_by(NB) {
         let cols = NB.min(d - j);
         for key in 0..n {
             // SAFETY: row `key` of panel `j / NB`, all of its NB columns, of which the last panel has `cols` in use.
             unsafe {
                 let to = to.add(j / NB * panel + key * NB);
-                to.copy_from_nonoverlapping(v[key * ld + j..][..cols].as_ptr(), cols);
+                let from = v.part(key * ld + j..key * ld + j + cols).from(0);
+                widen(isa, from, cols, to);
                 to.add(cols).write_bytes(0, NB - cols);
             }
+        }
+    }
+}
+
+/// As [`pack_keys`], the values of a key in pairs: panels (n / NB, d / 2, NB, 2), a zero behind an odd last one.
+///
+/// # Safety
+/// There is room for the panels at `to`.
+unsafe fn pair_keys(k: &[bf16], ld: usize, n: usize, d: usize, to: *mut bf16) {
+    let whole = d.next_multiple_of(2);
+    for key in 0..n.next_multiple_of(NB) {
+        let to = to.wrapping_add(key / NB * whole * NB + 2 * (key % NB));
+        for i in 0..whole {
+            let x = if key < n && i < d {
+                k[key * ld + i]
+            } else {
+                bf16::ZERO
+            };
+            // SAFETY: column `key % NB` of pair `i / 2` of its panel.
+            unsafe { *to.add(i / 2 * 2 * NB + i % 2) = x };
+        }
+    }
+}
+
+/// As [`pack_values`], two keys in a pair: rows of panels (d / NB, all keys / 2, NB, 2), zeros for the key that an odd last pair lacks.
+///
+/// # Safety
+/// There is room for the rows in each panel at `to`.
+unsafe fn pair_values(v: &[bf16], ld: usize, n: usize, d: usize, to: *mut bf16, panel: usize) {
+    for j in 0..d.next_multiple_of(NB) {
+        let to = to.wrapping_add(j / NB * panel + 2 * (j % NB));
+        for key in 0..n.next_multiple_of(2) {
+            let x = if key < n && j < d {
+                v[key * ld + j]
+            } else {
+                bf16::ZERO
+            };
+            // SAFETY: column `j % NB` of pair `key / 2` of its panel.
+            unsafe { *to.add(key / 2 * 2 * NB + key % 2) = x };
         }
     }
 }
@@ -166,16 +241,45 @@ struct Task {
     isa: Isa,
     shape: AttentionShape,
     scale: f32,
+    /// Whether keys and values are bfloat16 in pairs, as queries and weights then are.
+    in_pairs: bool,
     bh: usize,
     q0: usize,
     q1: usize,
 }
 
 impl Task {
+    /// Steps of the inner dimension, or pairs of them.
+    fn steps(&self, n: usize) -> usize {
+        if self.in_pairs { n.div_ceil(2) } else { n }
+    }
+
+    /// # Safety
+    /// That of [`panel`], or [`panel_of_pairs`] where the operands are in pairs.
+    unsafe fn product(
+        &self,
+        rows: usize,
+        cols: usize,
+        k: usize,
+        a: *const f32,
+        r: usize,
+        b: *const f32,
+        dst: Dst,
+    ) {
+        // SAFETY: the caller's promise; operands are in pairs only where the machine multiplies them.
+        unsafe {
+            if self.in_pairs {
+                panel_of_pairs(rows, cols, k, a, r, b, dst)
+            } else {
+                panel(self.isa, rows, cols, k, a, r, b, dst)
+            }
+        }
+    }
+
     /// # Safety
     /// `kp` and `vp` hold the head's panels of keys and values, all `nk`; `q` is (b, nq, heads * d), `out` has room for as
     /// much, and nobody else uses this task's queries of this head there.
-    unsafe fn run(&self, q: &[f32], kp: *const f32, vp: *const f32, out: Shared) {
+    unsafe fn run(&self, q: Values, kp: *const f32, vp: *const f32, out: AnyMut) {
         let (
             isa,
             AttentionShape {
@@ -190,14 +294,17 @@ impl Task {
         let (n, ld) = (self.q1 - self.q0, heads * d);
         let r = rows_per_panel(isa, n);
         let panels = n.div_ceil(r);
-        let (q_panel, p_panel) = (
-            d.div_ceil(SLAB) * r * SLAB,
-            KEYS.min(nk.next_multiple_of(NB)) * r,
-        );
+        let block = KEYS.min(nk.next_multiple_of(NB));
+        let (q_panel, p_panel, weights_panel) = if self.in_pairs {
+            (size_of_pairs(d, r), block * r, size_of_pairs(block, r))
+        } else {
+            (d.div_ceil(SLAB) * r * SLAB, block * r, 0)
+        };
         let o_panel = n * NB;
         let mut qs = Scratch::take(panels * q_panel);
         let mut ps = Scratch::take(panels * p_panel);
         let mut os = Scratch::take(d.div_ceil(NB) * o_panel);
+        let mut weights = Scratch::take(panels * weights_panel);
         let mut state = vec![
             Running {
                 max: f32::NEG_INFINITY,
@@ -205,24 +312,20 @@ impl Task {
             };
             n
         ];
-        let (qs, ps, os) = (qs.ptr(), ps.ptr(), os.ptr());
+        let (qs, ps, os, weights) = (qs.ptr(), ps.ptr(), os.ptr(), weights.ptr());
         let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
         // SAFETY: queries q0..q1 of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their
         // panels, in slabs of 16.
         unsafe {
-            let from = q[first..].as_ptr();
+            let from = q.from(first);
             for i in 0..n {
-                let to = qs.add(i / r * q_panel + i % r * SLAB);
-                scale_row(
-                    isa,
-                    from.add(i * ld),
-                    SLAB,
-                    self.scale,
-                    d,
-                    to,
-                    r * SLAB,
-                    SLAB,
-                );
+                let (panel, from) = (qs.add(i / r * q_panel), from.at(i * ld));
+                if self.in_pairs {
+                    pair_query(from.typed(), d, panel.cast(), i % r, r);
+                } else {
+                    let to = panel.add(i % r * SLAB);
+                    scale_query(isa, from, self.scale, d, to, r * SLAB);
+                }
             }
         }
         let end = if causal { nk.min(self.q1) } else { nk };
@@ -239,10 +342,11 @@ impl Task {
                         slab_stride: r * SLAB,
                         accumulate: false,
                     };
-                    let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * d));
+                    let k = self.steps(d);
+                    let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * k));
                     // SAFETY: `a` is the panel of queries packed above, `b` that of NB keys; `p` has room for a block of keys
                     // rounded up to a panel, as KEYS is a multiple of NB.
-                    unsafe { panel(isa, rows, NB.min(keys - j), d, a, r, b, dst) };
+                    unsafe { self.product(rows, NB.min(keys - j), k, a, r, b, dst) };
                 }
                 for m in 0..rows {
                     let query = g * r + m;
@@ -256,10 +360,13 @@ impl Task {
                     // sums after the first block, and before it none is rescaled.
                     unsafe {
                         let rescale = if key == 0 { 0 } else { d.div_ceil(NB) };
+                        // Queries in pairs are as they were.
+                        let scale = if self.in_pairs { self.scale } else { 1.0 };
                         softmax_row(
                             isa,
                             p.add(m * SLAB),
                             r * SLAB,
+                            scale,
                             seen,
                             keys,
                             &mut state[query],
@@ -267,6 +374,10 @@ impl Task {
                             o_panel,
                             rescale,
                         );
+                        if self.in_pairs {
+                            let to = weights.add(g * weights_panel).cast();
+                            pair_weights(isa, p.add(m * SLAB), r, keys, to, m);
+                        }
                     }
                 }
             }
@@ -279,13 +390,16 @@ impl Task {
                         slab_stride: SLAB,
                         accumulate: key > 0,
                     };
-                    let (a, b) = (
-                        ps.wrapping_add(g * p_panel),
-                        vp.wrapping_add((j / NB * nk + key) * NB),
-                    );
+                    let a = if self.in_pairs {
+                        weights.wrapping_add(g * weights_panel)
+                    } else {
+                        ps.wrapping_add(g * p_panel)
+                    };
+                    let row = j / NB * self.steps(nk) + self.steps(key);
+                    let (b, k) = (vp.wrapping_add(row * NB), self.steps(keys));
                     // SAFETY: `a` is the panel of this block's weights, zero where a key is not seen; `b` the rows of the
                     // block's values; `os` has a panel (n, NB) for each NB columns, numbers in it after the first block.
-                    unsafe { panel(isa, r.min(n - g * r), NB.min(d - j), keys, a, r, b, dst) };
+                    unsafe { self.product(r.min(n - g * r), NB.min(d - j), k, a, r, b, dst) };
                 }
             }
         }
@@ -293,62 +407,121 @@ impl Task {
             // SAFETY: the sums of query i lie NB to a panel, `o_panel` apart; of its row of `out` only the head's `d` values are
             // written, by this task alone.
             unsafe {
-                let (from, to) = (os.add(i * NB), out.get().add(first + i * ld));
-                scale_row(isa, from, o_panel, 1.0 / sum, d, to, NB, NB);
+                let (from, to) = (os.add(i * NB), out.at(first + i * ld));
+                scale_result(isa, from, o_panel, 1.0 / sum, d, to);
             }
         }
     }
 }
 
 isa_fn! {
-    /// Multiplies `d` values, of which every `block` (16 or [`NB`]) lie together, `from_stride` and `to_stride` apart.
+    /// Multiplies a query of `d` values and writes it in slabs of 16, `to_stride` apart.
     ///
     /// # Safety
     /// They can be read at `from` and written at `to`.
-    fn scale_row = scale_row_body(
-        from: *const f32, from_stride: usize, factor: f32, d: usize, to: *mut f32, to_stride: usize, block: usize,
-    )
+    fn scale_query = scale_query_body(from: AnyPtr, factor: f32, d: usize, to: *mut f32, to_stride: usize)
 }
 
 /// # Safety
-/// That of [`scale_row`], on a machine that has `S`.
+/// That of [`scale_query`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn scale_row_body<S: Simd>(
-    from: *const f32,
-    from_stride: usize,
+unsafe fn scale_query_body<S: Simd>(
+    from: AnyPtr,
     factor: f32,
     d: usize,
     to: *mut f32,
     to_stride: usize,
-    block: usize,
 ) {
-    // SAFETY: a vector ends with its block, as 16 and NB are multiples of all LANES, and the last with value `d`.
+    // SAFETY: a vector ends with its slab, as 16 is a multiple of all LANES, and the last with value `d`.
     unsafe {
-        let factor = S::splat(factor);
-        for j in (0..d).step_by(block) {
-            let (from, to) = (
-                from.add(j / block * from_stride),
-                to.add(j / block * to_stride),
-            );
-            for l in (0..block.min(d - j)).step_by(S::LANES) {
-                let n = d - j - l;
-                S::load_up_to(from.add(l), n)
-                    .mul(factor)
-                    .store_up_to(to.add(l), n);
+        with_type!(from.precision, V => {
+            let (from, factor) = (from.typed::<V>(), S::splat(factor));
+            for j in (0..d).step_by(S::LANES) {
+                let to = to.add(j / SLAB * to_stride + j % SLAB);
+                let x = V::load_up_to::<S>(from.add(j), d - j);
+                x.mul(factor).store_up_to(to, d - j);
             }
+        })
+    }
+}
+
+isa_fn! {
+    /// Multiplies a result of `d` values, which lies in rows of [`NB`], `from_stride` apart, and writes it.
+    ///
+    /// # Safety
+    /// They can be read at `from` and written at `to`.
+    fn scale_result = scale_result_body(from: *const f32, from_stride: usize, factor: f32, d: usize, to: AnyMut)
+}
+
+/// # Safety
+/// That of [`scale_result`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn scale_result_body<S: Simd>(
+    from: *const f32,
+    from_stride: usize,
+    factor: f32,
+    d: usize,
+    to: AnyMut,
+) {
+    // SAFETY: a vector ends with its row, as NB is a multiple of all LANES, and the last with value `d`.
+    unsafe {
+        with_type!(to.precision, V => {
+            let (to, factor) = (to.typed::<V>(), S::splat(factor));
+            for j in (0..d).step_by(S::LANES) {
+                let from = from.add(j / NB * from_stride + j % NB);
+                let x = S::load_up_to(from, d - j).mul(factor);
+                V::store_up_to(x, to.add(j), d - j);
+            }
+        })
+    }
+}
+
+/// Copies a query of `d` values to row `row` of a panel of pairs, with a zero behind an odd last one.
+///
+/// # Safety
+/// They can be read at `from`, and the panel, made for `r` rows, has room at `to`.
+unsafe fn pair_query(from: *const bf16, d: usize, to: *mut bf16, row: usize, r: usize) {
+    for i in (0..d).step_by(2 * SLAB) {
+        // SAFETY: a slab of the row, of which `d - i` values are left.
+        unsafe {
+            let to = to.add(place_of_pairs(row, i, r));
+            to.copy_from_nonoverlapping(from.add(i), (2 * SLAB).min(d - i));
+        }
+    }
+    if d % 2 == 1 {
+        // SAFETY: the last pair's second value.
+        unsafe { to.add(place_of_pairs(row, d, r)).write(bf16::ZERO) };
+    }
+}
+
+/// Rounds a row of weights of `keys` keys, in slabs of 16 that a panel of `r` rows has, to row `row` of a panel of pairs.
+///
+/// # Safety
+/// The slabs, the last one whole, can be read at `p`, and the panel has room at `to`.
+unsafe fn pair_weights(isa: Isa, p: *const f32, r: usize, keys: usize, to: *mut bf16, row: usize) {
+    for i in (0..keys).step_by(SLAB) {
+        // SAFETY: slab `i / 16` of both; behind the last key there are zeros.
+        unsafe {
+            let from = p.add(i / SLAB * r * SLAB);
+            narrow(
+                isa,
+                from,
+                SLAB,
+                AnyMut::new(to.add(place_of_pairs(row, i, r))),
+            );
         }
     }
 }
 
 isa_fn! {
-    /// Turns a row of scores into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
+    /// Turns a row of scores, times `scale`, into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
     /// `seen` count and the rest up to `keys` become 0. Updates `state`, and where the
     /// maximum rises multiplies the `panels` rows of [`NB`] values at `o`, `o_stride` apart.
     ///
     /// # Safety
     /// The slabs of `keys` scores, the last one whole, and the rows at `o` can be read and written.
     fn softmax_row = softmax_row_body(
-        p: *mut f32, slab_stride: usize, seen: usize, keys: usize, state: &mut Running, o: *mut f32, o_stride: usize,
+        p: *mut f32, slab_stride: usize, scale: f32, seen: usize, keys: usize, state: &mut Running, o: *mut f32, o_stride: usize,
         panels: usize,
     )
 }
@@ -359,6 +532,7 @@ isa_fn! {
 unsafe fn softmax_row_body<S: Simd>(
     p: *mut f32,
     slab_stride: usize,
+    scale: f32,
     seen: usize,
     keys: usize,
     state: &mut Running,
@@ -379,9 +553,9 @@ unsafe fn softmax_row_body<S: Simd>(
             }
             return;
         }
-        let mut top = S::splat(state.max);
+        let (mut top, scale) = (S::splat(state.max), S::splat(scale));
         for i in (0..seen).step_by(S::LANES) {
-            top = top.max(S::load(at(i)));
+            top = top.max(S::load(at(i)).mul(scale));
         }
         let max = top.to_array()[..S::LANES]
             .iter()
@@ -403,7 +577,7 @@ unsafe fn softmax_row_body<S: Simd>(
         for i in (0..keys).step_by(S::LANES) {
             let x = at(i);
             let e = if i < seen {
-                exp(S::load(x).sub(m))
+                exp(S::load(x).mul(scale).sub(m))
             } else {
                 S::splat(0.0)
             };

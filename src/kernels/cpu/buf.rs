@@ -4,6 +4,8 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
+use super::values::{AnyPtr, Precision, Value, Values};
+
 /// From this size on, buffers ask the system for huge pages: faulting in 4 KiB pages one by one costs a convolution
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
@@ -11,23 +13,23 @@ const HUGE: usize = 2 << 20;
 /// Values of scratch kept between calls: 96 MB.
 const KEPT: usize = 24 << 20;
 
-/// A fixed-size buffer of f32, aligned to a cache line (to a huge page where it is large).
+/// A fixed-size buffer of numbers, aligned to a cache line (to a huge page where it is large).
 ///
 /// `ptr` is an allocation of `layout(len)` that this value alone owns; once it is out of this module's hands, all `len`
 /// values are written.
-pub(super) struct Aligned {
-    ptr: *mut f32,
+pub(super) struct Aligned<V: Value = f32> {
+    ptr: *mut V,
     len: usize,
 }
 
 // SAFETY: it owns its memory, as a boxed slice does.
-unsafe impl Send for Aligned {}
+unsafe impl<V: Value> Send for Aligned<V> {}
 // SAFETY: a shared `Aligned` is only read, as a boxed slice is.
-unsafe impl Sync for Aligned {}
+unsafe impl<V: Value> Sync for Aligned<V> {}
 
-impl Aligned {
+impl<V: Value> Aligned<V> {
     fn layout(len: usize) -> Layout {
-        let bytes = len.max(16) * size_of::<f32>();
+        let bytes = len.max(16) * size_of::<V>();
         let align = if bytes >= HUGE { HUGE } else { 64 };
         Layout::from_size_align(bytes, align).expect("a buffer is smaller than the address space")
     }
@@ -42,10 +44,10 @@ impl Aligned {
     ///
     /// # Safety
     /// `fill` must write every value.
-    pub unsafe fn filled(len: usize, fill: impl FnOnce(Shared)) -> Self {
+    pub unsafe fn filled(len: usize, fill: impl FnOnce(Shared<V>)) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
-        let ptr = unsafe { alloc(layout) }.cast::<f32>();
+        let ptr = unsafe { alloc(layout) }.cast::<V>();
         if ptr.is_null() {
             handle_alloc_error(layout);
         }
@@ -57,16 +59,16 @@ impl Aligned {
     }
 }
 
-impl Drop for Aligned {
+impl<V: Value> Drop for Aligned<V> {
     fn drop(&mut self) {
         // SAFETY: allocated by `filled` with the same layout, and owned.
         unsafe { dealloc(self.ptr.cast(), Self::layout(self.len)) }
     }
 }
 
-impl Deref for Aligned {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
+impl<V: Value> Deref for Aligned<V> {
+    type Target = [V];
+    fn deref(&self) -> &[V] {
         // SAFETY: `ptr` points to `len` values, which `filled` had written before it gave the buffer out.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
@@ -112,31 +114,31 @@ impl Drop for Scratch {
 
 /// A pointer that tasks share; each writes its own part.
 #[derive(Clone, Copy)]
-pub(super) struct Shared(pub *mut f32);
+pub(super) struct Shared<V: Value = f32>(pub *mut V);
 
 // SAFETY: it is an address; what tasks do through it, their own unsafe blocks answer for.
-unsafe impl Send for Shared {}
+unsafe impl<V: Value> Send for Shared<V> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<V: Value> Sync for Shared<V> {}
 
-impl Shared {
+impl<V: Value> Shared<V> {
     /// A method, so that closures capture the whole (`Sync`) struct.
-    pub fn get(self) -> *mut f32 {
+    pub fn get(self) -> *mut V {
         self.0
     }
 }
 
 /// Value `at` of a residual and those behind it, null where there is none.
-pub(super) fn from_or_null(residual: Option<&[f32]>, at: usize) -> *const f32 {
-    residual.map_or(std::ptr::null(), |r| r[at..].as_ptr())
+pub(super) fn from_or_null(residual: Option<Values>, at: usize) -> AnyPtr {
+    residual.map_or(AnyPtr::none(Precision::F32), |r| r.from(at))
 }
 
 /// A vector of `len` values that `fill` writes through the pointer.
 ///
 /// # Safety
 /// `fill` must write every value.
-pub(super) unsafe fn filled(len: usize, fill: impl FnOnce(Shared)) -> Vec<f32> {
-    let mut v = Vec::<f32>::with_capacity(len);
+pub(super) unsafe fn filled<V: Value>(len: usize, fill: impl FnOnce(Shared<V>)) -> Vec<V> {
+    let mut v = Vec::<V>::with_capacity(len);
     advise_huge(v.as_mut_ptr(), len);
     fill(Shared(v.as_mut_ptr()));
     // SAFETY: within the capacity, and written by `fill` as the caller promises.
@@ -145,18 +147,18 @@ pub(super) unsafe fn filled(len: usize, fill: impl FnOnce(Shared)) -> Vec<f32> {
 }
 
 /// A vector of `len` zeros that are not in memory before they are written, and then on huge pages.
-pub fn zeros(len: usize) -> Vec<f32> {
-    let values = vec![0f32; len];
+pub fn zeros<V: Value + bytemuck::Zeroable>(len: usize) -> Vec<V> {
+    let values: Vec<V> = bytemuck::zeroed_vec(len);
     advise_huge(values.as_ptr().cast_mut(), len);
     values
 }
 
 /// Asks for huge pages over the whole ones inside a large new allocation.
-fn advise_huge(ptr: *mut f32, len: usize) {
+fn advise_huge<V>(ptr: *mut V, len: usize) {
     #[cfg(target_os = "linux")]
     {
         let start = (ptr as usize).next_multiple_of(HUGE);
-        let end = (ptr as usize + len * size_of::<f32>()) / HUGE * HUGE;
+        let end = (ptr as usize + len * size_of::<V>()) / HUGE * HUGE;
         if end > start {
             // SAFETY: advice on how whole pages inside the allocation are backed changes no value in them. A refusal leaves
             // ordinary pages.

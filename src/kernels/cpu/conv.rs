@@ -9,6 +9,7 @@ use super::input::{Gather, Input, stage_rows};
 use super::micro::SLAB;
 use super::packed::{Filter, PackedConv};
 use super::simd::Isa;
+use super::values::{AnyMut, Value, Values};
 use super::winograd;
 
 impl PackedConv {
@@ -32,11 +33,11 @@ pub const CONV_LINES: usize = 12;
 /// `conv(input) + bias + residual`.
 ///
 /// The input is what [`Input`] describes (its channels the filter's inputs), zeros around it after its prologue; the result
-/// and `residual` are (b, h, w, outputs) with (h, w) = `conv.output_size` of the input's.
+/// and `residual`, kept in one type, are (b, h, w, outputs) with (h, w) = `conv.output_size` of the input's.
 ///
 /// # Panics
-/// If a shape does not fit.
-pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec<f32> {
+/// If a shape or type does not fit.
+pub fn conv2d<V: Value>(input: &Input, conv: &PackedConv, residual: Option<&[V]>) -> Vec<V> {
     let (_, h, w) = input.shape();
     let lines = 0..conv.output_size(h, w).0;
     run(input, conv, residual, Act::None, lines)
@@ -47,12 +48,12 @@ pub fn conv2d(input: &Input, conv: &PackedConv, residual: Option<&[f32]>) -> Vec
 ///
 /// # Panics
 /// If a shape does not fit, or the input lacks lines that these are made of.
-pub fn conv2d_lines(
+pub fn conv2d_lines<V: Value>(
     input: &Input,
     conv: &PackedConv,
-    residual: Option<&[f32]>,
+    residual: Option<&[V]>,
     lines: Range<usize>,
-) -> Vec<f32> {
+) -> Vec<V> {
     let (_, h, w) = input.shape();
     assert!(
         lines.end <= conv.output_size(h, w).0,
@@ -66,7 +67,12 @@ pub fn conv2d_lines(
 ///
 /// # Panics
 /// If a shape does not fit or `weight` was not packed by [`PackedConv::linear`].
-pub fn linear(input: &Input, weight: &PackedConv, residual: Option<&[f32]>, act: Act) -> Vec<f32> {
+pub fn linear<V: Value>(
+    input: &Input,
+    weight: &PackedConv,
+    residual: Option<&[V]>,
+    act: Act,
+) -> Vec<V> {
     let filter = weight.filter;
     assert_eq!(
         filter,
@@ -77,13 +83,13 @@ pub fn linear(input: &Input, weight: &PackedConv, residual: Option<&[f32]>, act:
     run(input, weight, residual, act, 0..h)
 }
 
-fn run(
+fn run<V: Value>(
     input: &Input,
     conv: &PackedConv,
-    residual: Option<&[f32]>,
+    residual: Option<&[V]>,
     act: Act,
     lines: Range<usize>,
-) -> Vec<f32> {
+) -> Vec<V> {
     let len = output_len(input, conv, &lines);
     if let Some(residual) = residual {
         assert_eq!(
@@ -94,7 +100,12 @@ fn run(
     }
     // SAFETY: there is room for `len` values, all lines, and either algorithm writes every one; the residual has as
     // many, and the input the convolution's channels and the lines that it reads, as `output_len` saw.
-    unsafe { filled(len, |out| run_to(input, conv, residual, act, lines, out)) }
+    unsafe {
+        filled(len, |out: Shared<V>| {
+            let (out, residual) = (AnyMut::new(out.get()), residual.map(V::values));
+            run_to(input, conv, residual, act, lines, out);
+        })
+    }
 }
 
 /// Values of some lines of the output.
@@ -114,15 +125,15 @@ fn output_len(input: &Input, conv: &PackedConv, lines: &Range<usize>) -> usize {
 }
 
 /// # Safety
-/// `out` has room for the lines of the output, the residual its length, `input` the convolution's channels and all lines that
+/// `out` has room for the lines of the output, the residual its length and type, `input` the convolution's channels and all lines that
 /// are read.
 unsafe fn run_to(
     input: &Input,
     conv: &PackedConv,
-    residual: Option<&[f32]>,
+    residual: Option<Values>,
     act: Act,
     lines: Range<usize>,
-    out: Shared,
+    out: AnyMut,
 ) {
     let isa = Isa::current();
     let (b, h, w) = input.shape();

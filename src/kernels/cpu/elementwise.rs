@@ -9,17 +9,21 @@ use super::buf::{Scratch, Shared, filled};
 use super::input::{Input, Region, stage_region};
 use super::micro::SLAB;
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, Precision, Value, Values, narrow};
 
 /// Values per task.
 const CHUNK: usize = 1 << 14;
 
 /// `act(x)`.
-pub fn activate(x: &[f32], act: Act) -> Vec<f32> {
+pub fn activate<V: Value>(x: &[V], act: Act) -> Vec<V> {
     let isa = Isa::current();
-    let run = |out: Shared| {
+    let run = |out: Shared<V>| {
         x.par_chunks(CHUNK).enumerate().for_each(|(i, x)| {
             // SAFETY: each task writes its own chunk, of which there is room for all.
-            unsafe { activate_chunk(isa, x, act, out.get().add(i * CHUNK)) }
+            unsafe {
+                let out = AnyMut::new(out.get()).at(i * CHUNK);
+                activate_chunk(isa, V::values(x), act, out);
+            }
         });
     };
     // SAFETY: every chunk is written.
@@ -30,35 +34,41 @@ isa_fn! {
     /// `act(x)`, to `out`.
     ///
     /// # Safety
-    /// There is room at `out` for as many values as `x` has.
-    fn activate_chunk = activate_chunk_body(x: &[f32], act: Act, out: *mut f32)
+    /// There is room at `out` for as many values as `x` has, of its type.
+    fn activate_chunk = activate_chunk_body(x: Values, act: Act, out: AnyMut)
 }
 
 /// # Safety
 /// That of [`activate_chunk`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn activate_chunk_body<S: Simd>(x: &[f32], act: Act, out: *mut f32) {
+unsafe fn activate_chunk_body<S: Simd>(x: Values, act: Act, out: AnyMut) {
     // SAFETY: the caller's promise is the same.
-    unsafe { with_act!(act, f => activate_chunk_with::<S, _>(x, f, out)) }
+    unsafe {
+        with_act!(act, f => match x {
+            Values::F32(x) => activate_chunk_with::<S, _, _>(x, f, out.typed()),
+            Values::Bf16(x) => activate_chunk_with::<S, _, _>(x, f, out.typed()),
+            Values::F16(x) => activate_chunk_with::<S, _, _>(x, f, out.typed()),
+        })
+    }
 }
 
 /// # Safety
 /// That of [`activate_chunk`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn activate_chunk_with<S: Simd, F: PointFn>(x: &[f32], f: F, out: *mut f32) {
+unsafe fn activate_chunk_with<S: Simd, V: Value, F: PointFn>(x: &[V], f: F, out: *mut V) {
     for i in (0..x.len()).step_by(S::LANES) {
         let n = x.len() - i;
         // SAFETY: `n` values are left in `x` from `i` on, and room for as many at `out`.
         unsafe {
-            f.eval(S::load_up_to(x.as_ptr().add(i), n))
-                .store_up_to(out.add(i), n)
+            let x = V::load_up_to::<S>(x.as_ptr().add(i), n);
+            V::store_up_to(f.eval(x), out.add(i), n);
         }
     }
 }
 
 /// What an [`Input`] describes, written out: its parts side by side, through its prologue, upsampled. The shape is
 /// (b, h, w, c) of [`Input::shape`] and [`Input::channels`].
-pub fn materialise(input: &Input) -> Vec<f32> {
+pub fn materialise<V: Value>(input: &Input) -> Vec<V> {
     let (_, h, _) = input.shape();
     materialise_lines(input, 0..h)
 }
@@ -67,7 +77,7 @@ pub fn materialise(input: &Input) -> Vec<f32> {
 ///
 /// # Panics
 /// If they are not there.
-pub fn materialise_lines(input: &Input, lines: Range<usize>) -> Vec<f32> {
+pub fn materialise_lines<V: Value>(input: &Input, lines: Range<usize>) -> Vec<V> {
     assert!(
         input.has(lines.clone()),
         "the input has the lines {lines:?}"
@@ -75,7 +85,7 @@ pub fn materialise_lines(input: &Input, lines: Range<usize>) -> Vec<f32> {
     let isa = Isa::current();
     let ((b, _, w), c) = (input.shape(), input.channels());
     let (first, h) = (lines.start, lines.len());
-    let run = |out: Shared| {
+    let run = |out: Shared<V>| {
         (0..b * h).into_par_iter().for_each(|i| {
             let region = Region {
                 b: i / h,
@@ -86,17 +96,20 @@ pub fn materialise_lines(input: &Input, lines: Range<usize>) -> Vec<f32> {
             };
             let padded = c.next_multiple_of(SLAB);
             // SAFETY: item `i / h` exists, 0 is a multiple of 16, and each task writes its own line of w * c values, directly or,
-            // where the channels do not fill whole slabs, from scratch with room for the slabs.
+            // where the channels do not fill whole slabs or are kept otherwise, from scratch with room for the slabs.
             unsafe {
-                let to = out.get().add(i * w * c);
-                if c == padded {
-                    return stage_region(isa, input, region, 0, c, to);
+                let to = AnyMut::new(out.get()).at(i * w * c);
+                if c == padded && V::PRECISION == Precision::F32 {
+                    return stage_region(isa, input, region, 0, c, to.typed());
                 }
                 let mut line = Scratch::take(w * padded);
-                stage_region(isa, input, region, 0, c, line.ptr());
+                let line = line.ptr();
+                stage_region(isa, input, region, 0, c, line);
+                if c == padded {
+                    return narrow(isa, line, w * c, to);
+                }
                 for x in 0..w {
-                    to.add(x * c)
-                        .copy_from_nonoverlapping(line.ptr().add(x * padded), c);
+                    narrow(isa, line.add(x * padded), c, to.at(x * c));
                 }
             }
         });

@@ -4,10 +4,15 @@
 use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
-use super::buf::{Scratch, Shared, from_or_null};
-use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
+use super::buf::{Scratch, from_or_null};
+use half::bf16;
+
+use super::micro::{
+    Dst, NB, SLAB, pair_panel, panel, panel_of_pairs, rows_per_panel, size_of_pairs,
+};
 use super::packed::PackedConv;
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Precision, Value, Values, widen, with_type};
 
 /// Rows of a task: enough to reuse each panel of weights that comes from far, few enough to stay in the L2 cache.
 const TASK_ROWS: usize = 96;
@@ -17,8 +22,8 @@ const CHUNK: usize = 768;
 /// What is added and applied to a product on its way out.
 #[derive(Clone, Copy)]
 pub(super) struct Epilogue<'a> {
-    /// (rows, outputs).
-    pub residual: Option<&'a [f32]>,
+    /// (rows, outputs), kept as the output is.
+    pub residual: Option<Values<'a>>,
     pub act: Act,
 }
 
@@ -63,7 +68,7 @@ pub(super) unsafe fn product(
     rows: usize,
     weight: &PackedConv,
     epilogue: Epilogue<'_>,
-    out: Shared,
+    out: AnyMut,
     stage: impl Fn(&Rows) + Sync,
 ) {
     let threads = rayon::current_num_threads();
@@ -109,6 +114,13 @@ pub(super) unsafe fn product(
                 (nb1 - nb0) * count * NB
             });
             let (a, c) = (a.ptr(), c.ptr());
+            let pairs = (weight.in_pairs() && isa.multiplies_pairs()).then(|| {
+                let panels = task_rows.div_ceil(per_panel);
+                Scratch::take(panels * size_of_pairs(chunk, per_panel))
+            });
+            let pairs = pairs.map(|mut pairs| (pairs.ptr(), pairs));
+            let pairs = pairs.as_ref().map(|(ptr, _)| *ptr);
+            let mut wide = Widened::new(weight, if pairs.is_some() { 0 } else { chunk });
             let c_panel = |nb: usize| {
                 if one {
                     c
@@ -123,7 +135,7 @@ pub(super) unsafe fn product(
                 // SAFETY: the products with panel `nb` are in its part of `c`, all their rows written; this task alone writes
                 // these rows and columns of `out`, and the residual has the output's shape, so that `at` is the same place.
                 unsafe {
-                    let to = out.get().add(at);
+                    let to = out.at(at);
                     write_out(
                         isa,
                         c_panel(nb),
@@ -150,8 +162,23 @@ pub(super) unsafe fn product(
                         per_panel,
                     };
                     stage(&rows);
+                    let paired = |row: usize, a: *mut f32| {
+                        let size = size_of_pairs(c1 - c0, per_panel);
+                        a.wrapping_add((row - first) / per_panel * size)
+                    };
+                    if let Some(pairs) = pairs {
+                        rows.panels(|row, n, a| {
+                            let to = paired(row, pairs).cast::<bf16>();
+                            // SAFETY: the panel of A was staged above, in whole slabs; `pairs` has room for all panels.
+                            unsafe { pair_panel(isa, n, c1 - c0, a, per_panel, to) };
+                        });
+                    }
                     for nb in nb0..nb1 {
-                        let b = weight.panel(nb, tap)[c0 * NB..].as_ptr();
+                        let from = weight.panel(nb, tap, c0);
+                        let b = match pairs {
+                            Some(_) => from.typed::<bf16>().cast(),
+                            None => wide.panel(isa, from, c1 - c0),
+                        };
                         let accumulate = tap > 0 || c0 > 0;
                         rows.panels(|row, n, a| {
                             let ptr = c_panel(nb).wrapping_add((row - first) * NB);
@@ -164,7 +191,14 @@ pub(super) unsafe fn product(
                             // SAFETY: the panel of A was staged above, that of B holds all channels from `c0` on, and
                             // `dst` lies in the task's scratch, which the first round (nothing added) fills.
                             unsafe {
-                                panel(isa, n, weight.panel_cols(nb), c1 - c0, a, per_panel, b, dst)
+                                let cols = weight.panel_cols(nb);
+                                match pairs {
+                                    Some(pairs) => {
+                                        let (k, a) = ((c1 - c0).div_ceil(2), paired(row, pairs));
+                                        panel_of_pairs(n, cols, k, a, per_panel, b, dst);
+                                    }
+                                    None => panel(isa, n, cols, c1 - c0, a, per_panel, b, dst),
+                                }
                             };
                         });
                         if one {
@@ -179,6 +213,64 @@ pub(super) unsafe fn product(
         });
 }
 
+/// A part of a panel of weights in float32.
+struct Widened {
+    copy: Option<Scratch>,
+    in_pairs: bool,
+}
+
+impl Widened {
+    /// For so many channels at a time, or none.
+    fn new(weight: &PackedConv, channels: usize) -> Self {
+        let size = channels.next_multiple_of(2) * NB;
+        Self {
+            copy: (weight.precision() != Precision::F32 && size > 0).then(|| Scratch::take(size)),
+            in_pairs: weight.in_pairs(),
+        }
+    }
+
+    /// The panel itself where it is float32, else a copy, which stays to the next call.
+    fn panel(&mut self, isa: Isa, panel: AnyPtr, channels: usize) -> *const f32 {
+        let Some(copy) = &mut self.copy else {
+            return panel.typed();
+        };
+        let copy = copy.ptr();
+        // SAFETY: the panel has the channels, filled up to whole pairs where it is in pairs, and the copy room for them.
+        unsafe {
+            if self.in_pairs {
+                widen_pairs(isa, panel.typed(), channels.div_ceil(2), copy);
+            } else {
+                widen(isa, panel, channels * NB, copy);
+            }
+        }
+        copy
+    }
+}
+
+isa_fn! {
+    /// Rows (2 `n`, NB) in float32 of pairs (`n`, NB, 2).
+    ///
+    /// # Safety
+    /// The pairs can be read at `from`, and there is room at `to`.
+    fn widen_pairs = widen_pairs_body(from: *const bf16, n: usize, to: *mut f32)
+}
+
+/// # Safety
+/// That of [`widen_pairs`].
+#[inline(always)]
+unsafe fn widen_pairs_body<S: Simd>(from: *const bf16, n: usize, to: *mut f32) {
+    for i in 0..n {
+        // SAFETY: pair row `i` of the `n`, and the two rows that it becomes.
+        unsafe {
+            let (from, to) = (from.add(i * 2 * NB), to.add(i * 2 * NB));
+            for j in 0..NB {
+                to.add(j).write(from.add(2 * j).read().widen());
+                to.add(NB + j).write(from.add(2 * j + 1).read().widen());
+            }
+        }
+    }
+}
+
 isa_fn! {
     /// `out[i][j] = act(c[i][j] + bias[j] + residual[i][j])` for `cols` columns; `c` has rows of [`NB`], the others of
     /// `ld`; a null residual is none.
@@ -186,7 +278,7 @@ isa_fn! {
     /// # Safety
     /// `c`, `bias` (a panel's) and, where it is not null, `residual` hold what is read; there is room at `out`.
     fn write_out = write_out_body(
-        c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: *const f32, out: *mut f32, ld: usize, act: Act,
+        c: *const f32, rows: usize, cols: usize, bias: *const f32, residual: AnyPtr, out: AnyMut, ld: usize, act: Act,
     )
 }
 
@@ -198,27 +290,30 @@ unsafe fn write_out_body<S: Simd>(
     rows: usize,
     cols: usize,
     bias: *const f32,
-    residual: *const f32,
-    out: *mut f32,
+    residual: AnyPtr,
+    out: AnyMut,
     ld: usize,
     act: Act,
 ) {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        with_act!(act, f => write_out_with::<S, _>(c, rows, cols, bias, residual, out, ld, f))
+        with_type!(out.precision, V => {
+            let (out, residual) = (out.typed::<V>(), residual.address().cast::<V>());
+            with_act!(act, f => write_out_with::<S, V, _>(c, rows, cols, bias, residual, out, ld, f))
+        })
     }
 }
 
 /// # Safety
 /// That of [`write_out`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn write_out_with<S: Simd, F: PointFn>(
+unsafe fn write_out_with<S: Simd, V: Value, F: PointFn>(
     c: *const f32,
     rows: usize,
     cols: usize,
     bias: *const f32,
-    residual: *const f32,
-    out: *mut f32,
+    residual: *const V,
+    out: *mut V,
     ld: usize,
     f: F,
 ) {
@@ -230,9 +325,9 @@ unsafe fn write_out_with<S: Simd, F: PointFn>(
                 let n = cols - j;
                 let mut x = S::load(c.add(i * NB + j)).add(S::load(bias.add(j)));
                 if !residual.is_null() {
-                    x = x.add(S::load_up_to(residual.add(i * ld + j), n));
+                    x = x.add(V::load_up_to(residual.add(i * ld + j), n));
                 }
-                f.eval(x).store_up_to(out.add(i * ld + j), n);
+                V::store_up_to(f.eval(x), out.add(i * ld + j), n);
             }
         }
     }

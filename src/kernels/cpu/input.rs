@@ -4,6 +4,7 @@
 use super::act::{Act, PointFn, with_act};
 use super::micro::SLAB;
 use super::simd::{Simd, isa_fn, prefetch};
+use super::values::{AnyPtr, Precision, Values};
 
 /// `act(x * scale + shift)`, with scale and shift per batch item and channel: what a GroupNorm (or AdaGroupNorm) and its
 /// activation come to once the statistics are known.
@@ -38,7 +39,7 @@ impl Prologue {
 #[derive(Clone)]
 struct Part<'a> {
     /// Those of the first batch item, then those of the next.
-    lines: Vec<&'a [f32]>,
+    lines: Vec<Values<'a>>,
     /// Of each item.
     count: usize,
     c: usize,
@@ -46,7 +47,7 @@ struct Part<'a> {
 
 impl<'a> Part<'a> {
     /// `pieces` are bands of lines, each (b, any, w, c), that follow each other.
-    fn new(pieces: &[&'a [f32]], b: usize, w: usize, c: usize) -> Self {
+    fn new(pieces: &[Values<'a>], b: usize, w: usize, c: usize) -> Self {
         let line = w * c;
         for piece in pieces {
             assert!(
@@ -56,11 +57,12 @@ impl<'a> Part<'a> {
         }
         let of_item = |item: usize| {
             pieces.iter().flat_map(move |piece| {
-                let part = &piece[item * (piece.len() / b)..][..piece.len() / b];
-                part.chunks_exact(line.max(1))
+                let lines = piece.len() / b / line.max(1);
+                (item * lines..(item + 1) * lines)
+                    .map(move |i| piece.part(i * line..(i + 1) * line))
             })
         };
-        let lines: Vec<&[f32]> = (0..b).flat_map(of_item).collect();
+        let lines: Vec<Values> = (0..b).flat_map(of_item).collect();
         let count = lines.len() / b.max(1);
         Self { lines, count, c }
     }
@@ -86,6 +88,7 @@ pub struct Input<'a> {
     b: usize,
     h: usize,
     w: usize,
+    precision: Precision,
     prologue: Option<&'a Prologue>,
     upsample: bool,
 }
@@ -95,7 +98,8 @@ impl<'a> Input<'a> {
     ///
     /// # Panics
     /// If its length is not b * h * w * c.
-    pub fn new(x: &'a [f32], b: usize, h: usize, w: usize, c: usize) -> Self {
+    pub fn new(x: impl Into<Values<'a>>, b: usize, h: usize, w: usize, c: usize) -> Self {
+        let x = x.into();
         assert_eq!(
             x.len(),
             b * h * w * c,
@@ -107,16 +111,19 @@ impl<'a> Input<'a> {
     /// A map (b, h, w, c) of which there are the lines from `first` on that `pieces` hold, each (b, any number of lines, w, c).
     ///
     /// # Panics
-    /// If they are more than h lines, or a piece has no whole lines.
-    pub fn bands(
-        pieces: &[&'a [f32]],
+    /// If they are more than h lines, a piece has no whole lines, or they are kept in different types.
+    pub fn bands<P: Copy + Into<Values<'a>>>(
+        pieces: &[P],
         first: usize,
         b: usize,
         h: usize,
         w: usize,
         c: usize,
     ) -> Self {
-        let part = Part::new(pieces, b, w, c);
+        let pieces: Vec<Values> = pieces.iter().map(|&piece| piece.into()).collect();
+        let part = Part::new(&pieces, b, w, c);
+        let precision = pieces.first().map_or(Precision::F32, Values::precision);
+        assert_kept_as(precision, &pieces);
         assert!(
             first + part.count <= h,
             "lines {first} to {} of {h}",
@@ -128,6 +135,7 @@ impl<'a> Input<'a> {
             b,
             h,
             w,
+            precision,
             prologue: None,
             upsample: false,
         }
@@ -136,9 +144,11 @@ impl<'a> Input<'a> {
     /// With `skip` behind it in the channels: pieces (b, any, w, c) of the same lines.
     ///
     /// # Panics
-    /// If they are of other lines.
-    pub fn beside(mut self, skip: &[&'a [f32]], c: usize) -> Self {
-        let part = Part::new(skip, self.b, self.w, c);
+    /// If they are of other lines, or kept in another type.
+    pub fn beside<P: Copy + Into<Values<'a>>>(mut self, skip: &[P], c: usize) -> Self {
+        let skip: Vec<Values> = skip.iter().map(|&piece| piece.into()).collect();
+        assert_kept_as(self.precision, &skip);
+        let part = Part::new(&skip, self.b, self.w, c);
         assert_eq!(
             part.count, self.parts[0].count,
             "the second input has the lines of the first"
@@ -178,6 +188,11 @@ impl<'a> Input<'a> {
         self.parts[0].c + self.parts[1].c
     }
 
+    /// What its maps are kept as.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Columns, before upsampling.
     pub(super) fn width(&self) -> usize {
         self.w
@@ -192,9 +207,9 @@ impl<'a> Input<'a> {
     ///
     /// # Panics
     /// If it is not there.
-    pub(super) fn line(&self, b: usize, y: usize) -> [&'a [f32]; 2] {
+    pub(super) fn line(&self, b: usize, y: usize) -> [Values<'a>; 2] {
         let at = |part: &Part<'a>| match part.c {
-            0 => &[][..],
+            0 => Values::F32(&[]),
             _ => {
                 let y = y - self.first;
                 assert!(y < part.count, "a line that is there");
@@ -210,6 +225,13 @@ impl<'a> Input<'a> {
         let there = self.first..self.first + self.parts[0].count;
         lines.is_empty() || (lines.start / f >= there.start && (lines.end - 1) / f < there.end)
     }
+}
+
+fn assert_kept_as(precision: Precision, pieces: &[Values]) {
+    assert!(
+        pieces.iter().all(|piece| piece.precision() == precision),
+        "all pieces of a map are kept as {precision:?}"
+    );
 }
 
 /// A pixel of a map as a kernel sees it, after upsampling.
@@ -424,30 +446,27 @@ unsafe fn stage_with<S: Simd, M: Map>(
             };
             let (y, x) = (y >> shift, x >> shift);
             let [left, right] = input.line(b, y);
-            let from = [
-                left.as_ptr().add(x * ca),
-                right.as_ptr().wrapping_add(x * cb),
-            ];
+            let from = [left.from(0).at(x * ca), right.from(0).at(x * cb)];
             for c in (c0..c1).step_by(SLAB) {
                 let mut tail = [0f32; SLAB];
                 let src = if c + SLAB <= ca {
-                    from[0].add(c)
+                    from[0].at(c)
                 } else if c >= ca && c + SLAB <= ca + cb {
-                    from[1].add(c - ca)
+                    from[1].at(c - ca)
                 } else {
                     for (k, t) in tail.iter_mut().enumerate().take(ca + cb - c) {
                         *t = if c + k < ca {
-                            *from[0].add(c + k)
+                            from[0].at(c + k).get()
                         } else {
-                            *from[1].add(c + k - ca)
+                            from[1].at(c + k - ca).get()
                         };
                     }
-                    tail.as_ptr()
+                    AnyPtr::new(tail.as_ptr())
                 };
                 // A pixel further on: its lines are too far apart for the hardware to guess.
-                prefetch(src.wrapping_add(AHEAD * if c < ca { ca } else { cb }));
+                prefetch(src.at(AHEAD * if c < ca { ca } else { cb }).address());
                 for v in (0..SLAB).step_by(S::LANES) {
-                    map.map(S::load(src.add(v)), b, c + v).store(to.add(v));
+                    map.map(src.at(v).load::<S>(), b, c + v).store(to.add(v));
                 }
                 to = to.add(slab_stride);
             }

@@ -4,12 +4,14 @@
 //! A panel of A holds `r` rows in slabs of 16 steps of the inner dimension: element (row, k) lies at
 //! `(k / 16 * r + row) * 16 + k % 16`. A panel of B holds [`NB`] columns: element (k, col) lies at `k * NB + col`.
 
+use half::bf16;
+
 use super::buf::Scratch;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd::V4;
 use super::simd::{Array, Isa, Set, Simd, isa_fn};
 #[cfg(target_arch = "x86_64")]
-use super::simd::{V8, V16};
+use super::simd::{V8, V16, V16OfPairs};
 
 /// Columns in a panel of B: the unit in which weights are packed.
 pub(super) const NB: usize = 32;
@@ -168,11 +170,98 @@ isa_fn! {
     pub(super) fn panel = panel_body(rows: usize, cols: usize, k: usize, a: *const f32, r: usize, b: *const f32, dst: Dst)
 }
 
+/// [`panel`] of bfloat16 in pairs, for an [`Isa`] that multiplies them: everything that is said of a value there, an f32, is here a
+/// pair of steps of the inner dimension, of which there are `k` pairs. The result is f32.
+///
+/// # Safety
+/// That of [`panel`], for pairs; the machine has AVX512-BF16.
+pub(super) unsafe fn panel_of_pairs(
+    rows: usize,
+    cols: usize,
+    k: usize,
+    a: *const f32,
+    r: usize,
+    b: *const f32,
+    dst: Dst,
+) {
+    /// # Safety
+    /// That of the function around this.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16,avx2,fma,f16c")]
+    unsafe fn avx512bf16(
+        rows: usize,
+        cols: usize,
+        k: usize,
+        a: *const f32,
+        r: usize,
+        b: *const f32,
+        dst: Dst,
+    ) {
+        // SAFETY: the instructions are this function's own; the rest is its caller's promise.
+        unsafe { panel_body::<V16OfPairs>(rows, cols, k, a, r, b, dst) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        avx512bf16(rows, cols, k, a, r, b, dst);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (rows, cols, k, a, r, b, dst);
+        unreachable!("no instruction set of this machine multiplies pairs");
+    }
+}
+
+/// Channels of a slab of pairs.
+const PAIRS_SLAB: usize = 2 * SLAB;
+
+/// Where value `k` of row `row` lies in a panel of A of pairs with `r` rows, counted in bfloat16.
+#[inline(always)]
+pub(super) fn place_of_pairs(row: usize, k: usize, r: usize) -> usize {
+    (k / PAIRS_SLAB * r + row) * PAIRS_SLAB + k % PAIRS_SLAB
+}
+
+/// Values of f32 that a panel of A of pairs with `r` rows takes the place of.
+pub(super) fn size_of_pairs(k: usize, r: usize) -> usize {
+    k.div_ceil(PAIRS_SLAB) * r * SLAB
+}
+
+isa_fn! {
+    /// Rounds a panel of A of `rows` rows and `k` steps to pairs of bfloat16; the second of an odd last pair is zero.
+    ///
+    /// # Safety
+    /// `a` is a panel packed for `r` rows, all of whose slabs can be read; there is room at `to` as [`size_of_pairs`] says.
+    pub(super) fn pair_panel = pair_panel_body(rows: usize, k: usize, a: *const f32, r: usize, to: *mut bf16)
+}
+
+/// # Safety
+/// That of [`pair_panel`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn pair_panel_body<S: Simd>(rows: usize, k: usize, a: *const f32, r: usize, to: *mut bf16) {
+    // SAFETY: whole slabs of both are touched, of rows below `r`.
+    unsafe {
+        for step in (0..k).step_by(SLAB) {
+            for row in 0..rows {
+                let from = a.add((step / SLAB * r + row) * SLAB);
+                let to = to.add(place_of_pairs(row, step, r));
+                for lane in (0..SLAB).step_by(S::LANES) {
+                    S::load(from.add(lane)).store_bf16(to.add(lane));
+                }
+            }
+        }
+        if k % 2 == 1 {
+            for row in 0..rows {
+                to.add(place_of_pairs(row, k, r)).write(bf16::ZERO);
+            }
+        }
+    }
+}
+
 /// The most rows of a panel of A.
 pub(super) fn max_rows(isa: Isa) -> usize {
     match isa.set() {
         #[cfg(target_arch = "x86_64")]
-        Set::Avx512 => V16::ROWS,
+        Set::Avx512Bf16 | Set::Avx512 => V16::ROWS,
         #[cfg(target_arch = "x86_64")]
         Set::Avx2 => V8::ROWS,
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

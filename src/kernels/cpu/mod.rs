@@ -1,4 +1,4 @@
-//! The CPU kernels: f32, channels last, several threads (rayon's global pool), AVX-512, AVX2, SSE2, NEON or portable vectors,
+//! The CPU kernels: computed in f32, kept in f32 or 16 bits ([`Precision`]), channels last, several threads (rayon's global pool), AVX-512, AVX2, SSE2, NEON or portable vectors,
 //! chosen at run time.
 //!
 //! Maps are (b, h, w, c), tokens (b, n, c); an [`Input`] says how a kernel reads its map (concatenated, normalised,
@@ -26,6 +26,7 @@ mod packed;
 mod resample;
 mod simd;
 mod transform;
+mod values;
 mod winograd;
 
 pub use self::act::Act;
@@ -39,6 +40,7 @@ pub use self::norm::{GroupStats, GroupSums, NORM_LINES, layer_norm};
 pub use self::packed::{Filter, PackedConv, Padding};
 pub use self::resample::{downsample_k, downsample_reach, upsample_k, upsample_reach};
 pub use self::simd::Isa;
+pub use self::values::{Precision, Value, Values};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::act::Act;
 use super::buf::{Shared, filled};
 use super::input::{Input, Prologue};
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Value, with_type};
 
 /// Lines and columns summed by one task: fixed, so that the order of summation never depends on the number of threads, nor on
 /// the bands that a map comes in.
@@ -151,7 +152,9 @@ fn moments_of_chunk(
     for (number, y) in lines.clone().enumerate() {
         let mut at = 0;
         for (line, width) in input.line(item, y).into_iter().zip(widths) {
-            let x = &line[columns.start * width..columns.end * width];
+            let x = line
+                .part(columns.start * width..columns.end * width)
+                .from(0);
             let (shift, sums) = (&mut shift[at..at + width], &mut sums[at..at + width]);
             // SAFETY: `x` is (columns, width), shift and sums (width).
             unsafe { sum_chunk(isa, x, width, columns.len(), number == 0, shift, sums) };
@@ -177,7 +180,7 @@ isa_fn! {
     /// # Safety
     /// `x` is (n, c), `shift` and `sums` (c).
     fn sum_chunk = sum_chunk_body(
-        x: &[f32], c: usize, n: usize, first: bool, shift: &mut [f32], sums: &mut [[f64; 2]],
+        x: AnyPtr, c: usize, n: usize, first: bool, shift: &mut [f32], sums: &mut [[f64; 2]],
     )
 }
 
@@ -185,7 +188,24 @@ isa_fn! {
 /// That of [`sum_chunk`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn sum_chunk_body<S: Simd>(
-    x: &[f32],
+    x: AnyPtr,
+    c: usize,
+    n: usize,
+    first: bool,
+    shift: &mut [f32],
+    sums: &mut [[f64; 2]],
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        with_type!(x.precision, V => sum_chunk_of::<S, V>(x.typed(), c, n, first, shift, sums))
+    }
+}
+
+/// # Safety
+/// That of [`sum_chunk`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn sum_chunk_of<S: Simd, V: Value>(
+    x: *const V,
     c: usize,
     n: usize,
     first: bool,
@@ -196,13 +216,13 @@ unsafe fn sum_chunk_body<S: Simd>(
     unsafe {
         for row0 in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - row0);
-            let x = x.as_ptr().add(row0 * c);
+            let x = x.add(row0 * c);
             for j in (0..c).step_by(S::LANES) {
                 let m = S::LANES.min(c - j);
                 if first && row0 == 0 {
                     let mut s = S::splat(0.0);
                     for i in 0..rows {
-                        s = s.add(S::load_up_to(x.add(i * c + j), m));
+                        s = s.add(V::load_up_to(x.add(i * c + j), m));
                     }
                     s.mul(S::splat(1.0 / rows as f32))
                         .store_up_to(shift.as_mut_ptr().add(j), m);
@@ -210,7 +230,7 @@ unsafe fn sum_chunk_body<S: Simd>(
                 let k = S::load_up_to(shift.as_ptr().add(j), m);
                 let (mut s, mut q) = (S::splat(0.0), S::splat(0.0));
                 for i in 0..rows {
-                    let d = S::load_up_to(x.add(i * c + j), m).sub(k);
+                    let d = V::load_up_to::<S>(x.add(i * c + j), m).sub(k);
                     s = s.add(d);
                     q = d.mul_add(d, q);
                 }
@@ -264,7 +284,7 @@ impl GroupStats {
 ///
 /// # Panics
 /// If a length does not fit.
-pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+pub fn layer_norm<V: Value>(x: &[V], weight: &[f32], bias: &[f32], eps: f32) -> Vec<V> {
     let c = weight.len();
     assert!(
         c > 0 && bias.len() == c && x.len().is_multiple_of(c),
@@ -272,10 +292,14 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32>
     );
     let isa = Isa::current();
     let rows = (16384 / c).max(1);
-    let write = |out: Shared| {
+    let write = |out: Shared<V>| {
         x.par_chunks(rows * c).enumerate().for_each(|(i, x)| {
             // SAFETY: `x` has whole rows of the weight's length, which is the bias's; each task writes its own.
-            unsafe { layer_norm_rows(isa, x, weight, bias, eps, out.get().add(i * rows * c)) }
+            unsafe {
+                let out = AnyMut::new(out.get()).at(i * rows * c);
+                let n = x.len() / c;
+                layer_norm_rows(isa, AnyPtr::new(x.as_ptr()), n, weight, bias, eps, out);
+            }
         });
     };
     // SAFETY: all rows are written.
@@ -283,22 +307,42 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32>
 }
 
 isa_fn! {
-    /// [`layer_norm`] of the rows of `x`, to `out`.
+    /// [`layer_norm`] of `n` rows of `x`, to `out`.
     ///
     /// # Safety
-    /// `bias` is as long as `weight`, c, and `x` whole rows of that; there is room for as much at `out`.
-    fn layer_norm_rows = layer_norm_rows_body(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: *mut f32)
+    /// `bias` is as long as `weight`, c, and `x` (n, c); there is room for as much, of the same type, at `out`.
+    fn layer_norm_rows = layer_norm_rows_body(x: AnyPtr, n: usize, weight: &[f32], bias: &[f32], eps: f32, out: AnyMut)
 }
 
 /// # Safety
 /// That of [`layer_norm_rows`], on a machine that has `S`.
 #[inline(always)]
 unsafe fn layer_norm_rows_body<S: Simd>(
-    x: &[f32],
+    x: AnyPtr,
+    n: usize,
     weight: &[f32],
     bias: &[f32],
     eps: f32,
-    out: *mut f32,
+    out: AnyMut,
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        with_type!(out.precision, V => {
+            let x = std::slice::from_raw_parts(x.typed::<V>(), n * weight.len());
+            layer_norm_rows_of::<S, V>(x, weight, bias, eps, out.typed())
+        })
+    }
+}
+
+/// # Safety
+/// That of [`layer_norm_rows`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn layer_norm_rows_of<S: Simd, V: Value>(
+    x: &[V],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: *mut V,
 ) {
     // SAFETY: vectors are read and written up to `whole`, which is at most c, the length of a row, the weight and the bias;
     // numbers from there to c.
@@ -312,35 +356,31 @@ unsafe fn layer_norm_rows_body<S: Simd>(
                 .fold(tail, |a, &x| a + f64::from(x))
         };
         for (i, x) in x.chunks_exact(c).enumerate() {
+            let tail = || x[whole..].iter().map(|&x| f64::from(x.widen()));
             let mut s = S::splat(0.0);
             for j in (0..whole).step_by(S::LANES) {
-                s = s.add(S::load(x.as_ptr().add(j)));
+                s = s.add(V::load(x.as_ptr().add(j)));
             }
-            let mean = total(s, x[whole..].iter().map(|&x| f64::from(x)).sum()) / c as f64;
+            let mean = total(s, tail().sum()) / c as f64;
             let (m, mut q) = (S::splat(mean as f32), S::splat(0.0));
             for j in (0..whole).step_by(S::LANES) {
-                let d = S::load(x.as_ptr().add(j)).sub(m);
+                let d = V::load::<S>(x.as_ptr().add(j)).sub(m);
                 q = d.mul_add(d, q);
             }
-            let variance = total(
-                q,
-                x[whole..]
-                    .iter()
-                    .map(|&x| (f64::from(x) - mean).powi(2))
-                    .sum(),
-            ) / c as f64;
+            let variance = total(q, tail().map(|x| (x - mean).powi(2)).sum()) / c as f64;
             let rstd = (1.0 / (variance + f64::from(eps)).sqrt()) as f32;
             let (r, out) = (S::splat(rstd), out.add(i * c));
             for j in (0..whole).step_by(S::LANES) {
-                let y = S::load(x.as_ptr().add(j)).sub(m).mul(r);
-                y.mul_add(
+                let y = V::load::<S>(x.as_ptr().add(j)).sub(m).mul(r);
+                let y = y.mul_add(
                     S::load(weight.as_ptr().add(j)),
                     S::load(bias.as_ptr().add(j)),
-                )
-                .store(out.add(j));
+                );
+                V::store(y, out.add(j));
             }
             for j in whole..c {
-                *out.add(j) = (x[j] - mean as f32) * rstd * weight[j] + bias[j];
+                let y = (x[j].widen() - mean as f32) * rstd * weight[j] + bias[j];
+                *out.add(j) = V::narrow(y);
             }
         }
     }

@@ -4,8 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use half::{bf16, f16};
+
 use super::buf::{Aligned, Shared};
-use super::micro::NB;
+use super::micro::{NB, SLAB};
+use super::simd::Isa;
+use super::values::{AnyMut, AnyPtr, Precision, Value, Values, narrow};
 use super::winograd;
 
 /// What a convolution is, apart from its weights.
@@ -33,6 +37,11 @@ impl Filter {
             stride: 1,
             padding: Padding::all(0),
         }
+    }
+
+    /// Whether it is done by Winograd's algorithm.
+    pub(super) fn is_transformed(&self) -> bool {
+        self.height == 3 && self.width == 3 && self.stride == 1
     }
 
     pub(super) fn taps(&self) -> usize {
@@ -82,12 +91,53 @@ impl Padding {
 }
 
 /// A convolution's (or linear layer's) weights and bias, packed in panels of `NB` output channels:
-/// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel.
+/// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel. In bfloat16, where no transform comes first, two
+/// inputs lie side by side, `(…, inputs / 2, NB, 2)`, as instructions for pairs take them.
 pub struct PackedConv {
-    pub(super) panels: Aligned,
+    panels: Panels,
     /// (panels * NB), zero where there is none.
     bias: Vec<f32>,
     pub(super) filter: Filter,
+    in_pairs: bool,
+}
+
+/// Packed weights as they are kept.
+enum Panels {
+    F32(Aligned<f32>),
+    Bf16(Aligned<bf16>),
+    F16(Aligned<f16>),
+}
+
+impl Panels {
+    /// `len` values that `pack` writes.
+    ///
+    /// # Safety
+    /// `pack` must write every value.
+    unsafe fn filled(precision: Precision, len: usize, pack: impl FnOnce(AnyMut)) -> Self {
+        // SAFETY: as the caller promises, whichever type it is.
+        unsafe {
+            match precision {
+                Precision::F32 => Self::F32(buffer(len, pack)),
+                Precision::Bf16 => Self::Bf16(buffer(len, pack)),
+                Precision::F16 => Self::F16(buffer(len, pack)),
+            }
+        }
+    }
+
+    fn values(&self) -> Values<'_> {
+        match self {
+            Self::F32(values) => Values::F32(values),
+            Self::Bf16(values) => Values::Bf16(values),
+            Self::F16(values) => Values::F16(values),
+        }
+    }
+}
+
+/// # Safety
+/// `pack` must write every value.
+unsafe fn buffer<V: Value>(len: usize, pack: impl FnOnce(AnyMut)) -> Aligned<V> {
+    // SAFETY: as the caller promises.
+    unsafe { Aligned::filled(len, |to: Shared<V>| pack(AnyMut::new(to.get()))) }
 }
 
 impl PackedConv {
@@ -96,6 +146,19 @@ impl PackedConv {
     /// # Panics
     /// If a length does not fit the filter, or a size or the stride is 0.
     pub fn new(weight: &[f32], bias: Option<&[f32]>, filter: Filter) -> Self {
+        Self::kept_as(Precision::F32, weight, bias, filter)
+    }
+
+    /// The same, the weights rounded to a type; the bias stays in float32.
+    ///
+    /// # Panics
+    /// As [`PackedConv::new`].
+    pub fn kept_as(
+        precision: Precision,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        filter: Filter,
+    ) -> Self {
         let (inputs, outputs, taps) = (filter.inputs, filter.outputs, filter.taps());
         assert!(outputs * inputs * taps * filter.stride > 0, "no size is 0");
         assert_eq!(
@@ -108,18 +171,21 @@ impl PackedConv {
         if let Some(bias) = bias {
             padded_bias[..outputs].copy_from_slice(bias);
         }
-        let panel_len = taps * inputs * NB;
-        let pack = |to: Shared| {
+        let in_pairs = precision == Precision::Bf16 && !filter.is_transformed();
+        let rows = rows_of(filter, in_pairs);
+        let panel_len = taps * rows * NB;
+        let pack = |to: AnyMut| {
             (0..panels).into_par_iter().for_each(|nb| {
                 // SAFETY: each task writes its own panel, of which there is room for `panels`.
-                unsafe { pack_panel(weight, filter, nb, to.get().add(nb * panel_len)) }
+                unsafe { pack_panel(weight, filter, in_pairs, nb, to.at(nb * panel_len)) }
             });
         };
         Self {
             // SAFETY: `pack` writes every panel in full.
-            panels: unsafe { Aligned::filled(panels * panel_len, pack) },
+            panels: unsafe { Panels::filled(precision, panels * panel_len, pack) },
             bias: padded_bias,
             filter,
+            in_pairs,
         }
     }
 
@@ -164,10 +230,26 @@ impl PackedConv {
         NB.min(self.filter.outputs - nb * NB)
     }
 
-    /// (inputs, NB) of panel `nb` for a tap.
-    pub(super) fn panel(&self, nb: usize, tap: usize) -> &[f32] {
-        let n = self.filter.inputs * NB;
-        &self.panels[(nb * self.filter.taps() + tap) * n..][..n]
+    /// (inputs, NB) of panel `nb` for a tap, from channel `c` on.
+    pub(super) fn panel(&self, nb: usize, tap: usize, c: usize) -> AnyPtr {
+        let rows = rows_of(self.filter, self.in_pairs);
+        let row = (nb * self.filter.taps() + tap) * rows + c;
+        self.panels.values().from(row * NB)
+    }
+
+    /// Whether two inputs lie side by side.
+    pub(super) fn in_pairs(&self) -> bool {
+        self.in_pairs
+    }
+
+    /// What the weights are kept as.
+    pub fn precision(&self) -> Precision {
+        self.panels.values().precision()
+    }
+
+    /// Bytes of the weights.
+    pub fn bytes(&self) -> usize {
+        self.panels.values().len() * self.precision().bytes()
     }
 
     /// (NB) of panel `nb`.
@@ -176,27 +258,48 @@ impl PackedConv {
     }
 }
 
+/// Rows of NB values of a tap in a panel.
+fn rows_of(filter: Filter, in_pairs: bool) -> usize {
+    filter.inputs.next_multiple_of(if in_pairs { 2 } else { 1 })
+}
+
 /// Packs panel `nb` of `weight`: (taps, inputs, NB) at `to`.
 ///
 /// # Safety
 /// There is room for a panel at `to`.
-unsafe fn pack_panel(weight: &[f32], filter: Filter, nb: usize, to: *mut f32) {
+unsafe fn pack_panel(weight: &[f32], filter: Filter, in_pairs: bool, nb: usize, to: AnyMut) {
+    let isa = Isa::current();
     let (inputs, taps) = (filter.inputs, filter.taps());
     let columns = NB.min(filter.outputs - nb * NB);
-    if columns < NB {
-        // SAFETY: exactly a panel.
-        unsafe { to.write_bytes(0, taps * inputs * NB) };
-    }
     // In blocks of channels, so that what is written stays in the cache.
-    for c0 in (0..inputs).step_by(16) {
+    let rows = rows_of(filter, in_pairs);
+    let mut block = vec![0f32; taps * SLAB * NB];
+    let place = |c: usize, j: usize| {
+        if in_pairs {
+            c / 2 * 2 * NB + 2 * j + c % 2
+        } else {
+            c * NB + j
+        }
+    };
+    for c0 in (0..inputs).step_by(SLAB) {
+        let c1 = inputs.min(c0 + SLAB);
+        let last = rows.min(c0 + SLAB);
+        if last > c1 {
+            block.fill(0.0);
+        }
         for j in 0..columns {
-            for c in c0..inputs.min(c0 + 16) {
+            for c in c0..c1 {
                 let from = &weight[((nb * NB + j) * inputs + c) * taps..][..taps];
                 for (tap, &x) in from.iter().enumerate() {
-                    // SAFETY: tap < taps, c < inputs and j < NB: inside the panel.
-                    unsafe { to.add((tap * inputs + c) * NB + j).write(x) };
+                    block[tap * SLAB * NB + place(c - c0, j)] = x;
                 }
             }
+        }
+        for tap in 0..taps {
+            let values = &block[tap * SLAB * NB..][..(last - c0) * NB];
+            let to = to.at((tap * rows + c0) * NB);
+            // SAFETY: these channels' rows of a tap follow each other in the panel, as in the block.
+            unsafe { narrow(isa, values.as_ptr(), values.len(), to) };
         }
     }
 }

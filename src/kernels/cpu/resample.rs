@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::buf::{Shared, filled};
 use super::input::Input;
 use super::simd::{Isa, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Value, with_type};
 
 /// A line (or column) of the input, and how much of it goes into one of the output.
 #[derive(Clone, Copy)]
@@ -24,7 +25,7 @@ type Taps = [Tap; 4];
 ///
 /// # Panics
 /// If lines that are read are not there, or h or w is below 2 (nothing to reflect).
-pub fn downsample_k(input: &Input, lines: Range<usize>) -> Vec<f32> {
+pub fn downsample_k<V: Value>(input: &Input, lines: Range<usize>) -> Vec<V> {
     let taps = |n: usize, of: Range<usize>| {
         let tap = move |o: usize, k: usize| Tap {
             at: reflect(2 * o as isize + k as isize - 1, n),
@@ -46,7 +47,7 @@ pub fn downsample_reach(lines: &Range<usize>, h: usize) -> Range<usize> {
 ///
 /// # Panics
 /// As [`downsample_k`].
-pub fn upsample_k(input: &Input, lines: Range<usize>) -> Vec<f32> {
+pub fn upsample_k<V: Value>(input: &Input, lines: Range<usize>) -> Vec<V> {
     // Even lines lie a quarter behind an input line, odd ones a quarter after it.
     let taps = |n: usize, of: Range<usize>| {
         let tap = move |o: usize| {
@@ -85,18 +86,19 @@ fn reflect(i: isize, n: usize) -> usize {
 }
 
 /// `taps` gives those of some of the lines (or columns) of the output, for so many of the input.
-fn resample(
+fn resample<V: Value>(
     input: &Input,
     lines: Range<usize>,
     width: usize,
     taps: impl Fn(usize, Range<usize>) -> Vec<Taps>,
-) -> Vec<f32> {
+) -> Vec<V> {
     let ((b, h, _), w, c) = (input.shape(), input.width(), input.channels());
     assert!(
         h >= 2 && w >= 2,
         "reflecting needs 2 lines and columns, there are {h} and {w}"
     );
     assert_eq!(input.widths()[1], 0, "one map is resampled at a time");
+    assert_eq!(input.precision(), V::PRECISION, "a map keeps its type");
     let isa = Isa::current();
     let count = lines.len();
     let (lines, columns) = (taps(h, lines), taps(w, 0..width));
@@ -108,16 +110,16 @@ fn resample(
         }
     };
     let n = used(&lines);
-    let run = |out: Shared| {
+    let run = |out: Shared<V>| {
         (0..b * count).into_par_iter().for_each(|i| {
             let line = |tap: Tap| Line {
-                values: input.line(i / count, tap.at)[0],
+                values: input.line(i / count, tap.at)[0].from(0),
                 weight: tap.weight,
             };
             let lines = lines[i % count].map(line);
             // SAFETY: the lines are (w, c), inside which the columns' taps lie, as they are reflected; each task writes its own line.
             unsafe {
-                let out = out.get().add(i * width * c);
+                let out = AnyMut::new(out.get()).at(i * width * c);
                 resample_line(isa, c, &lines[..n], &columns, n, out);
             }
         });
@@ -127,8 +129,9 @@ fn resample(
 }
 
 /// A line of the input, and how much of it goes into one of the output.
-struct Line<'a> {
-    values: &'a [f32],
+#[derive(Clone, Copy)]
+struct Line {
+    values: AnyPtr,
     weight: f32,
 }
 
@@ -136,8 +139,8 @@ isa_fn! {
     /// A line of the output from `lines` of pixels of `c`; `n` of each column's taps count.
     ///
     /// # Safety
-    /// The taps of `columns` lie inside the lines; there is room for a pixel per column at `out`.
-    fn resample_line = resample_line_body(c: usize, lines: &[Line], columns: &[Taps], n: usize, out: *mut f32)
+    /// The taps of `columns` lie inside the lines, which are of the type of `out`; there is room for a pixel per column there.
+    fn resample_line = resample_line_body(c: usize, lines: &[Line], columns: &[Taps], n: usize, out: AnyMut)
 }
 
 /// # Safety
@@ -148,7 +151,23 @@ unsafe fn resample_line_body<S: Simd>(
     lines: &[Line],
     columns: &[Taps],
     n: usize,
-    out: *mut f32,
+    out: AnyMut,
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        with_type!(out.precision, V => resample_line_of::<S, V>(c, lines, columns, n, out.typed()))
+    }
+}
+
+/// # Safety
+/// That of [`resample_line`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn resample_line_of<S: Simd, V: Value>(
+    c: usize,
+    lines: &[Line],
+    columns: &[Taps],
+    n: usize,
+    out: *mut V,
 ) {
     // SAFETY: the taps' pixel is inside the line and pixel o inside the output; of both only the `m` channels left from `j` are touched.
     unsafe {
@@ -159,12 +178,12 @@ unsafe fn resample_line_body<S: Simd>(
                 for line in lines {
                     let mut s = S::splat(0.0);
                     for tap in column.iter().take(n) {
-                        let p = line.values.as_ptr().add(tap.at * c + j);
-                        s = S::load_up_to(p, m).mul_add(S::splat(tap.weight), s);
+                        let p = line.values.typed::<V>().add(tap.at * c + j);
+                        s = V::load_up_to::<S>(p, m).mul_add(S::splat(tap.weight), s);
                     }
                     sum = s.mul_add(S::splat(line.weight), sum);
                 }
-                sum.store_up_to(out.add(o * c + j), m);
+                V::store_up_to(sum, out.add(o * c + j), m);
             }
         }
     }

@@ -5,6 +5,10 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::OnceLock;
 
+use half::{bf16, f16};
+
+use super::values::Value;
+
 /// An instruction set that the kernels are compiled for. A value is proof that the machine has it: only
 /// [`Isa::available`] makes them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -12,10 +16,13 @@ pub struct Isa(Set);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Set {
+    /// The same as the next, and products of bfloat16 in pairs.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// 16 lanes, 32 registers.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 8 lanes with fused multiply-add.
+    /// 8 lanes with fused multiply-add, and conversions of float16.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 4 lanes, what every machine of its kind has: SSE2, NEON.
@@ -25,8 +32,8 @@ pub(super) enum Set {
     Portable,
 }
 
-/// The environment variable that chooses the kernels' instructions, to compare or to reproduce: `avx512`, `avx2`, `base`
-/// (SSE2 or NEON) or `portable`.
+/// The environment variable that chooses the kernels' instructions, to compare or to reproduce: `avx512bf16`, `avx512`,
+/// `avx2`, `base` (SSE2 or NEON) or `portable`.
 pub const CHOICE: &str = "SD_UPSCALE_KERNELS";
 
 thread_local! {
@@ -39,8 +46,13 @@ impl Isa {
         let mut isas = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             if avx2 && is_x86_feature_detected!("avx512f") {
+                if is_x86_feature_detected!("avx512bf16") {
+                    isas.push(Isa(Set::Avx512Bf16));
+                }
                 isas.push(Isa(Set::Avx512));
             }
             if avx2 {
@@ -97,6 +109,15 @@ impl Isa {
     pub(super) fn set(self) -> Set {
         self.0
     }
+
+    /// Whether it multiplies bfloat16 in pairs, at twice the rate of float32: linear layers, 1x1 convolutions and attention whose
+    /// values are kept so use it.
+    pub(super) fn multiplies_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Set::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
 }
 
 impl fmt::Debug for Isa {
@@ -110,7 +131,7 @@ impl fmt::Debug for Isa {
 ///
 /// All this has to be inlined into functions compiled for the instruction set ([`isa_fn`]): elsewhere it works, slowly.
 /// Pointers need no alignment.
-pub(super) trait Simd: Copy {
+pub trait Simd: Copy {
     const LANES: usize;
     /// Rows of the GEMM register tile; its columns are two vectors.
     const ROWS: usize;
@@ -204,6 +225,46 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// As [`Simd::load`], of bfloat16.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; `LANES` values can be read at `p`.
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { load_each(p) }
+    }
+
+    /// As [`Simd::store`], rounded to bfloat16.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `p`.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { store_each(self, p) }
+    }
+
+    /// As [`Simd::load`], of float16.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; `LANES` values can be read at `p`.
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { load_each(p) }
+    }
+
+    /// As [`Simd::store`], rounded to float16.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `p`.
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { store_each(self, p) }
+    }
+
     /// The lanes in an array, zeros behind.
     #[inline(always)]
     fn to_array(self) -> [f32; MOST_LANES] {
@@ -214,8 +275,37 @@ pub(super) trait Simd: Copy {
     }
 }
 
+/// A vector of values that are widened one by one, for machines without instructions for it.
+///
+/// # Safety
+/// The machine has the instruction set; a vector's values can be read at `p`.
+#[inline(always)]
+unsafe fn load_each<S: Simd, V: Value>(p: *const V) -> S {
+    let mut t = [0f32; MOST_LANES];
+    // SAFETY: the caller answers for the values at `p`, `t` has room for a vector.
+    unsafe {
+        for (i, t) in t.iter_mut().enumerate().take(S::LANES) {
+            *t = p.add(i).read().widen();
+        }
+        S::load(t.as_ptr())
+    }
+}
+
+/// The inverse.
+///
+/// # Safety
+/// A vector's values can be written at `p`.
+#[inline(always)]
+unsafe fn store_each<S: Simd, V: Value>(x: S, p: *mut V) {
+    let t = x.to_array();
+    for (i, &x) in t.iter().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { p.add(i).write(V::narrow(x)) };
+    }
+}
+
 /// The most lanes of a vector.
-const MOST_LANES: usize = 16;
+pub(super) const MOST_LANES: usize = 16;
 
 /// Implements [`Simd`] for a wrapper around a vector of intrinsics.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -226,6 +316,7 @@ macro_rules! vector {
         mul_add($x:ident, $m:ident, $a:ident) $mul_add:expr,
         integers $splat_i32:ident $add_i32:ident $shl_i32:ident $to_i32:ident $to_f32:ident
         $(, load_first $load_first:ident, store_first $store_first:ident)?
+        $(, halves $load_bits:ident $store_bits:ident $to_wide:ident $round_bf16:ident $load_f16:ident $store_f16:ident)?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
@@ -284,6 +375,28 @@ macro_rules! vector {
                     unsafe { $store_first(p, (1 << n) - 1, self.0) }
                 }
             )?
+            $(
+                #[inline(always)]
+                unsafe fn load_bf16(p: *const bf16) -> Self {
+                    // SAFETY: the caller promises the instructions and what is read.
+                    unsafe { Self($to_f32($shl_i32::<16>($to_wide($load_bits(p.cast()))))) }
+                }
+                #[inline(always)]
+                unsafe fn store_bf16(self, p: *mut bf16) {
+                    // SAFETY: `self` proves the instructions; the caller promises room for a vector.
+                    unsafe { $store_bits(p.cast(), $round_bf16(self.0)) }
+                }
+                #[inline(always)]
+                unsafe fn load_f16(p: *const f16) -> Self {
+                    // SAFETY: the caller promises the instructions and what is read.
+                    unsafe { Self($load_f16($load_bits(p.cast()))) }
+                }
+                #[inline(always)]
+                unsafe fn store_f16(self, p: *mut f16) {
+                    // SAFETY: `self` proves the instructions; the caller promises room for a vector.
+                    unsafe { $store_bits(p.cast(), $store_f16::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+                }
+            )?
         }
     };
 }
@@ -303,21 +416,73 @@ macro_rules! lanewise {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
+
+    use half::{bf16, f16};
 
     use super::Simd;
+
+    /// The bits of bfloat16 that `x` is nearest to: in integers, since the instruction for it takes subnormal numbers for zero.
+    ///
+    /// # Safety
+    /// The machine has AVX-512.
+    #[inline(always)]
+    unsafe fn round_bf16_16(x: __m512) -> __m256i {
+        // SAFETY: as promised; the instructions touch registers only.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), nan, quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Safety
+    /// The machine has AVX2.
+    #[inline(always)]
+    unsafe fn round_bf16_8(x: __m256) -> __m128i {
+        // SAFETY: as promised; the instructions touch registers only.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let rounded = _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan);
+            let high = _mm256_srli_epi32::<16>(rounded);
+            // Packed within each half of the vector: the first and third quarter follow each other.
+            let packed = _mm256_packus_epi32(high, high);
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(packed))
+        }
+    }
 
     vector! {
         V16(__m512), 16 lanes, 12 rows, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
         _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_max_ps _mm512_min_ps,
         mul_add(x, m, a) _mm512_fmadd_ps(x, m, a),
         integers _mm512_set1_epi32 _mm512_add_epi32 _mm512_slli_epi32 _mm512_castps_si512 _mm512_castsi512_ps,
-        load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps
+        load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps,
+        halves _mm256_loadu_si256 _mm256_storeu_si256 _mm512_cvtepu16_epi32 round_bf16_16 _mm512_cvtph_ps _mm512_cvtps_ph
+    }
+    vector! {
+        /// Products of pairs: the GEMM tile's operands have two values of bfloat16 in each lane, `mul_add` adds both products, and sums are
+        /// float32. All else is as for [`V16`].
+        V16OfPairs(__m512), 16 lanes, 12 rows, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
+        _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_max_ps _mm512_min_ps,
+        mul_add(x, m, a) _mm512_dpbf16_ps(a, transmute::<__m512, __m512bh>(x), transmute::<__m512, __m512bh>(m)),
+        integers _mm512_set1_epi32 _mm512_add_epi32 _mm512_slli_epi32 _mm512_castps_si512 _mm512_castsi512_ps
     }
     vector! {
         V8(__m256), 8 lanes, 6 rows, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps
         _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps _mm256_max_ps _mm256_min_ps,
         mul_add(x, m, a) _mm256_fmadd_ps(x, m, a),
-        integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps
+        integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps,
+        halves _mm_loadu_si128 _mm_storeu_si128 _mm256_cvtepu16_epi32 round_bf16_8 _mm256_cvtph_ps _mm256_cvtps_ph
     }
     vector! {
         /// SSE2, which every x86-64 has.
@@ -329,7 +494,7 @@ mod x86 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{V4, V8, V16};
+pub(super) use x86::{V4, V8, V16, V16OfPairs};
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
@@ -422,7 +587,7 @@ impl Simd for Array {
 
 /// Asks for the cache line of `p`, which may lie outside any allocation, to be brought to the L2 cache.
 #[inline(always)]
-pub(super) fn prefetch(p: *const f32) {
+pub(super) fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has SSE; the instruction ignores addresses that it cannot read.
     unsafe {
@@ -442,15 +607,15 @@ macro_rules! isa_fn {
             /// # Safety
             /// As that of the function around this; the machine has AVX-512.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the instructions are this function's own; the rest is its caller's promise.
                 unsafe { $body::<$crate::kernels::cpu::simd::V16>($($arg),*) }
             }
             /// # Safety
-            /// As that of the function around this; the machine has AVX2 and FMA.
+            /// As that of the function around this; the machine has AVX2, FMA and F16C.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: as above.
                 unsafe { $body::<$crate::kernels::cpu::simd::V8>($($arg),*) }
@@ -459,7 +624,7 @@ macro_rules! isa_fn {
             unsafe {
                 match isa.set() {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::kernels::cpu::simd::Set::Avx512 => avx512($($arg),*),
+                    $crate::kernels::cpu::simd::Set::Avx512 | $crate::kernels::cpu::simd::Set::Avx512Bf16 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::kernels::cpu::simd::Set::Avx2 => avx2($($arg),*),
                     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

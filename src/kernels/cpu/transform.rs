@@ -3,6 +3,7 @@
 
 use super::micro::{NB, SLAB};
 use super::simd::{Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Value, with_type};
 
 /// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +214,7 @@ isa_fn! {
     ///
     /// # Safety
     /// The taps' values can be read at `taps`, and there is room for the points' at `u`; `cols` is at most [`NB`].
-    pub(super) fn weights = weights_body(scheme: Scheme, taps: *const f32, tap_stride: usize, n: usize, cols: usize, u: *mut f32, point_stride: usize)
+    pub(super) fn weights = weights_body(scheme: Scheme, taps: AnyPtr, tap_stride: usize, n: usize, cols: usize, u: *mut f32, point_stride: usize)
 }
 
 /// # Safety
@@ -221,7 +222,7 @@ isa_fn! {
 #[inline(always)]
 unsafe fn weights_body<S: Simd>(
     scheme: Scheme,
-    taps: *const f32,
+    taps: AnyPtr,
     tap_stride: usize,
     n: usize,
     cols: usize,
@@ -230,15 +231,17 @@ unsafe fn weights_body<S: Simd>(
 ) {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        with_scheme!(scheme, T => weights_by::<S, T>(taps, tap_stride, n, cols, u, point_stride))
+        with_scheme!(scheme, T => with_type!(taps.precision, V => {
+            weights_by::<S, T, V>(taps.typed(), tap_stride, n, cols, u, point_stride)
+        }))
     }
 }
 
 /// # Safety
 /// That of [`weights`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn weights_by<S: Simd, T: Transform>(
-    taps: *const f32,
+unsafe fn weights_by<S: Simd, T: Transform, V: Value>(
+    taps: *const V,
     tap_stride: usize,
     n: usize,
     cols: usize,
@@ -253,7 +256,7 @@ unsafe fn weights_by<S: Simd, T: Transform>(
                 let at = c * NB + v;
                 let mut rows = [[S::splat(0.0); 3]; MOST];
                 for x in 0..3 {
-                    let g = |y: usize| S::load(taps.add((y * 3 + x) * tap_stride + at));
+                    let g = |y: usize| V::load::<S>(taps.add((y * 3 + x) * tap_stride + at));
                     let t = T::weight([g(0), g(1), g(2)]);
                     unrolled!(I < T::IN => rows[I][x] = t[I]);
                 }
@@ -381,9 +384,9 @@ unsafe fn inputs_by<S: Simd, T: Transform>(
 #[derive(Clone, Copy)]
 pub(super) struct OutputRow {
     /// The first channel of the row's first pixel.
-    pub out: *mut f32,
-    /// The same place in the residual, or null.
-    pub residual: *const f32,
+    pub out: AnyMut,
+    /// The same place in the residual, kept as the output is, or null.
+    pub residual: AnyPtr,
     /// (NB).
     pub bias: *const f32,
     /// Pixels in a row of the map.
@@ -415,18 +418,23 @@ unsafe fn outputs_body<S: Simd>(
     to: OutputRow,
 ) {
     // SAFETY: the caller's promise is the same.
-    unsafe { with_scheme!(scheme, T => outputs_by::<S, T>(m, point_stride, row, to)) }
+    unsafe {
+        with_scheme!(scheme, T => with_type!(to.out.precision, V => {
+            outputs_by::<S, T, V>(m, point_stride, row, to)
+        }))
+    }
 }
 
 /// # Safety
-/// That of [`outputs`], on a machine that has `S`.
+/// That of [`outputs`], on a machine that has `S`; the output is kept as `V`.
 #[inline(always)]
-unsafe fn outputs_by<S: Simd, T: Transform>(
+unsafe fn outputs_by<S: Simd, T: Transform, V: Value>(
     m: *const f32,
     point_stride: usize,
     row: TileRow,
     to: OutputRow,
 ) {
+    let (out, residual) = (to.out.typed::<V>(), to.residual.address().cast::<V>());
     // SAFETY: what is read of `m` and the bias lies in rows of NB; the pixels are those within `to.h` and `to.w`, and of
     // their channels no more than `to.cols` are touched.
     unsafe {
@@ -453,11 +461,10 @@ unsafe fn outputs_by<S: Simd, T: Transform>(
                         for (j, &y) in values.iter().enumerate().take(width) {
                             let at = (I * to.width + t * T::OUT + j) * to.ld + v;
                             let mut y = y;
-                            if !to.residual.is_null() {
-                                let r = to.residual.add(at);
-                                y = y.add(S::load_up_to(r, n));
+                            if !residual.is_null() {
+                                y = y.add(V::load_up_to(residual.add(at), n));
                             }
-                            y.store_up_to(to.out.add(at), n);
+                            V::store_up_to(y, out.add(at), n);
                         }
                     }
                 });

@@ -12,6 +12,7 @@ use super::micro::{Dst, NB, SLAB, panel, rows_per_panel};
 use super::packed::PackedConv;
 use super::simd::{Isa, prefetch};
 use super::transform::{OutputRow, Scheme, TileLayout, TileRow, inputs, outputs, weights};
+use super::values::{AnyMut, Values};
 
 /// The fewest and most tiles of a task over a large map.
 const BLOCK: [usize; 2] = [16, 32];
@@ -40,9 +41,9 @@ struct Conv<'a> {
     input: &'a Input<'a>,
     weight: &'a PackedConv,
     /// (b, h, w, outputs).
-    out: Shared,
+    out: AnyMut,
     /// The same.
-    residual: Option<&'a [f32]>,
+    residual: Option<Values<'a>>,
     /// Of all lines of the output the first that is computed.
     first: usize,
     /// (h, w) of what is computed.
@@ -70,8 +71,7 @@ struct Tiles {
 
 /// Whether [`winograd`] can do this convolution.
 pub(super) fn applies(conv: &PackedConv) -> bool {
-    let filter = conv.filter;
-    filter.height == 3 && filter.width == 3 && filter.stride == 1
+    conv.filter.is_transformed()
 }
 
 /// The one that is used for a whole input (h, w): of which lines of the output are computed makes no difference.
@@ -97,8 +97,8 @@ pub(super) unsafe fn winograd(
     input: &Input,
     weight: &PackedConv,
     lines: Range<usize>,
-    out: Shared,
-    residual: Option<&[f32]>,
+    out: AnyMut,
+    residual: Option<Values>,
 ) {
     let (b, h, w) = input.shape();
     let scheme = scheme(weight, h, w);
@@ -196,7 +196,7 @@ impl Conv<'_> {
         let (ld, side) = (self.weight.filter.outputs, self.scheme.out());
         let at = ((b * self.h + ty * side) * self.w + tx * side) * ld + nb * NB;
         let to = OutputRow {
-            out: self.out.get().wrapping_add(at),
+            out: self.out.at(at),
             residual: from_or_null(self.residual, at),
             bias: self.weight.bias(nb).as_ptr(),
             width: self.w,
@@ -230,7 +230,7 @@ impl Conv<'_> {
         (0..panels * chunks).into_par_iter().for_each(|i| {
             let (nb, c0) = (i / chunks, i % chunks * STAGE);
             let n = STAGE.min(cin - c0);
-            let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
+            let taps = self.weight.panel(nb, 0, c0);
             // SAFETY: the taps of panel `nb` have `cin` rows of NB values each, of which `n` are left from `c0`; each task
             // writes its own panel's channels, of which there is room for all at all points.
             unsafe {
@@ -364,11 +364,12 @@ impl Conv<'_> {
         if nb == self.weight.panel_count() {
             return;
         }
-        let lines = chunk.min(self.weight.filter.inputs - c) * NB / 16;
+        let bytes = self.weight.precision().bytes();
+        let lines = chunk.min(self.weight.filter.inputs - c) * NB * bytes / 64;
         for tap in 0..9 {
-            let from = self.weight.panel(nb, tap)[c * NB..].as_ptr();
+            let from = self.weight.panel(nb, tap, c).address();
             for line in point * lines / points..(point + 1) * lines / points {
-                prefetch(from.wrapping_add(line * 16));
+                prefetch(from.wrapping_add(line * 64));
             }
         }
     }
@@ -458,7 +459,7 @@ impl Conv<'_> {
                 let (u, m) = (u.ptr(), m.ptr());
                 for c0 in (0..cin).step_by(chunk) {
                     let c1 = cin.min(c0 + chunk);
-                    let taps = self.weight.panel(nb, 0)[c0 * NB..].as_ptr();
+                    let taps = self.weight.panel(nb, 0, c0);
                     // SAFETY: the taps of panel `nb` have `cin` rows of NB values each; `u` has room for a chunk at each point.
                     unsafe {
                         weights(

@@ -5,13 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::super::{FeatureMap, cpu};
 use super::Band;
 use crate::device::Backend;
-use crate::kernels::cpu as kernels;
 
 /// Where a band lies in the file, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +48,17 @@ impl SpillFile {
         })
     }
 
-    /// Writes a tensor's values, widened to float32.
+    /// Writes a tensor's values as they are in memory.
     ///
     /// # Errors
     /// The disk is full, or fails.
     pub fn write(&mut self, tensor: &Tensor) -> Result<Place> {
-        let place = self.take((tensor.elem_count() * size_of::<f32>()) as u64);
-        cpu::with_values(tensor, |values| self.write_to(&place, values))?;
+        let place = self.take((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
+        cpu::with_bytes(tensor, |bytes| self.write_to(&place, bytes))?;
         Ok(place)
     }
 
-    fn write_to(&self, place: &Place, values: &[f32]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
+    fn write_to(&self, place: &Place, bytes: &[u8]) -> Result<()> {
         let pieces = bytes.par_chunks(PIECE).enumerate();
         let written = pieces.try_for_each(|(i, bytes)| {
             write_at(&self.file, bytes, place.offset + (i * PIECE) as u64)
@@ -85,22 +83,18 @@ impl SpillFile {
         dtype: DType,
         backend: Backend,
     ) -> Result<FeatureMap> {
-        let (items, height, line) = (shape[0], shape[1], shape[2] * shape[3]);
-        let count = lines.len() * line;
-        let mut values = kernels::zeros(items * count);
-        for (item, values) in values.chunks_exact_mut(count).enumerate() {
-            let at = (item * height + lines.start) * line * size_of::<f32>();
-            read_at(
-                &self.file,
-                bytemuck::cast_slice_mut(values),
-                place.offset + at as u64,
-            )
-            .with_context(|| {
-                format!("cannot read a temporary file in {}", self.folder.display())
-            })?;
-        }
-        let shape = (items, lines.len(), shape[2], shape[3]);
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+        let line = shape[2] * shape[3] * dtype.size_in_bytes();
+        let (height, of_item) = (shape[1], lines.len() * line);
+        let of_lines = (shape[0], lines.len(), shape[2], shape[3]);
+        let tensor = cpu::from_bytes(of_lines, dtype, |bytes| {
+            for (item, bytes) in bytes.chunks_exact_mut(of_item).enumerate() {
+                let at = (item * height + lines.start) * line;
+                read_at(&self.file, bytes, place.offset + at as u64).with_context(|| {
+                    format!("cannot read a temporary file in {}", self.folder.display())
+                })?;
+            }
+            Ok(())
+        })?;
         Ok(FeatureMap { tensor, backend })
     }
 
@@ -190,6 +184,8 @@ fn forget(file: &File, place: &Place) {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

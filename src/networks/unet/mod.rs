@@ -108,9 +108,8 @@ impl UNet {
             replay: Replay::default(),
             network: self.number,
         };
-        let norms = self
-            .norms
-            .forward(&zeros(&[b, self.time.linear_2.outputs])?)?;
+        let embedding = shapes::view(&[b, self.time.linear_2.outputs], DType::F32)?;
+        let norms = self.norms.forward(&embedding)?;
         let input = zeros(&[b, self.config.in_channels, h, w])?;
         let input = FeatureMap::from_nchw(&input, &self.placement)?;
         self.untimed(&input, &norms.each, &prompted, room)?;
@@ -235,7 +234,7 @@ impl UNet {
         self.down_blocks.iter().chain(&self.up_blocks)
     }
 
-    /// The time embedding (b, time width) for one network time, 0.25 ln(sigma).
+    /// The time embedding (b, time width), float32, for one network time, 0.25 ln(sigma).
     fn embed_time(&self, time: f32, prompted: &Prompted) -> Result<Tensor> {
         let parts = &self.time;
         let angle = f64::from(time) * std::f64::consts::TAU;
@@ -250,8 +249,7 @@ impl UNet {
             .activation
             .apply(&parts.linear_1.forward(&x)?, &parts.placement)?;
         let x = parts.linear_2.forward(&x)?;
-        let x = parts.post_activation.apply(&x, &parts.placement)?;
-        Ok(x.to_dtype(self.placement.dtype)?)
+        parts.post_activation.apply(&x, &parts.placement)
     }
 
     /// One call: `input` (b, in_channels, h, w), the scaled noisy latents and the condition; `time` is

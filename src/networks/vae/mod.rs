@@ -601,7 +601,10 @@ impl Decoder {
             mid_block: MidBlock::new(&config, first, &w.pp("mid_block"))?,
             levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
             norm_out: norm.then(Activation::Silu),
-            conv_out: conv(last, config.out_channels, "conv_out")?,
+            conv_out: Conv2d::new(
+                ConvShape::same(last, config.out_channels, 3).last(),
+                &w.pp("conv_out"),
+            )?,
             placement: all.placement().clone(),
             config,
         })

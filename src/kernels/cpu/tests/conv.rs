@@ -243,7 +243,7 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
         let x = random(b * h * w * cin, 1);
         let weight = random(cout * cin * k * k, 2);
         let conv = PackedConv::new(&weight, None, square(cin, cout, k, stride));
-        let run = || conv2d(&Input::new(&x, b, h, w, cin), &conv, None);
+        let run = || conv2d::<f32>(&Input::new(&x, b, h, w, cin), &conv, None);
         let whole = with_threads(1, run);
         for threads in [2, 3, 16] {
             assert!(
@@ -253,7 +253,7 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
         }
         let n = h * w * cin;
         for (i, part) in whole.chunks(whole.len() / b).enumerate() {
-            let alone = conv2d(&Input::new(&x[i * n..][..n], 1, h, w, cin), &conv, None);
+            let alone: Vec<f32> = conv2d(&Input::new(&x[i * n..][..n], 1, h, w, cin), &conv, None);
             assert!(part == alone, "{h}x{w} kernel {k}, item {i}");
         }
     }
@@ -262,7 +262,7 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
 #[test]
 fn packing_keeps_to_the_size_of_the_weights() {
     let conv = PackedConv::new(&random(96 * 40 * 9, 1), None, square(40, 96, 3, 1));
-    assert_eq!(conv.panels.len(), 96 * 40 * 9);
+    assert_eq!(conv.bytes(), 96 * 40 * 9 * 4);
 }
 
 #[test]

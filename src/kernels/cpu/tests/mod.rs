@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod point;
+mod values;
 mod vectors;
 
 use std::ops::Range;

@@ -281,7 +281,7 @@ fn resampling_matches_the_definition() {
 fn nearest_upsampling_repeats_pixels_and_concatenation_joins_channels() {
     on_each_isa(|_| {
         let (a, b) = (random(2 * 3 * 4 * 5, 1), random(2 * 3 * 4 * 20, 2));
-        let got = materialise(&Input::new(&a, 2, 3, 4, 5).beside(&[&b], 20).upsample2x());
+        let got: Vec<f32> = materialise(&Input::new(&a, 2, 3, 4, 5).beside(&[&b], 20).upsample2x());
         for (i, &got) in got.iter().enumerate() {
             let (ch, x, y, item) = (i % 25, i / 25 % 8 / 2, i / 25 / 8 % 6 / 2, i / 25 / 8 / 6);
             let pixel = (item * 3 + y) * 4 + x;
@@ -332,7 +332,7 @@ fn a_map_in_bands_is_resampled_as_the_whole_to_the_bit() {
         let lines = start..end;
         let there = downsample_reach(&lines, h);
         let band = lines_of(&x, (b, h), there.clone());
-        let got = downsample_k(
+        let got: Vec<f32> = downsample_k(
             &Input::bands(&[&band], there.start, b, h, w, c),
             lines.clone(),
         );
@@ -343,7 +343,7 @@ fn a_map_in_bands_is_resampled_as_the_whole_to_the_bit() {
         let lines = start..end;
         let there = upsample_reach(&lines, h);
         let band = lines_of(&x, (b, h), there.clone());
-        let got = upsample_k(
+        let got: Vec<f32> = upsample_k(
             &Input::bands(&[&band], there.start, b, h, w, c),
             lines.clone(),
         );

@@ -98,7 +98,7 @@ fn each_lane_of_a_vector_is_computed_as_a_number_alone() {
                 assert_eq!(min[i], x.min(y), "{isa:?}");
                 let fused = match isa.set() {
                     #[cfg(target_arch = "x86_64")]
-                    Set::Avx512 | Set::Avx2 => true,
+                    Set::Avx512Bf16 | Set::Avx512 | Set::Avx2 => true,
                     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                     Set::Base => cfg!(target_arch = "aarch64"),
                     Set::Portable => false,
