@@ -1,6 +1,7 @@
 """The published configuration at its full size with random weights, and what diffusers makes of it on the CPU.
 
     python benches/full_size.py make DIR                                       2.3 GB of weights
+    python benches/full_size.py make-taesd DIR                                 an AutoencoderTiny of the published size, 10 MB
     python benches/full_size.py prepare assets/astronaut.png --size 256 --out small.png
     python benches/full_size.py run DIR --image small.png --steps 4 --out ref.png --latents ref.safetensors
     python benches/full_size.py compare ref.png ours.png                       or two latents files
@@ -24,7 +25,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import StableDiffusionLatentUpscalePipeline
+from diffusers import AutoencoderTiny, StableDiffusionLatentUpscalePipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
@@ -72,6 +73,15 @@ def make(args):
         print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters")
 
 
+def make_taesd(args):
+    # diffusers' defaults are madebyollin/taesd's config.json.
+    image = np.asarray(Image.open(DATA / "inputs" / "wide-96x64.png").convert("RGB"), dtype=np.float32)
+    image = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
+    vae = random_model.build_tiny_vae({}, image, SEED)
+    vae.save_pretrained(args.folder)
+    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
+
+
 def resized(path, size):
     image = Image.open(path).convert("RGB")
     return image.resize((size, size), Image.BOX) if size else image
@@ -107,6 +117,8 @@ def run(args):
     start = time.perf_counter()
     pipe = StableDiffusionLatentUpscalePipeline.from_pretrained(args.folder, dtype=torch.float32)
     pipe.scheduler = random_model.scheduler(args.schedule)
+    if args.vae:
+        pipe.vae = AutoencoderTiny.from_pretrained(args.vae)
     pipe.set_progress_bar_config(disable=True)
     if args.tiling:
         pipe.vae.enable_tiling()
@@ -172,6 +184,10 @@ def main():
     command.add_argument("folder", type=Path)
     command.set_defaults(do=make)
 
+    command = commands.add_parser("make-taesd", help="write an AutoencoderTiny")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(do=make_taesd)
+
     command = commands.add_parser("prepare", help="write an image scaled down to a square, each pixel a box average")
     command.add_argument("image", type=Path)
     command.add_argument("--size", type=int, default=256)
@@ -189,6 +205,7 @@ def main():
     command.add_argument("--guidance", type=float, default=1.0)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--vae", type=Path, help="a folder of an AutoencoderTiny to use in place of the model's VAE")
     command.add_argument("--tiling", action="store_true", help="the VAE tile by tile, as enable_tiling does")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--latents", type=Path)

@@ -167,7 +167,12 @@ impl Bench {
         }
         let (_, h, w) = input.shape();
         self.run(&name, (2 * k * k * cin * cout * h * w) as f64, |i| {
-            black_box(conv2d::<f32>(&input, &layers[i % layers.len()], None));
+            black_box(conv2d::<f32>(
+                &input,
+                &layers[i % layers.len()],
+                None,
+                Act::None,
+            ));
         });
     }
 

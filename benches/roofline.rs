@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use sd_upscale::ModelFiles;
 use sd_upscale::device::{Placement, Reuse};
 use sd_upscale::kernels::cpu::*;
+use sd_upscale::model::PartFiles;
 use sd_upscale::networks::unet::{UNet, UNetConfig};
 use sd_upscale::networks::vae::{Decoder, VaeConfig};
 use sd_upscale::networks::{Room, Work, works, zeros_without_memory};
@@ -65,9 +66,13 @@ fn unet(side: usize) -> anyhow::Result<Vec<Work>> {
 /// Layers of the decoder for latents (1, 4, side, side).
 fn decoder(side: usize) -> anyhow::Result<Vec<Work>> {
     let placement = Placement::new(&Device::Cpu, DType::F32).shapes();
-    let config: VaeConfig = ModelFiles::published_configurations().json("vae/config.json")?;
-    let latents = zeros_without_memory((1, config.latent_channels, side, side), DType::F32)?;
-    let decoder = Decoder::of_shapes(config, &placement)?;
+    let config = VaeConfig::load(&PartFiles {
+        files: ModelFiles::published_configurations(),
+        part: "vae",
+        weights: None,
+    })?;
+    let latents = zeros_without_memory((1, config.latent_channels(), side, side), DType::F32)?;
+    let decoder = Decoder::of_shapes(&config, &placement)?;
     works(|| decoder.decode_within(&latents, &Room::unlimited(), |_| Ok(())))
 }
 
@@ -229,7 +234,12 @@ fn measured(work: Work) -> Measured {
             let mut turn = 0;
             let seconds = best(3, || {
                 turn += 1;
-                black_box(conv2d::<f32>(&input, &layers[turn % layers.len()], None));
+                black_box(conv2d::<f32>(
+                    &input,
+                    &layers[turn % layers.len()],
+                    None,
+                    Act::None,
+                ));
             });
             let weights = inputs * outputs * kernel * kernel;
             Measured {

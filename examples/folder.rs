@@ -59,7 +59,10 @@ fn one(upscaler: &mut Upscaler, task: &Task, mut say: impl FnMut(&str)) -> Resul
                 seconds,
             } => say(&format!("step {done} of {total} in {seconds:.2} s")),
             Event::Warning(text) => say(&text),
-            Event::Started(_) | Event::Loading(_) | Event::Finished { .. } => {}
+            Event::Started(_)
+            | Event::Loading(_)
+            | Event::Preview { .. }
+            | Event::Finished { .. } => {}
         }
         Ok(())
     };

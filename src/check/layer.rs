@@ -62,7 +62,7 @@ enum Reading {
 /// The layers of the published model as a picture of 512 pixels meets them (UNet: 128x128 latents, so its levels are 128,
 /// 64, 32 and 16; VAE: its last levels are smaller here than in life, for time on the CPU).
 pub fn published() -> Vec<Layer> {
-    use Activation::{Gelu, QuickGelu, Silu};
+    use Activation::{Gelu, QuickGelu, Relu, Silu};
     let plain = Reading::Plain;
     let normed = Reading::Normed { groups: 32 };
     let down = ConvShape {
@@ -87,6 +87,7 @@ pub fn published() -> Vec<Layer> {
         conv(ConvShape::same(3, 128, 3), plain, 128),
         conv(ConvShape::same(128, 128, 3), normed, 128),
         conv(down, plain, 128),
+        conv(ConvShape::same(64, 64, 3).then(Relu), plain, 128),
         conv(ConvShape::same(512, 512, 3), Reading::Upsampled, 32),
         conv(ConvShape::same(128, 3, 3), normed, 128),
         linear(256, 768, 768),
@@ -115,6 +116,11 @@ pub fn small() -> Vec<Layer> {
         conv(ConvShape::same(8, 32, 1), Reading::Plain, 9),
         conv(ConvShape::same(32, 40, 3), normed, 9),
         conv(ConvShape::same(32, 3, 3), Reading::Upsampled, 5),
+        conv(
+            ConvShape::same(24, 24, 3).then(Activation::Relu),
+            Reading::Plain,
+            9,
+        ),
         linear(7, 64, 96),
         norm(64, 4, 9),
         layer_norm(7, 64),
@@ -140,9 +146,13 @@ fn conv(shape: ConvShape, reading: Reading, side: usize) -> Layer {
         Reading::Normed { .. } => "norm, SiLU, ",
         Reading::Upsampled => "enlarged, ",
     };
+    let after = match shape.activation {
+        Activation::None => String::new(),
+        activation => format!(", {activation:?}"),
+    };
     Layer {
         what: format!(
-            "{before}convolution {k}x{k}{stride}, {} -> {}, {out}x{out}",
+            "{before}convolution {k}x{k}{stride}, {} -> {}, {out}x{out}{after}",
             shape.inputs,
             shape.outputs,
             k = shape.kernel,

@@ -94,12 +94,22 @@ impl Pending {
     /// The disk fails, or the place is one of a folder.
     pub fn commit(self) -> Result<()> {
         self.flush_to_disk()?;
-        let renamed = self.file.persist(&self.target).map_err(|e| e.error);
-        renamed.with_context(|| cannot_write(&self.path))?;
+        let target = self.target.clone();
+        self.show()?;
         // The rename itself is lasting once the folder is flushed; where folders cannot be opened it is best effort.
-        if let Ok(folder) = File::open(folder_of(&self.target)) {
+        if let Ok(folder) = File::open(folder_of(&target)) {
             folder.sync_all().ok();
         }
+        Ok(())
+    }
+
+    /// Puts the file in its place without waiting for the disk: for one that is soon replaced or removed.
+    ///
+    /// # Errors
+    /// The place is one of a folder.
+    pub fn show(self) -> Result<()> {
+        let renamed = self.file.persist(&self.target).map_err(|e| e.error);
+        renamed.with_context(|| cannot_write(&self.path))?;
         Ok(())
     }
 

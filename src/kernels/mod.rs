@@ -5,7 +5,7 @@ pub mod cpu;
 pub mod cuda;
 
 /// An elementwise activation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activation {
     #[default]
     None,
@@ -15,4 +15,6 @@ pub enum Activation {
     Silu,
     /// `x * sigmoid(1.702 x)`, CLIP's.
     QuickGelu,
+    /// `max(x, 0)`; what is not a number stays so.
+    Relu,
 }

@@ -206,7 +206,7 @@ pub fn conv2d(
     let (h, w) = weight.output_size(h, w);
     with_dtype!(output_dtype(shape, x.tensor.dtype()), V => {
         let residual = residual.as_ref().map(Held::typed::<V>).transpose()?;
-        let y = kernels::conv2d(&input, weight, residual);
+        let y = kernels::conv2d(&input, weight, residual, shape.activation);
         Ok(x.like(tensor(y, (b, h, w, shape.outputs))?))
     })
 }
@@ -258,7 +258,7 @@ pub fn conv2d_lines(
         let size = (b, lines.len(), w, weight.outputs());
         with_dtype!(output_dtype(shape, dtype_of(window)?), V => {
             let residual = residual.as_ref().map(Held::typed::<V>).transpose()?;
-            let y = kernels::conv2d_lines(&input, weight, residual, lines);
+            let y = kernels::conv2d_lines(&input, weight, residual, shape.activation, lines);
             map_like(window, tensor(y, size)?)
         })
     })

@@ -117,7 +117,10 @@ impl Modulations {
     }
 }
 
-pub struct Conv2d(kernels::Convolution);
+pub struct Conv2d {
+    conv: kernels::Convolution,
+    activation: Activation,
+}
 
 impl Conv2d {
     pub fn new(
@@ -149,8 +152,10 @@ impl Conv2d {
         };
         let bias = bias.map(|bias| of_bias.upload(bias, &[shape.outputs]));
         let bias = bias.transpose()?;
-        let convolution = kernels::Convolution::new(filter, &weight, bias, float32(placement))?;
-        Ok(Self(convolution))
+        Ok(Self {
+            conv: kernels::Convolution::new(filter, &weight, bias, float32(placement))?,
+            activation: shape.activation,
+        })
     }
 
     /// `conv(norm(x)) + residual`, the normalised map in the memory of `x`, which nobody else has.
@@ -164,25 +169,27 @@ impl Conv2d {
         let (scale, shift) = (&norm.scale, &norm.shift);
         let normed = kernels::group_norm_over(x.tensor, scale, shift, numbers(norm))?;
         let residual = residual.map(|map| &map.tensor);
-        let tensor = self.0.forward(&normed, kernels::Read::Plain, residual)?;
+        let read = kernels::Read::Plain;
+        let tensor = self
+            .conv
+            .forward(&normed, read, residual, self.activation)?;
         Ok(FeatureMap { tensor, backend })
     }
 
+    /// Through `activation` in place of the shape's own.
     pub fn forward(
         &self,
         x: &FeatureMap,
         reading: Reading,
         residual: Option<&FeatureMap>,
+        activation: Activation,
     ) -> Result<FeatureMap> {
         let residual = residual.map(|map| &map.tensor);
+        let run = |x: &Tensor, read| self.conv.forward(x, read, residual, activation);
         let y = match reading {
-            Reading::Plain => self.0.forward(&x.tensor, kernels::Read::Plain, residual),
-            Reading::Upsampled => self.0.forward(&x.tensor, kernels::Read::Enlarged, residual),
-            Reading::Normed(norm) => {
-                let normed = norm_act(x, norm)?;
-                self.0
-                    .forward(&normed.tensor, kernels::Read::Plain, residual)
-            }
+            Reading::Plain => run(&x.tensor, kernels::Read::Plain),
+            Reading::Upsampled => run(&x.tensor, kernels::Read::Enlarged),
+            Reading::Normed(norm) => run(&norm_act(x, norm)?.tensor, kernels::Read::Plain),
         };
         Ok(x.like(y?))
     }

@@ -135,6 +135,18 @@ impl FeatureMap {
         Ok(self.like((&self.tensor + &other.tensor)?))
     }
 
+    /// Every value through `activation`.
+    fn activated(self, activation: Activation) -> Result<Self> {
+        let tensor = match (activation, self.backend) {
+            (Activation::None, _) => return Ok(self),
+            (_, Backend::CpuKernels) => cpu::activation(&self.tensor, activation)?,
+            (_, Backend::CardKernels) => cuda::activation(&self.tensor, activation)?,
+            (_, Backend::Stock) => stock::activation(&self.tensor, activation)?,
+            (_, Backend::Shapes { .. }) => shapes::result(self.tensor.dims(), self.tensor.dtype())?,
+        };
+        Ok(self.like(tensor))
+    }
+
     /// This map's channels, then the other's.
     pub fn cat_channels(&self, other: &Self) -> Result<Self> {
         let (left, right) = (&self.tensor, &other.tensor);
@@ -154,13 +166,16 @@ impl Activation {
     /// From a configuration's name for it.
     ///
     /// # Errors
-    /// The name is not one of `gelu`, `silu`, `swish`, `quick_gelu`.
+    /// The name is not one of `gelu`, `silu`, `swish`, `quick_gelu`, `relu`.
     pub fn from_name(name: &str) -> Result<Self> {
         Ok(match name {
             "gelu" => Self::Gelu,
             "silu" | "swish" => Self::Silu,
             "quick_gelu" => Self::QuickGelu,
-            other => bail!("activation `{other}` is not supported (gelu, silu, swish, quick_gelu)"),
+            "relu" => Self::Relu,
+            other => {
+                bail!("activation `{other}` is not supported (gelu, silu, swish, quick_gelu, relu)")
+            }
         })
     }
 
@@ -320,6 +335,8 @@ pub struct ConvShape {
     pub padding: Padding,
     /// Whether its output is the network's, which our CPU kernels, and a card where it can, then keep in float32.
     pub last: bool,
+    /// What the sum of its products, bias and residual goes through.
+    pub activation: Activation,
 }
 
 /// Zeros around a map.
@@ -349,7 +366,13 @@ impl ConvShape {
                 after: kernel / 2,
             },
             last: false,
+            activation: Activation::None,
         }
+    }
+
+    /// The same with its output through `activation`, what is added to it included.
+    pub fn then(self, activation: Activation) -> Self {
+        Self { activation, ..self }
     }
 
     /// The same as the last of a network.
@@ -397,6 +420,21 @@ impl Conv2d {
         Self::from_values(shape, &weight, Some(&bias), w.placement())
     }
 
+    /// The same for `factor * conv(x) + addend`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn scaled(shape: ConvShape, factor: f32, addend: f32, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(shape, w.placement()));
+        }
+        let weight = w.f32(&shape.weight(), "weight")?;
+        let bias = w.f32(&[shape.outputs], "bias")?;
+        let weight: Vec<f32> = weight.iter().map(|v| factor * v).collect();
+        let bias: Vec<f32> = bias.iter().map(|v| factor * v + addend).collect();
+        Self::from_values(shape, &weight, Some(&bias), w.placement())
+    }
+
     /// The same with `weight` alone.
     ///
     /// # Errors
@@ -407,6 +445,19 @@ impl Conv2d {
         }
         let weight = w.f32(&shape.weight(), "weight")?;
         Self::from_values(shape, &weight, None, w.placement())
+    }
+
+    /// The same with `weight` alone and zeros for the bias: cuDNN takes none without one.
+    ///
+    /// # Errors
+    /// It is missing or of another shape.
+    pub fn with_zero_bias(shape: ConvShape, w: &Weights) -> Result<Self> {
+        if w.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(shape, w.placement()));
+        }
+        let weight = w.f32(&shape.weight(), "weight")?;
+        let zeros = vec![0.0; shape.outputs];
+        Self::from_values(shape, &weight, Some(&zeros), w.placement())
     }
 
     fn of_shapes(shape: ConvShape, placement: &Placement) -> Self {
@@ -514,7 +565,9 @@ impl Conv2d {
                     padding,
                     ..
                 } = self.shape;
+                // The window's own first line is where a line of the output begins.
                 let start = (lines.start * stride).saturating_sub(padding.before);
+                let start = start / stride * stride;
                 let end = (lines.end - 1) * stride + kernel;
                 start..end.saturating_sub(padding.before).min(enlarged * h)
             }
@@ -603,20 +656,16 @@ impl Conv2d {
             }
         };
         let enlarged = if upsampled { 2 } else { 1 };
-        let ConvShape {
-            stride, padding, ..
-        } = self.shape;
-        ensure!(
-            stride == 1 || padding.before == 0,
-            "a strided convolution with zeros above its map cannot be done in bands"
-        );
         // The line of the output that the window's first would be, were it the map's.
-        let first = enlarged * there.start / stride;
-        let all = self.run(&x, read, None)?;
-        let y = all.lines(lines.start - first..lines.end - first)?;
+        let first = enlarged * there.start / self.shape.stride;
+        let lines = lines.start - first..lines.end - first;
+        let activation = self.shape.activation;
         match residual {
-            Some(residual) => y.add(residual),
-            None => Ok(y),
+            None => self.run(&x, read, None)?.lines(lines),
+            Some(residual) => {
+                let y = self.sum(&x, read, None, Activation::None)?;
+                y.lines(lines)?.add(residual)?.activated(activation)
+            }
         }
     }
 
@@ -626,6 +675,17 @@ impl Conv2d {
         reading: Reading,
         residual: Option<&FeatureMap>,
     ) -> Result<FeatureMap> {
+        self.sum(x, reading, residual, self.shape.activation)
+    }
+
+    /// The same through another activation than its own.
+    fn sum(
+        &self,
+        x: &FeatureMap,
+        reading: Reading,
+        residual: Option<&FeatureMap>,
+        activation: Activation,
+    ) -> Result<FeatureMap> {
         let (_, channels, _, _) = x.dims()?;
         ensure!(
             channels == self.shape.inputs,
@@ -633,8 +693,11 @@ impl Conv2d {
             self.shape.inputs
         );
         match &self.weights {
-            ConvWeights::Packed(packed) => cpu::conv2d(x, packed, &self.shape, reading, residual),
-            ConvWeights::Card(convolution) => convolution.forward(x, reading, residual),
+            ConvWeights::Packed(packed) => {
+                let shape = self.shape.then(activation);
+                cpu::conv2d(x, packed, &shape, reading, residual)
+            }
+            ConvWeights::Card(convolution) => convolution.forward(x, reading, residual, activation),
             ConvWeights::Shapes => {
                 let size = x.size()?;
                 let upsampled = matches!(reading, Reading::Upsampled);
@@ -659,10 +722,11 @@ impl Conv2d {
                 };
                 let y = stock::conv2d(&read.tensor, weight, bias.as_ref(), &self.shape)?;
                 let y = x.like(y);
-                match residual {
-                    Some(residual) => y.add(residual),
-                    None => Ok(y),
-                }
+                let y = match residual {
+                    Some(residual) => y.add(residual)?,
+                    None => y,
+                };
+                y.activated(activation)
             }
         }
     }

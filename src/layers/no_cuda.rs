@@ -56,6 +56,7 @@ impl Conv2d {
         _: &FeatureMap,
         _: Reading,
         _: Option<&FeatureMap>,
+        _: Activation,
     ) -> Result<FeatureMap> {
         match *self {}
     }

@@ -15,6 +15,8 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Gelu => x.gelu_erf()?,
         Activation::Silu => x.silu()?,
         Activation::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
+        // candle's own gives 0 for what is not a number, which would hide an overflow.
+        Activation::Relu => x.lt(0f64)?.where_cond(&x.zeros_like()?, x)?,
     })
 }
 

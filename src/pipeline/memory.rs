@@ -14,7 +14,7 @@ use self::best::{Bounds, Folder, Subject};
 pub use self::stage_plan::{StagePlan, TooLittle};
 use super::denoise::Passes;
 use super::padding::padded_side;
-use super::{LowRes, Settings, Stage, Upscaler};
+use super::{LowRes, Settings, Stage, Upscaler, preview};
 use crate::device::{self, Placement};
 use crate::networks::unet::UNet;
 use crate::networks::vae::{Decoder, Encoder};
@@ -90,6 +90,9 @@ impl Upscaler {
             Err(_) if rows > 1 => self.plan_stage(Stage::Denoise, (1, h, w))?,
             other => other?,
         });
+        if let (Some(preview), Some(steps)) = (self.plan_to_preview((h, w))?, plans.last_mut()) {
+            steps.peak = steps.peak.max(preview.peak);
+        }
         if to_picture {
             plans.push(self.plan_stage(Stage::Decode, (1, h, w))?);
         }
@@ -106,30 +109,53 @@ impl Upscaler {
         self.room(Stage::Decode, (1, h, w))
     }
 
-    /// The room for the maps of a step of `pictures` latents (h, w) for so many prompts each; apart where both do not fit together.
-    pub(super) fn room_to_denoise(
+    /// The plan of a step of `pictures` latents (h, w) for so many prompts each; apart where both do not fit together.
+    pub(super) fn plan_to_denoise(
         &mut self,
         pictures: usize,
         prompts: usize,
         (h, w): (usize, usize),
-    ) -> Result<Room> {
+    ) -> Result<StagePlan> {
         if self.passes == Passes::Together {
-            let room = self.room(Stage::Denoise, (pictures * prompts, h, w));
-            if room.is_ok() || prompts == 1 {
-                return room;
+            let plan = self.plan_to_run(Stage::Denoise, (pictures * prompts, h, w));
+            if plan.is_ok() || prompts == 1 {
+                return plan;
             }
             self.passes = Passes::Apart;
         }
-        self.room(Stage::Denoise, (pictures, h, w))
+        self.plan_to_run(Stage::Denoise, (pictures, h, w))
+    }
+
+    /// How what a step shows is decoded, latents (h, w), beside the UNet's weights: between two steps their maps are free. None where it is
+    /// not decoded, or would take more than there is: no preview is worth a file.
+    pub(super) fn plan_to_preview(&mut self, (h, w): (usize, usize)) -> Result<Option<StagePlan>> {
+        if !self.previews || !preview::decodes(&self.vae_config) {
+            return Ok(None);
+        }
+        let mut others = self.weights_of(Stage::Denoise)?;
+        if self.encoder.is_some() {
+            others += self.weights_of(Stage::Encode)?;
+        }
+        let sides = (1, h, w);
+        let bounds = Bounds {
+            folder: None,
+            ..self.bounds(Stage::Decode, sides, others)?
+        };
+        Ok(self.subject(Stage::Decode, sides)?.best(&bounds).ok())
     }
 
     fn room(&mut self, stage: Stage, sides: Sides) -> Result<Room> {
+        Ok(Room::new(self.plan_to_run(stage, sides)?.limits))
+    }
+
+    /// The plan of a stage that is run now: what is not in its way stays.
+    fn plan_to_run(&mut self, stage: Stage, sides: Sides) -> Result<StagePlan> {
         // Weights of other stages stay where everything fits beside them.
         let others = self.weights_loaded_beside(stage)?;
         if others > 0 {
             let easy = self.plan_easily(stage, sides, others)?;
             if let Some(plan) = easy {
-                return Ok(Room::new(plan.limits));
+                return Ok(plan);
             }
             self.forget_others(stage);
         }
@@ -137,7 +163,7 @@ impl Upscaler {
         if plan.peak >= self.short_from(stage, sides)? {
             device::give_memory_back();
         }
-        Ok(Room::new(plan.limits))
+        Ok(plan)
     }
 
     /// From which peak on a plan leaves little: then nothing is to be held that is not in use.
@@ -236,7 +262,7 @@ impl Upscaler {
         let factor = self.vae_config.factor();
         let window = |h: usize, w: usize| {
             let window = Room::unlimited().keys_window(h, w);
-            (window != (h, w) && self.vae_config.mid_block_add_attention).then_some(window)
+            (window != (h, w) && self.vae_config.has_attention()).then_some(window)
         };
         let zeros = |channels: usize, placement: &Placement| {
             crate::networks::zeros_without_memory((b, channels, h, w), placement.dtype)
@@ -246,8 +272,8 @@ impl Upscaler {
         Ok(match stage {
             Stage::Encode => {
                 let placement = &self.encoder_placement;
-                let encoder = Encoder::of_shapes(self.vae_config.clone(), placement)?;
-                let image = zeros(self.vae_config.in_channels, placement)?;
+                let encoder = Encoder::of_shapes(&self.vae_config, placement)?;
+                let image = zeros(self.vae_config.image_channels(), placement)?;
                 Subject {
                     stage,
                     weights: counted().weights,
@@ -273,8 +299,8 @@ impl Upscaler {
             }
             Stage::Decode => {
                 let placement = &self.vae_placement;
-                let decoder = Decoder::of_shapes(self.vae_config.clone(), placement)?;
-                let latents = zeros(self.vae_config.latent_channels, placement)?;
+                let decoder = Decoder::of_shapes(&self.vae_config, placement)?;
+                let latents = zeros(self.vae_config.latent_channels(), placement)?;
                 Subject {
                     stage,
                     weights: counted().weights,

@@ -7,6 +7,7 @@ mod memory;
 pub mod noise;
 mod padding;
 mod passes;
+mod preview;
 mod progress;
 mod prompts;
 mod recover;
@@ -27,6 +28,7 @@ pub use self::memory::{PlanFor, StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
 use self::passes::Pass;
+use self::preview::Previews;
 use self::progress::Progress;
 use self::prompts::Prompts;
 use self::recover::OnCpu;
@@ -41,9 +43,10 @@ use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
 use crate::model::PartFiles;
 use crate::networks;
+use crate::networks::Room;
 use crate::networks::text::Conditioning;
 use crate::networks::unet::{UNet, UNetConfig};
-use crate::networks::vae::{Decoder, Encoder, Posterior, VaeConfig};
+use crate::networks::vae::{Decoder, Encoder, VaeConfig};
 use crate::pixels::Pixels;
 
 /// The latent upscaler with all its parts.
@@ -90,6 +93,8 @@ pub struct Upscaler {
     planner: Planner,
     /// Bytes that plans keep to once a card ran out of memory all the same.
     smaller: Option<u64>,
+    /// Whether steps are shown.
+    previews: bool,
 }
 
 /// The VAE's placements for a run in `dtype`: encoder and decoder.
@@ -127,10 +132,10 @@ impl Upscaler {
         unet_config.check()?;
         let vae_config = VaeConfig::load(&vae_files)?;
         let (encoder_placement, vae_placement) = vae_placements(&options.device, options.dtype);
-        let channels = vae_config.latent_channels;
+        let channels = vae_config.latent_channels();
         ensure!(
             unet_config.in_channels == 2 * channels && unet_config.out_channels > channels,
-            "unet/config.json: in_channels {} and out_channels {} do not go with the latent_channels {channels} of vae/config.json (expected {} and {})",
+            "unet/config.json: in_channels {} and out_channels {} do not go with the latent_channels {channels} of vae/config.json (expected {} and {}): a VAE of Stable Diffusion 1 or 2 has 4, those of SD3 and Flux have 16",
             unet_config.in_channels,
             unet_config.out_channels,
             2 * channels,
@@ -153,13 +158,15 @@ impl Upscaler {
             on_cpu: OnCpu::default(),
             planner: Planner::default(),
             smaller: None,
+            previews: false,
             options,
         })
     }
 
-    /// Latents are VAE output times this, so that their spread is near 1.
+    /// Latents are raw ones times this, so that their spread is near 1. Raw is what a KL VAE gives, whichever VAE this has: what is
+    /// in files stays the same.
     pub fn scaling_factor(&self) -> f32 {
-        self.vae_config.scaling_factor as f32
+        self.vae_config.raw_factor() as f32
     }
 
     /// Pixels to a latent position, in each direction.
@@ -185,6 +192,13 @@ impl Upscaler {
             placement.tf32 = true;
         }
         self.forget();
+    }
+
+    /// Tell of every step what it shows so far, by [`Event::Preview`]: the result as the step takes it to be, decoded where the VAE is an
+    /// AutoencoderTiny, else by a linear map at a pixel a latent position. The results stay the same to the bit. What it takes of memory is planned for; where
+    /// there is too little, the linear map is taken.
+    pub fn send_previews(&mut self) {
+        self.previews = true;
     }
 
     /// What the layers had to tell since this was asked last that only a curious user wants to know: shapes that a library of CUDA's did
@@ -305,9 +319,9 @@ impl Upscaler {
         );
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
-        let (low_res, extents) = self.low_res(inputs, &mut generators, on_event)?;
-        let noise = noise_for(&low_res, &mut generators)?;
-        let latents = self.denoise(&low_res, noise, &conditioning, settings, pass, on_event)?;
+        let batch = self.low_res(inputs, &mut generators, on_event)?;
+        let noise = noise_for(&batch.latents, &mut generators)?;
+        let latents = self.denoise(&batch, noise, &conditioning, settings, pass, on_event)?;
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
             let Extent { width, height } = extent.doubled();
@@ -321,7 +335,7 @@ impl Upscaler {
                 },
             })
         };
-        extents.into_iter().enumerate().map(one).collect()
+        batch.extents.into_iter().enumerate().map(one).collect()
     }
 
     fn condition(&mut self, settings: &Settings, on_event: OnEvent) -> Result<Conditioning> {
@@ -344,13 +358,13 @@ impl Upscaler {
         placement
     }
 
-    /// The inputs as one batch of scaled latents (b, 4, h, w), and the sizes of the pictures that they stand for.
+    /// The inputs as one batch.
     fn low_res(
         &mut self,
         inputs: &[LowRes],
         generators: &mut [Generator],
         on_event: OnEvent,
-    ) -> Result<(Tensor, Vec<Extent>)> {
+    ) -> Result<Batch> {
         let mut batch = Vec::with_capacity(inputs.len());
         let mut extents = Vec::with_capacity(inputs.len());
         for (input, generator) in inputs.iter().zip(generators) {
@@ -364,8 +378,9 @@ impl Upscaler {
         if !self.options.keep_loaded {
             self.encoder = None;
         }
-        let batch = Tensor::cat(&batch, 0).context("the inputs of a batch must be of one size")?;
-        Ok((batch, extents))
+        let latents =
+            Tensor::cat(&batch, 0).context("the inputs of a batch must be of one size")?;
+        Ok(Batch { latents, extents })
     }
 
     /// What the sides of low-res latents must be a multiple of, and their least: half of the UNet's, which sees them
@@ -381,9 +396,9 @@ impl Upscaler {
     fn extended(&self, latents: &Tensor) -> Result<(Tensor, Extent)> {
         let (_, channels, h, w) = latents.dims4()?;
         ensure!(
-            channels == self.vae_config.latent_channels,
+            channels == self.vae_config.latent_channels(),
             "latents of {channels} channels were given; the model's VAE has {}",
-            self.vae_config.latent_channels
+            self.vae_config.latent_channels()
         );
         let factor = self.vae_config.factor();
         let extent = Extent {
@@ -394,8 +409,8 @@ impl Upscaler {
         Ok((padding::extend(latents, multiple, minimum)?, extent))
     }
 
-    /// An image (1, 3, h, w) as scaled latents (1, 4, h, w) of a size that the UNet takes. The posterior's noise is
-    /// drawn from `generator`.
+    /// An image (1, 3, h, w) as scaled latents (1, 4, h, w) of a size that the UNet takes. The posterior's noise, where
+    /// it has a spread, is drawn from `generator`.
     fn encode(
         &mut self,
         image: &Tensor,
@@ -414,13 +429,9 @@ impl Upscaler {
         })?;
         on_event(Event::Started(Stage::Encode))?;
         let posterior = encoder.encode_within(&padded, &room)?;
-        let posterior = Posterior {
-            mean: posterior.mean.to_device(&Device::Cpu)?,
-            logvar: posterior.logvar.to_device(&Device::Cpu)?,
-        };
-        let drawn = generator.randn(posterior.mean.elem_count());
-        let noise = Tensor::from_vec(drawn, posterior.mean.shape(), &Device::Cpu)?;
-        let latents = (posterior.sample(&noise)? * self.vae_config.scaling_factor)?;
+        let posterior = posterior.to_device(&Device::Cpu)?;
+        let sample = posterior.sample(|count| generator.randn(count))?;
+        let latents = (sample * self.vae_config.scaling_factor())?;
         check_finite(
             &floats(&latents)?,
             Stage::Encode,
@@ -433,7 +444,7 @@ impl Upscaler {
     /// Low-res latents (b, 4, h, w) and noise of twice their size -> upscaled latents (b, 4, 2h, 2w), on the CPU.
     fn denoise(
         &mut self,
-        low_res: &Tensor,
+        batch: &Batch,
         noise: Tensor,
         conditioning: &Conditioning,
         settings: &Settings,
@@ -441,14 +452,41 @@ impl Upscaler {
         on_event: OnEvent,
     ) -> Result<Tensor> {
         let start = Instant::now();
-        let (pictures, _, h, w) = low_res.dims4()?;
-        let room = self.room_to_denoise(pictures, conditioning.pooled.dim(0)?, (2 * h, 2 * w))?;
+        let (pictures, _, h, w) = batch.latents.dims4()?;
+        let prompts = conditioning.pooled.dim(0)?;
+        let plan = self.plan_to_denoise(pictures, prompts, (2 * h, 2 * w))?;
+        let decoding = self.plan_to_preview((2 * h, 2 * w))?;
+        let decoder = match decoding {
+            Some(plan) => {
+                let decoder = loaded(&mut self.decoder, Stage::Decode, on_event, || {
+                    Decoder::load(&self.vae_files, &self.vae_placement)
+                })?;
+                Some((decoder, plan.limits))
+            }
+            None => None,
+        };
+        let mut previews = self.previews.then(|| Previews {
+            decoder,
+            config: &self.vae_config,
+            sizes: batch
+                .extents
+                .iter()
+                .map(|extent| extent.doubled())
+                .collect(),
+        });
+        if let Some(text) = previews.as_ref().and_then(Previews::shortage) {
+            on_event(Event::Warning(text.into()))?;
+        }
+        if previews.as_ref().is_some_and(Previews::shows_nothing) {
+            previews = None;
+        }
         let unet = loaded(&mut self.unet, Stage::Denoise, on_event, || {
             UNet::load(&self.options.model, &self.placement)
         })?;
         on_event(Event::Started(Stage::Denoise))?;
         let device = &self.placement.device;
-        let low_res = low_res
+        let low_res = batch
+            .latents
             .to_device(device)?
             .upsample_nearest2d(2 * h, 2 * w)?;
         let mut denoiser = Denoiser::new(
@@ -457,7 +495,7 @@ impl Upscaler {
             settings.guidance,
             low_res,
             self.passes,
-            room,
+            Room::new(plan.limits),
         )?;
 
         let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
@@ -467,6 +505,7 @@ impl Upscaler {
         let latents = sampler::euler(x, &sigmas, |x, step| {
             let denoised = denoiser.denoise(x, sigmas[step])?;
             progress.step(on_event)?;
+            show(&mut previews, &denoised, on_event)?;
             Ok(denoised)
         })?;
 
@@ -494,7 +533,7 @@ impl Upscaler {
             Decoder::load(&self.vae_files, &self.vae_placement)
         })?;
         on_event(Event::Started(Stage::Decode))?;
-        let raw = (&upscaled.padded / self.vae_config.scaling_factor)?;
+        let raw = (&upscaled.padded / self.vae_config.scaling_factor())?;
         let (width, height) = (upscaled.width, upscaled.height);
         let dtype = self.vae_placement.dtype;
         let mut done = 0;
@@ -522,6 +561,38 @@ impl Upscaler {
         }
         finished(Stage::Decode, start, on_event)
     }
+}
+
+/// Inputs that go through the networks together.
+struct Batch {
+    /// (b, 4, h, w), scaled, of a size that the UNet takes.
+    latents: Tensor,
+    /// Of each, in pixels, what it stands for without its extension.
+    extents: Vec<Extent>,
+}
+
+/// Tells of what a step shows. What goes wrong with that is no reason to end the work.
+fn show(previews: &mut Option<Previews>, denoised: &Tensor, on_event: OnEvent) -> Result<()> {
+    let Some(making) = previews else {
+        return Ok(());
+    };
+    let pictures = match making.of(denoised) {
+        Ok(pictures) => pictures,
+        Err(error) => {
+            let goes_on = making.without_decoder();
+            let what = if goes_on {
+                "previews are made by a linear map from here on"
+            } else {
+                *previews = None;
+                "there are no previews from here on"
+            };
+            return on_event(Event::Warning(format!("{what}: {error:#}")));
+        }
+    };
+    for (index, picture) in pictures.into_iter().enumerate() {
+        on_event(Event::Preview { index, picture })?;
+    }
+    Ok(())
 }
 
 /// Lines of a picture that are handed on at a time.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::recover::lacks_memory;
-use super::{LowRes, OnEvent, Settings, UpscaledLatents, Upscaler};
+use super::{Event, LowRes, OnEvent, Settings, UpscaledLatents, Upscaler};
 
 /// One of the passes of an upscale, each of which doubles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +64,26 @@ impl Upscaler {
             // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
             Err(error) if inputs.len() > 1 && lacks_memory(&error) => {
                 let mut upscaled = Vec::with_capacity(inputs.len());
-                for input in inputs {
+                for (number, input) in inputs.iter().enumerate() {
                     let one = std::slice::from_ref(input);
-                    upscaled.extend(self.pass(one, settings, pass, on_event)?);
+                    let mut of_batch = |event| on_event(of_batch(event, number));
+                    upscaled.extend(self.pass(one, settings, pass, &mut of_batch)?);
                 }
                 Ok(upscaled)
             }
             other => other,
         }
+    }
+}
+
+/// What is told of one input alone, told of a batch in which it has this number.
+fn of_batch(event: Event, number: usize) -> Event {
+    match event {
+        Event::Preview { index, picture } => Event::Preview {
+            index: index + number,
+            picture,
+        },
+        other => other,
     }
 }
 

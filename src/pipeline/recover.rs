@@ -118,7 +118,10 @@ impl Upscaler {
                 ..self.options.clone()
             });
             let upscaler = upscaler.context("the CPU in place of the card")?;
-            self.on_cpu.upscaler = Some(Box::new(upscaler));
+            self.on_cpu.upscaler = Some(Box::new(Self {
+                previews: self.previews,
+                ..upscaler
+            }));
         }
         self.on_cpu
             .upscaler

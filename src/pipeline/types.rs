@@ -251,6 +251,13 @@ pub enum Event {
         /// Of this step alone.
         seconds: f64,
     },
+    /// What a step shows so far, where that was asked for ([`Upscaler::send_previews`](super::Upscaler::send_previews)).
+    Preview {
+        /// Of the input within its batch, from 0.
+        index: usize,
+        /// The result of this pass as the step takes it to be, perhaps smaller than it will be.
+        picture: Pixels,
+    },
     /// A stage is done, after so many seconds, loading included.
     Finished {
         /// Which one.

@@ -20,10 +20,12 @@ mod memory;
 #[cfg(target_os = "linux")]
 mod outputs;
 mod pipes;
+mod preview;
 mod reference;
 mod refusals;
 mod scale;
 mod setup;
 mod sizes;
 mod spellings;
+mod taesd;
 mod tiny;

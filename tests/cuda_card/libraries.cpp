@@ -320,6 +320,7 @@ struct Convolution {
     void *y, *workspace;
     size_t workspace_bytes;
     float alpha, beta; // of the sums, and of z
+    bool relu = false;
 
     size_t depth() const { return (size_t)W.dims[1] * W.dims[2] * W.dims[3]; }
     uint64_t operations() const { return 2 * depth() * Y.dims[2] * Y.dims[3] * Y.dims[1] * X.dims[0]; }
@@ -373,7 +374,8 @@ struct Convolution {
                     for (int px = 0; px < ow; px++) {
                         size_t at = (size_t)b * Y.strides[0] + (size_t)o * Y.strides[1] + (size_t)py * Y.strides[2] + (size_t)px * Y.strides[3];
                         float more = (beta == 0 ? 0 : beta * load(Y.type, z, at)) + (bias ? load(Y.type, bias, o) : 0);
-                        store(Y.type, y, at, alpha * result[o * n + (size_t)py * ow + px] + more);
+                        float value = alpha * result[o * n + (size_t)py * ow + px] + more;
+                        store(Y.type, y, at, relu && value < 0 ? 0 : value);
                     }
         }
         sim_check_finite(name.c_str(), "fhb"[Y.type], y, extent_of(Y));
@@ -392,13 +394,13 @@ int cudnnConvolutionBiasActivationForward(Handle handle, const void *alpha1, Han
                                           size_t workspace_bytes, const void *alpha2, Handle zd, const void *z, Handle bd, const void *bias, Handle ad, Handle yd, void *y) {
     const TensorDescriptor &Y = *(TensorDescriptor *)yd, &Z = *(TensorDescriptor *)zd, &B = *(TensorDescriptor *)bd;
     Convolution c{*(TensorDescriptor *)xd, *(TensorDescriptor *)wd, Y, *(ConvDescriptor *)cd, x, w, bias, z, y, workspace, workspace_bytes,
-                  *(const float *)alpha1, *(const float *)alpha2};
+                  *(const float *)alpha1, *(const float *)alpha2, ((ActivationDescriptor *)ad)->mode == 1};
     if (int status = c.check()) return status;
     if (!bias || !z || B.type != Y.type || B.dims[0] != 1 || B.dims[1] != Y.dims[1] || B.dims[2] != 1 || B.dims[3] != 1) return 2000;
     if (Z.type != Y.type || memcmp(Z.dims, Y.dims, sizeof Z.dims) || memcmp(Z.strides, Y.strides, sizeof Z.strides)) return 2000;
     int mode = ((ActivationDescriptor *)ad)->mode;
     if (mode == 5 && algorithm != 1) return 3000; // the identity goes with IMPLICIT_PRECOMP_GEMM alone
-    if (mode != 5) sim_fail("cudnnConvolutionBiasActivationForward: activation %d", mode);
+    if (mode != 5 && mode != 1) sim_fail("cudnnConvolutionBiasActivationForward: activation %d", mode);
     SimOnStream on(stream_of(handle));
     return sim_enqueue("cudnnConvolutionBiasActivationForward", c.operations(), [=] { c.run("cudnnConvolutionBiasActivationForward"); });
 }

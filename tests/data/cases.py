@@ -88,3 +88,6 @@ END_TO_END = [
     _case("square-karras-4-bf16-weights", SQUARE, weights="bf16"),
     _case("wide-guided-karras-4-bf16-weights", WIDE, guidance=7.5, negative=BLURRY, seed=33, weights="bf16"),
 ]
+
+# Those that are done again with an AutoencoderTiny in the VAE's place.
+TAESD_CASES = ("square-karras-4", "wide-guided-karras-4", "latents-karras-4")

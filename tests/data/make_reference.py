@@ -2,6 +2,7 @@
 
     python tests/data/make_reference.py           write everything; takes about a minute
     python tests/data/make_reference.py --tiny    write only what the built-in model (assets/tiny) gives
+    python tests/data/make_reference.py --taesd   write only the small AutoencoderTiny (vae-tiny/) and what it gives
     python tests/data/make_reference.py --check   show that the end-to-end cases are sensitive and well conditioned
 
 The tests read the files as committed. Written again on another machine or with other versions, the numbers may differ
@@ -22,7 +23,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionLatentUpscalePipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionLatentUpscalePipeline, UNet2DConditionModel
 from diffusers.models.downsampling import KDownsample2D
 from diffusers.models.upsampling import KUpsample2D
 from PIL import Image
@@ -30,10 +31,11 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import random_model
-from cases import END_TO_END, NOISE_COUNTS, NOISE_SEEDS, PROMPTS, STEP_COUNTS, TOKENIZER_TEXTS
+from cases import END_TO_END, NOISE_COUNTS, NOISE_SEEDS, PROMPTS, STEP_COUNTS, TAESD_CASES, TOKENIZER_TEXTS
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "model"
+TINY_VAE = HERE / "vae-tiny"
 REFERENCE = HERE / "reference"
 INPUTS = HERE / "inputs"
 SEED = 20240229
@@ -362,6 +364,53 @@ def tiny_reference():
     save("tiny", out)
 
 
+def write_tiny_vae():
+    """vae-tiny/: an AutoencoderTiny for the latents of model/, its levels of different depths, some of no block at all."""
+    config = dict(
+        encoder_block_out_channels=(12,) * 4,
+        decoder_block_out_channels=(16,) * 4,
+        num_encoder_blocks=(1, 0, 2, 3),
+        num_decoder_blocks=(3, 2, 0, 1),
+    )
+    vae = random_model.build_tiny_vae(config, pixels(INPUTS / "wide-96x64.png"), SEED)
+    shutil.rmtree(TINY_VAE, ignore_errors=True)
+    vae.half().save_pretrained(TINY_VAE)
+
+
+@torch.no_grad()
+def taesd_reference():
+    """taesd.safetensors and taesd-*.png: vae-tiny/ alone, on sizes that are multiples of 8 only, and as the pipeline's VAE; and
+    `odd.*`, one of two levels, other activations and latents of five channels, with its weights."""
+    vae, draw = AutoencoderTiny.from_pretrained(TINY_VAE, torch_dtype=torch.float32).eval(), generator(13)
+    image = torch.nn.functional.interpolate(pixels(INPUTS / "wide-96x64.png"), size=(40, 56), mode="bilinear")
+    # Beyond 3 too, where the decoder bends them back.
+    latents = 2 * torch.randn(1, 4, 5, 7, generator=draw)
+    out = {"encode.image": image, "encode.latents": vae.encode(image).latents}
+    out |= {"decode.latents": latents, "decode.image": vae.decode(latents).sample}
+
+    config = dict(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(9, 9),
+        num_encoder_blocks=(1, 2),
+        num_decoder_blocks=(1, 1),
+        latent_channels=5,
+        act_fn="silu",
+    )
+    odd = random_model.build_tiny_vae(config, image, SEED)
+    latents = torch.randn(2, 5, 9, 7, generator=draw)
+    out |= {f"odd.weights.{name}": values for name, values in odd.state_dict().items()}
+    out |= {"odd.encode.latents": odd.encode(image).latents, "odd.decode.latents": latents, "odd.decode.image": odd.decode(latents).sample}
+
+    pipe = load_pipe()
+    pipe.vae = vae
+    for case in (c for c in END_TO_END if c["name"] in TAESD_CASES):
+        name = f"taesd-{case['name']}"
+        out[name] = run_case(pipe, case)
+        decode(pipe, out[name]).save(REFERENCE / f"{name}.png", optimize=True)
+        print(f"{name:34} latents std {out[name].std():.3f}")
+    save("taesd", out)
+
+
 def versions():
     names = {"torch": torch, "diffusers": diffusers, "transformers": transformers, "numpy": np}
     return ", ".join([f"python {platform.python_version()}"] + [f"{k} {v.__version__}" for k, v in names.items()])
@@ -370,6 +419,7 @@ def versions():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="write only the built-in model's numbers")
+    parser.add_argument("--taesd", action="store_true", help="write only the AutoencoderTiny and its numbers")
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -384,6 +434,9 @@ def main():
         return check_cases.check()
     if args.tiny:
         return tiny_reference()
+    if args.taesd:
+        write_tiny_vae()
+        return taesd_reference()
     shutil.rmtree(REFERENCE, ignore_errors=True)
     REFERENCE.mkdir()
     write_inputs()
@@ -398,6 +451,8 @@ def main():
     noise_reference()
     end_to_end_reference()
     tiny_reference()
+    write_tiny_vae()
+    taesd_reference()
 
 
 if __name__ == "__main__":

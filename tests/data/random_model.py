@@ -8,7 +8,7 @@ and the last layers are scaled so that latents have a standard deviation near 1 
 import math
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 UNET_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
@@ -99,6 +99,12 @@ def text_gain(name):
     return 1.0
 
 
+def tiny_vae_gain(name):
+    if name.endswith("conv.4"):
+        return 0.5  # of a residual block's own part
+    return 1.4  # ReLU halves what comes next
+
+
 @torch.no_grad()
 def fill(model, gain, generator):
     """Draws every parameter: weights for the given gain, biases a fifth of it, norms about 1 and 0."""
@@ -148,6 +154,20 @@ def randomise(text, unet, vae, image, seed):
     cond = torch.cat([torch.ones(1, 64), torch.zeros(1, 64), context.pooler_output], dim=1)
     out = unet(latents, 0.0, encoder_hidden_states=context.hidden_states[-1], timestep_cond=cond).sample
     scale_output(unet.conv_out, slice(0, 5), out, mean=0.0, std=0.7)
+
+
+@torch.no_grad()
+def build_tiny_vae(config, image, seed):
+    """An AutoencoderTiny of the given configuration with random weights: latents of `image` have a standard deviation near 1, its
+    pictures fill their range."""
+    vae = AutoencoderTiny(**config).eval()
+    fill(vae, tiny_vae_gain, torch.Generator("cpu").manual_seed(seed))
+    latents = vae.encode(image).latents
+    scale_output(vae.encoder.layers[-1], slice(0, latents.shape[1]), latents, mean=0.0, std=1.0)
+    decoded = vae.decode(vae.encode(image).latents).sample[..., 16:-16, 16:-16]
+    # Of what diffusers makes [-1, 1] after it.
+    scale_output(vae.decoder.layers[-1], slice(0, 3), decoded / 2 + 0.5, mean=0.5, std=0.2)
+    return vae
 
 
 def build(text_config, unet_config, vae_config, image, seed):

@@ -2,12 +2,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use sd_upscale::device::{Backend, Placement};
+use sd_upscale::model::PartFiles;
 use sd_upscale::networks::unet::{Prompted, Sampling, UNet};
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::networks::{Limits, Room};
 use sd_upscale::pipeline::noise::Generator;
 
 use crate::common::*;
+use crate::taesd::tiny_vae_files;
 
 const KIB: u64 = 1 << 10;
 
@@ -45,6 +47,11 @@ fn all_placements() -> Vec<(String, Placement)> {
         all.push((format!("the CPU in {dtype:?}"), placement));
     }
     all
+}
+
+/// Both kinds of VAE.
+fn vaes() -> [(&'static str, PartFiles); 2] {
+    [("KL", vae_files()), ("TAESD", tiny_vae_files())]
 }
 
 fn noise(shape: [usize; 4]) -> Tensor {
@@ -87,22 +94,24 @@ fn sizes(placement: &Placement) -> Vec<(usize, usize)> {
 #[test]
 fn the_decoder_in_bands() {
     for (name, placement) in all_placements() {
-        let decoder = Decoder::load(&vae_files(), &placement).unwrap();
-        for (h, w) in sizes(&placement) {
-            let latents = noise([1, 4, h, w]);
-            let whole = decoder.decode(&latents).unwrap();
-            for limits in ways(&placement) {
-                let room = Room::new(limits.clone());
-                let found = decoded(&decoder, &latents, &room);
-                let what = format!("decode of {w}x{h} latents on {name}, {limits:?}");
-                assert_same(&what, &found, &whole, &placement);
-                // Maps channels first, candle's own operations', all stay.
-                if limits.kept < u64::MAX && name != "stock" {
-                    // The attention's keys and values stand beside the maps.
-                    let value = placement.dtype.size_in_bytes();
-                    let keys_and_values = (2 * 32 * h * w * value) as u64;
-                    let most = limits.kept + keys_and_values;
-                    assert!(room.held_at_most() <= most && room.spilled() > 0, "{what}");
+        for (vae, files) in vaes() {
+            let decoder = Decoder::load(&files, &placement).unwrap();
+            for (h, w) in sizes(&placement) {
+                let latents = noise([1, 4, h, w]);
+                let whole = decoder.decode(&latents).unwrap();
+                for limits in ways(&placement) {
+                    let room = Room::new(limits.clone());
+                    let found = decoded(&decoder, &latents, &room);
+                    let what = format!("decode of {w}x{h} latents by {vae} on {name}, {limits:?}");
+                    assert_same(&what, &found, &whole, &placement);
+                    // Maps channels first, candle's own operations', all stay.
+                    if limits.kept < u64::MAX && name != "stock" {
+                        // The attention's keys and values stand beside the maps.
+                        let value = placement.dtype.size_in_bytes();
+                        let keys_and_values = (2 * 32 * h * w * value) as u64;
+                        let most = limits.kept + keys_and_values;
+                        assert!(room.held_at_most() <= most && room.spilled() > 0, "{what}");
+                    }
                 }
             }
         }
@@ -112,16 +121,20 @@ fn the_decoder_in_bands() {
 #[test]
 fn the_encoder_in_bands() {
     for (name, placement) in all_placements() {
-        let encoder = Encoder::load(&vae_files(), &placement).unwrap();
-        for (h, w) in sizes(&placement) {
-            let image = noise([1, 3, 8 * h, 8 * w]).tanh().unwrap();
-            let whole = encoder.encode(&image).unwrap();
-            for limits in ways(&placement) {
-                let room = Room::new(limits.clone());
-                let found = encoder.encode_within(&image, &room).unwrap();
-                let what = format!("encode to {w}x{h} latents on {name}, {limits:?}");
-                assert_same(&what, &found.mean, &whole.mean, &placement);
-                assert_same(&what, &found.logvar, &whole.logvar, &placement);
+        for (vae, files) in vaes() {
+            let encoder = Encoder::load(&files, &placement).unwrap();
+            for (h, w) in sizes(&placement) {
+                let image = noise([1, 3, 8 * h, 8 * w]).tanh().unwrap();
+                let whole = encoder.encode(&image).unwrap();
+                for limits in ways(&placement) {
+                    let room = Room::new(limits.clone());
+                    let found = encoder.encode_within(&image, &room).unwrap();
+                    let what = format!("encode to {w}x{h} latents by {vae} on {name}, {limits:?}");
+                    assert_same(&what, &found.mean, &whole.mean, &placement);
+                    if let Some(logvar) = &whole.logvar {
+                        assert_same(&what, &found.logvar.unwrap(), logvar, &placement);
+                    }
+                }
             }
         }
     }

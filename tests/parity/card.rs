@@ -15,12 +15,13 @@ use crate::whole::{Case, assert_same_picture, upscaler_on};
 
 /// What a network's output may differ by. float16 rounds to 5e-4 relative, bfloat16 to 4e-3, and a network's layers leave
 /// two to sixteen times one rounding; a wrong formula leaves 10 % and more in any of them.
-const NETWORK: [(DType, f64); 3] = [(DType::F32, STAGE), (DType::F16, 8e-3), (DType::BF16, 4e-2)];
+pub const NETWORK: [(DType, f64); 3] =
+    [(DType::F32, STAGE), (DType::F16, 8e-3), (DType::BF16, 4e-2)];
 
 /// What latents may differ by at the end of the steps, without and with guidance: float32 sums in another order leave 3e-6
 /// and are given three times that, the halves what their roundings leave. Guidance takes that many times one pass less nearly
 /// as many times the other, and of their roundings with them: three to six times are seen.
-const LATENTS: [(DType, f64, f64); 3] = [
+pub const LATENTS: [(DType, f64, f64); 3] = [
     (DType::F32, 1e-5, 1e-5),
     (DType::F16, 3e-3, 5e-3),
     (DType::BF16, 3e-2, 4e-2),

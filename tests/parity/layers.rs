@@ -142,6 +142,11 @@ fn convolutions() {
         padding: below,
         ..ConvShape::same(inputs, outputs, 3)
     };
+    // An AutoencoderTiny's.
+    let halving = |channels| ConvShape {
+        stride: 2,
+        ..ConvShape::same(channels, channels, 3)
+    };
     for (shape, h, w) in [
         (ConvShape::same(5, 7, 3), 9, 11),
         (ConvShape::same(16, 70, 3), 8, 5),
@@ -149,6 +154,11 @@ fn convolutions() {
         (ConvShape::same(6, 10, 1), 5, 3),
         (strided(8, 12), 10, 8),
         (strided(3, 4), 7, 9),
+        (ConvShape::same(5, 7, 3).then(Activation::Relu), 9, 11),
+        (ConvShape::same(24, 9, 3).then(Activation::Silu), 13, 12),
+        (ConvShape::same(6, 10, 1).then(Activation::Relu), 5, 3),
+        (halving(16).then(Activation::Relu), 9, 8),
+        (halving(5), 8, 7),
     ] {
         let kernel = shape.kernel;
         let shapes: [(&str, &[usize]); 2] = [
@@ -180,15 +190,26 @@ fn convolutions() {
 /// The residual is what a map of the same shape is after the first convolution.
 #[test]
 fn a_convolution_of_a_normed_map_with_a_residual() {
-    for (channels, bias) in [(32, true), (32, false), (9, true), (9, false)] {
-        let shape = ConvShape::same(channels, channels, 3);
+    let plain = Activation::None;
+    for (channels, bias, activation) in [
+        (32, true, plain),
+        (32, false, plain),
+        (9, true, plain),
+        (9, false, plain),
+        (32, true, Activation::Relu),
+        (9, false, Activation::Relu),
+        (32, true, Activation::Gelu),
+    ] {
+        // Of the sum, residual and all.
+        let shape = ConvShape::same(channels, channels, 3).then(activation);
         let shapes: [(&str, &[usize]); 4] = [
             ("weight", &[channels, channels, 3, 3]),
             ("bias", &[channels]),
             ("norm.weight", &[channels]),
             ("norm.bias", &[channels]),
         ];
-        same_on_the_card(&format!("normed, {channels}, bias {bias}"), |placement| {
+        let what = format!("normed, {channels}, bias {bias}, {activation:?}");
+        same_on_the_card(&what, |placement| {
             let w = weights(&shapes, placement);
             let layer = convolution(shape, bias, &w);
             let norm = GroupNorm::new(1, channels, 1e-6, &w.pp("norm")).unwrap();
@@ -307,7 +328,8 @@ fn scores_that_float16_cannot_hold() {
 
 #[test]
 fn activations() {
-    for activation in [Activation::Gelu, Activation::Silu, Activation::QuickGelu] {
+    use Activation::{Gelu, QuickGelu, Relu, Silu};
+    for activation in [Gelu, Silu, QuickGelu, Relu] {
         for count in [7, 64, 1001] {
             same_on_the_card(&format!("{activation:?} of {count}"), |placement| {
                 let x = placed(&tensor(15, &[count]), placement);

@@ -16,6 +16,7 @@ mod oracle;
 mod passes;
 mod precision;
 mod sampling;
+mod taesd;
 mod text;
 mod whole;
 

@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "REV", help_heading = "Model")]
     pub revision: Option<String>,
 
-    /// Another Stable Diffusion VAE, e.g. stabilityai/sd-vae-ft-mse [default: the model's own]
+    /// Another Stable Diffusion VAE, e.g. stabilityai/sd-vae-ft-mse, or madebyollin/taesd for drafts [default: the model's own]
     #[arg(long, value_name = "DIR|FILE|REPO", help_heading = "Model")]
     pub vae: Option<String>,
 
@@ -174,6 +174,13 @@ pub struct Args {
     /// Also decode the input latents as they are, to NAME-low-res.EXT
     #[arg(long, help_heading = "Files")]
     pub save_low_res: bool,
+
+    /// Show the steps so far in NAME-preview.EXT, replaced as they pass, removed at the end
+    ///
+    /// By the decoder where --vae is an AutoencoderTiny, at the result's size; else by a linear map of the latents, a pixel a
+    /// latent position, an eighth of the result's size. PNG where latents are written. A file that is there is left alone.
+    #[arg(long, help_heading = "Files")]
+    pub preview: bool,
 
     /// Refuse inputs of more pixels than this
     #[arg(long, value_name = "N", default_value_t = ReadLimits::default().max_pixels, help_heading = "Files")]

@@ -104,7 +104,7 @@ impl Worker<'_> {
                 let _ = self.outbox.close(Err(anyhow!(error.clone())));
             }
             for item in left {
-                self.fail(&item, error.clone());
+                self.fail(item, error.clone());
             }
         })
         .ok()
@@ -138,11 +138,13 @@ impl Worker<'_> {
 
     fn fail_first(&self, left: &mut VecDeque<Item>, error: &anyhow::Error) {
         if let Some(item) = left.pop_front() {
-            self.fail(&item, format!("{error:#}"));
+            self.fail(item, format!("{error:#}"));
         }
     }
 
-    fn fail(&self, item: &Item, error: String) {
+    fn fail(&self, mut item: Item, error: String) {
+        // It goes before anything is said.
+        item.preview = None;
         // The receiver is gone only where the run has ended.
         let _ = self.messages.send(Message::Done(Outcome {
             error: Some(error),
@@ -164,8 +166,24 @@ impl Worker<'_> {
             .iter()
             .map(|item| low_res(&item.content))
             .collect::<Result<_>>()?;
-        let mut on_event = |event| on_event(self.number, self.messages, name, event);
+        let mut on_event = |event| match event {
+            Event::Preview { index, picture } => self.show(&group[index], &picture),
+            event => on_event(self.number, self.messages, name, event),
+        };
         upscaler.upscale(&inputs, &first.settings, &mut on_event)
+    }
+
+    /// Shows a step. One that cannot be shown is no reason to end the work.
+    fn show(&self, item: &Item, picture: &Pixels) -> Result<()> {
+        let shown = item.preview.as_ref().map(|preview| preview.show(picture));
+        match shown {
+            Some(Err(error)) => {
+                let text = format!("{}: {error:#}", item.source);
+                let sent = self.messages.send(Message::Warning(text));
+                sent.map_err(|_| anyhow!("the run has ended"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Hands on as many of the items that are left as there are results, one after the other, each with what is made of its
@@ -280,6 +298,8 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
             let stage = stage.name();
             say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
         }
+        // Shown beside the output of one item, where there is a place for it.
+        Event::Preview { .. } => Ok(()),
         Event::Warning(text) => say(Message::Warning(format!("{name}: {text}"))),
     }
 }

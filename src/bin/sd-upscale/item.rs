@@ -9,6 +9,7 @@ use sd_upscale::plan::{Source, Written};
 use sd_upscale::{Enlargement, Settings};
 
 use crate::job::Job;
+use crate::preview::Preview;
 use crate::report::{Outcome, Status};
 
 /// Where a result goes.
@@ -66,6 +67,8 @@ pub struct Item {
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
     pub low_res: Option<PathBuf>,
+    /// What shows the steps so far, where it was asked for.
+    pub preview: Option<Preview>,
     /// The result's.
     pub expected: Size,
     /// Whether its file holds others.

@@ -47,6 +47,7 @@ pub struct Job {
     pub color_fix: ColorFix,
     pub latent_scale: LatentScale,
     pub save_low_res: bool,
+    pub preview: bool,
     pub limits: ReadLimits,
     pub json: bool,
     pub verbosity: Verbosity,
@@ -73,6 +74,7 @@ impl TryFrom<Args> for Job {
     fn try_from(args: Args) -> Result<Self, UsageError> {
         let warnings = without_effect(&args);
         let output = args.output.map(Output::from);
+        let to_stdout = output == Some(Output::Stdout);
         if args.json && output == Some(Output::Stdout) {
             return Err(UsageError(
                 "--json and -o - both write to standard output: give -o a file".into(),
@@ -147,6 +149,8 @@ impl TryFrom<Args> for Job {
                 ScaleName::Raw => LatentScale::Raw,
             },
             save_low_res: args.save_low_res,
+            // There is nothing beside standard output, which is said.
+            preview: args.preview && !to_stdout,
             limits: ReadLimits {
                 max_pixels: args.max_pixels,
             },
@@ -229,8 +233,9 @@ fn without_effect(args: &Args) -> Vec<String> {
     );
     let to_stdout = args.output.as_ref().is_some_and(|output| output == "-");
     note(
-        to_stdout && (args.skip_existing || args.save_low_res || args.name.is_some()),
-        "--skip-existing, --save-low-res and --name have no effect with -o -",
+        to_stdout
+            && (args.skip_existing || args.save_low_res || args.preview || args.name.is_some()),
+        "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
     );
     warnings
 }

@@ -13,6 +13,7 @@ mod memory_size;
 mod model;
 mod open_files;
 mod parcel;
+mod preview;
 mod read;
 mod report;
 mod run;

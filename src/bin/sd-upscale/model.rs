@@ -131,6 +131,9 @@ impl Model {
         if self.job.tf32 {
             upscaler.allow_tf32();
         }
+        if self.job.preview {
+            upscaler.send_previews();
+        }
         Ok(upscaler)
     }
 

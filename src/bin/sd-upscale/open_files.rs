@@ -1,5 +1,7 @@
-//! The files that a run is writing: none of them outlives it half written, and all that are in their place were told of.
+//! The files that a run is writing: none of them outlives it half written, and all that are in their place were told of. Among them
+//! those that are there for a while only.
 
+use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -8,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sd_upscale::files::Pending;
 
-/// The temporary files that there are. The lock is held while one is made, put in its place or removed, and until what is in its
+/// The temporary files that there are, and those that pass. The lock is held while one is made, put in its place or removed, and until what is in its
 /// place is told of: who holds it knows of all files.
 #[derive(Default)]
 pub struct OpenFiles(Mutex<Vec<PathBuf>>);
@@ -49,7 +51,35 @@ impl OpenFiles {
         tell(flushed.and_then(|()| pending.into_iter().try_for_each(Pending::commit)));
     }
 
-    /// Removes what is half written. As long as what this gives is kept, no other file is begun or put in its place: it is for a
+    /// Makes an empty file where there is none: one that passes is put in its place by [`Self::show`], and removed when what this gives
+    /// is dropped, or the run ends.
+    ///
+    /// # Errors
+    /// Something is there, or the folder cannot be written to.
+    pub fn take_place(self: &Arc<Self>, path: &Path) -> io::Result<Passing> {
+        let mut open = self.lock();
+        OpenOptions::new().write(true).create_new(true).open(path)?;
+        open.push(path.to_path_buf());
+        Ok(Passing {
+            path: path.to_path_buf(),
+            all: self.clone(),
+        })
+    }
+
+    /// Puts a file that passes in its place, which was taken.
+    ///
+    /// # Errors
+    /// It cannot be put there.
+    pub fn show(&self, mut file: OpenFile) -> Result<()> {
+        let mut open = self.lock();
+        let Some(pending) = file.pending.take() else {
+            return Ok(());
+        };
+        open.retain(|path| path != pending.temporary());
+        pending.show()
+    }
+
+    /// Removes what is half written, and what passes. As long as what this gives is kept, no other file is begun or put in its place: it is for a
     /// process that ends.
     pub fn give_up(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         let mut open = self.lock();
@@ -134,6 +164,21 @@ impl Seek for OpenFile {
     }
 }
 
+/// A file that is there as long as this.
+pub struct Passing {
+    path: PathBuf,
+    all: Arc<OpenFiles>,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let mut open = self.all.lock();
+        open.retain(|path| *path != self.path);
+        // One that cannot be removed is no reason to go on about.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,5 +217,37 @@ mod tests {
         let _half = create("e");
         assert!(files.give_up_soon().is_some());
         assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_passes_is_replaced_and_goes_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(OpenFiles::default());
+        let path = folder.path().join("p");
+        let show = |text: &str| {
+            let mut file = files.create(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            files.show(file).unwrap();
+        };
+        let passing = files.take_place(&path).unwrap();
+        for text in ["one", "two"] {
+            show(text);
+            assert_eq!(std::fs::read(&path).unwrap(), text.as_bytes());
+            assert_eq!(names(folder.path()), ["p"]);
+        }
+        drop(passing);
+        assert!(names(folder.path()).is_empty());
+        // One of someone else's stays.
+        std::fs::write(&path, "theirs").unwrap();
+        let error = files.take_place(&path).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        drop(files.give_up());
+        assert_eq!(names(folder.path()), ["p"]);
+        std::fs::remove_file(&path).unwrap();
+        // The end of the run takes what passes with it.
+        let _passing = files.take_place(&path).unwrap();
+        show("three");
+        drop(files.give_up());
+        assert!(names(folder.path()).is_empty());
     }
 }

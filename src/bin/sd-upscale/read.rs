@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
@@ -18,6 +19,8 @@ use crate::existing;
 use crate::item::{Content, Item, Place, Size};
 use crate::job::Job;
 use crate::model::{Facts, Model, NoModel};
+use crate::open_files::OpenFiles;
+use crate::preview::{self, Preview};
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 use crate::write::written_settings;
@@ -29,11 +32,13 @@ pub fn read(
     tasks: Vec<Task>,
     claims: Claims,
     groups: SyncSender<Vec<Item>>,
+    files: &Arc<OpenFiles>,
     messages: &Sender<Message>,
 ) {
     let mut reader = Reader {
         job,
         model,
+        open_files: files,
         facts: None,
         claims,
         said: HashSet::new(),
@@ -76,6 +81,8 @@ pub fn read(
 struct Reader<'a> {
     job: &'a Job,
     model: &'a Model,
+    /// Those of the run.
+    open_files: &'a Arc<OpenFiles>,
     /// Of the model, once they were asked for: what was planned for one input is known for the next of its size.
     facts: Option<Facts>,
     claims: Claims,
@@ -238,6 +245,7 @@ impl Reader<'_> {
         self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
+            preview: self.preview(task, kind, &place),
             settings: self.told_settings(task, &content),
             source: task.source.clone(),
             content,
@@ -340,12 +348,36 @@ impl Reader<'_> {
     ) -> Result<Option<PathBuf>> {
         match (place, content) {
             (Place::File(path), Content::Latents(_)) if self.job.save_low_res => {
-                let path = low_res_path(path, kind);
+                let path = beside(path, "low-res", kind);
                 self.claim(task, &path)?;
                 Ok(Some(path))
             }
             _ => Ok(None),
         }
+    }
+
+    /// What shows the steps, where it was asked for and there is a place beside the output. A file that is there is left alone.
+    fn preview(&mut self, task: &Task, kind: Written, place: &Place) -> Option<Preview> {
+        let (true, Place::File(output)) = (self.job.preview, place) else {
+            return None;
+        };
+        let path = beside(output, "preview", kind);
+        let taken = match self.claims.claim(&path, &task.source) {
+            Err(conflict) => {
+                let path = path.display();
+                Some(format!("no preview is written to {path}: {conflict}"))
+            }
+            Ok(()) => path
+                .symlink_metadata()
+                .is_ok()
+                .then(|| preview::taken(&path)),
+        };
+        if let Some(text) = taken {
+            self.say(Message::Warning(format!("{}: {text}", task.source)));
+            return None;
+        }
+        let format = picture_format(kind);
+        Some(Preview::new(path, format, self.open_files))
     }
 
     /// The run's settings with this input's own prompt where none was given.
@@ -390,14 +422,19 @@ impl Reader<'_> {
     }
 }
 
-/// `NAME-low-res.EXT` beside an output; PNG beside latents.
-fn low_res_path(output: &Path, kind: Written) -> PathBuf {
+/// `NAME-WHAT.EXT` beside an output; PNG beside latents.
+fn beside(output: &Path, what: &str, kind: Written) -> PathBuf {
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = match kind {
-        Written::Image(format) => format.extension(),
-        _ => "png",
-    };
-    output.with_file_name(format!("{stem}-low-res.{extension}"))
+    let extension = picture_format(kind).extension();
+    output.with_file_name(format!("{stem}-{what}.{extension}"))
+}
+
+/// Of a picture beside an output: in the format of the result; PNG beside latents.
+pub fn picture_format(kind: Written) -> Format {
+    match kind {
+        Written::Image(format) => format,
+        Written::Safetensors | Written::ComfyLatent => Format::Png,
+    }
 }
 
 fn kind_and_place(

@@ -186,7 +186,8 @@ fn work(
     {
         let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
-        let work = move || read(&job, &model, tasks, claims, groups_out, &to_say);
+        let files = files.clone();
+        let work = move || read(&job, &model, tasks, claims, groups_out, &files, &to_say);
         threads::start("reading", &messages, work)?;
     }
     let writers = devices.len();

@@ -20,6 +20,7 @@ use crate::item::{Content, Item, LatentForm, Place, Size};
 use crate::job::Job;
 use crate::open_files::{OpenFile, OpenFiles};
 use crate::parcel::{Handed, Parcel};
+use crate::read::picture_format;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 
@@ -71,6 +72,8 @@ impl Writer<'_> {
             refused.store(true, Ordering::Relaxed);
         }
         parcels.pass_over();
+        // It goes before the result comes.
+        item.preview = None;
         match encoded {
             Ok(encoded) => self.put(&item, encoded),
             Err(error) => self.tell(&item, Err(error)),
@@ -88,11 +91,7 @@ impl Writer<'_> {
             Written::Safetensors | Written::ComfyLatent => self.latents(item, form, parcels)?,
         };
         if let Some(path) = &item.low_res {
-            // In the format of the result; PNG beside latents.
-            let format = match item.kind {
-                Written::Image(format) => format,
-                _ => Format::Png,
-            };
+            let format = picture_format(item.kind);
             let place = Place::File(path.clone());
             let low_res = self.picture(&Dressed::plain(), format, &place, parcels)?;
             encoded.files.extend(low_res.files);
@@ -622,6 +621,7 @@ mod tests {
             kind: Written::Image(Format::Png),
             place: Place::File(path),
             low_res: None,
+            preview: None,
             expected: SIZE,
             of_many: false,
             scale: Scale::Scaled,

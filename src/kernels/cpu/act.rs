@@ -59,6 +59,8 @@ pub(super) struct Gelu;
 pub(super) struct Silu;
 #[derive(Clone, Copy)]
 pub(super) struct QuickGelu;
+#[derive(Clone, Copy)]
+pub(super) struct Relu;
 
 impl PointFn for Identity {
     #[inline(always)]
@@ -89,6 +91,14 @@ impl PointFn for QuickGelu {
     }
 }
 
+impl PointFn for Relu {
+    #[inline(always)]
+    fn eval<S: Simd>(self, x: S) -> S {
+        // `max` keeps a NaN in the second operand.
+        x.like(0.0).max(x)
+    }
+}
+
 /// Runs `$e` with `$f` bound to the point function of an [`Act`].
 macro_rules! with_act {
     ($act:expr, $f:ident => $e:expr) => {
@@ -107,6 +117,10 @@ macro_rules! with_act {
             }
             $crate::kernels::cpu::act::Act::QuickGelu => {
                 let $f = $crate::kernels::cpu::act::QuickGelu;
+                $e
+            }
+            $crate::kernels::cpu::act::Act::Relu => {
+                let $f = $crate::kernels::cpu::act::Relu;
                 $e
             }
         }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::act::Act;
 use super::buf::{Shared, filled};
+use super::elementwise::activate;
 use super::gemm::{Epilogue, Rows, product};
 use super::input::{Gather, Input, stage_rows};
 use super::micro::SLAB;
@@ -30,17 +31,22 @@ impl PackedConv {
 /// What the first of some lines must be a multiple of, so that tiles lie as in the whole: of either algorithm's.
 pub const CONV_LINES: usize = 12;
 
-/// `conv(input) + bias + residual`.
+/// `act(conv(input) + bias + residual)`.
 ///
 /// The input is what [`Input`] describes (its channels the filter's inputs), zeros around it after its prologue; the result
 /// and `residual`, kept in one type, are (b, h, w, outputs) with (h, w) = `conv.output_size` of the input's.
 ///
 /// # Panics
 /// If a shape or type does not fit.
-pub fn conv2d<V: Value>(input: &Input, conv: &PackedConv, residual: Option<&[V]>) -> Vec<V> {
+pub fn conv2d<V: Value>(
+    input: &Input,
+    conv: &PackedConv,
+    residual: Option<&[V]>,
+    act: Act,
+) -> Vec<V> {
     let (_, h, w) = input.shape();
     let lines = 0..conv.output_size(h, w).0;
-    run(input, conv, residual, Act::None, lines)
+    run(input, conv, residual, act, lines)
 }
 
 /// The same for some lines of the output: the result and `residual` are (b, lines, w, outputs). The values are those that
@@ -52,6 +58,7 @@ pub fn conv2d_lines<V: Value>(
     input: &Input,
     conv: &PackedConv,
     residual: Option<&[V]>,
+    act: Act,
     lines: Range<usize>,
 ) -> Vec<V> {
     let (_, h, w) = input.shape();
@@ -59,7 +66,7 @@ pub fn conv2d_lines<V: Value>(
         lines.end <= conv.output_size(h, w).0,
         "lines {lines:?} of the output"
     );
-    run(input, conv, residual, Act::None, lines)
+    run(input, conv, residual, act, lines)
 }
 
 /// `act(input * weight^T + bias + residual)` for `input` (b, 1, n, inputs) or any other map: the rows are its pixels. The
@@ -90,6 +97,10 @@ fn run<V: Value>(
     act: Act,
     lines: Range<usize>,
 ) -> Vec<V> {
+    if winograd::applies(conv) && !matches!(act, Act::None | Act::Relu) {
+        // Its output pass knows no other: values of 16 bits are rounded before it too.
+        return activate(&run(input, conv, residual, Act::None, lines), act);
+    }
     let len = output_len(input, conv, &lines);
     if let Some(residual) = residual {
         assert_eq!(
@@ -142,9 +153,15 @@ unsafe fn run_to(
     if b * oh * ow == 0 {
         return;
     }
-    if act == Act::None && winograd::applies(conv) {
+    if winograd::applies(conv) {
+        // What is raised to minus infinity stays as it is.
+        let floor = if act == Act::Relu {
+            0.0
+        } else {
+            f32::NEG_INFINITY
+        };
         // SAFETY: the caller's promise is the same.
-        return unsafe { winograd::winograd(isa, input, conv, lines, out, residual) };
+        return unsafe { winograd::winograd(isa, input, conv, lines, out, residual, floor) };
     }
     let filter = conv.filter;
     let stage = |rows: &Rows| {

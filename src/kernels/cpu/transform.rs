@@ -387,6 +387,8 @@ pub(super) struct OutputRow {
     pub out: AnyMut,
     /// The same place in the residual, kept as the output is, or null.
     pub residual: AnyPtr,
+    /// What values below it become in the end; what is not a number stays so.
+    pub floor: f32,
     /// (NB).
     pub bias: *const f32,
     /// Pixels in a row of the map.
@@ -399,7 +401,7 @@ pub(super) struct OutputRow {
 }
 
 isa_fn! {
-    /// Transforms a row of tiles back, adds the bias and the residual, and writes it. Point p of tile t, (NB) columns, lies at
+    /// Transforms a row of tiles back, adds the bias and the residual, raises it to the floor, and writes it. Point p of tile t, (NB) columns, lies at
     /// `m + p * point_stride + t * NB`.
     ///
     /// # Safety
@@ -464,7 +466,8 @@ unsafe fn outputs_by<S: Simd, T: Transform, V: Value>(
                             if !residual.is_null() {
                                 y = y.add(V::load_up_to(residual.add(at), n));
                             }
-                            V::store_up_to(y, out.add(at), n);
+                            // `max` keeps a NaN in the second operand.
+                            V::store_up_to(y.like(to.floor).max(y), out.add(at), n);
                         }
                     }
                 });

@@ -44,6 +44,8 @@ struct Conv<'a> {
     out: AnyMut,
     /// The same.
     residual: Option<Values<'a>>,
+    /// What values below it become in the end.
+    floor: f32,
     /// Of all lines of the output the first that is computed.
     first: usize,
     /// (h, w) of what is computed.
@@ -87,7 +89,7 @@ pub(super) fn scheme(conv: &PackedConv, h: usize, w: usize) -> Scheme {
     }
 }
 
-/// Lines of the convolution, plus the bias and the residual.
+/// Lines of the convolution, plus the bias and the residual, and no less than `floor`.
 ///
 /// # Safety
 /// `out` has room for them, (b, lines, w, outputs), which nobody else uses meanwhile. `input` has the convolution's channels, and the
@@ -99,6 +101,7 @@ pub(super) unsafe fn winograd(
     lines: Range<usize>,
     out: AnyMut,
     residual: Option<Values>,
+    floor: f32,
 ) {
     let (b, h, w) = input.shape();
     let scheme = scheme(weight, h, w);
@@ -112,6 +115,7 @@ pub(super) unsafe fn winograd(
         weight,
         out,
         residual,
+        floor,
         first,
         h,
         w,
@@ -198,6 +202,7 @@ impl Conv<'_> {
         let to = OutputRow {
             out: self.out.at(at),
             residual: from_or_null(self.residual, at),
+            floor: self.floor,
             bias: self.weight.bias(nb).as_ptr(),
             width: self.w,
             h: side.min(self.h - ty * side),

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Error, Result};
 
+use crate::kernels::Activation;
+
 /// What float32 products are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Float32 {
@@ -64,6 +66,8 @@ pub struct Convolve {
     /// Height and width of the result.
     pub out: (usize, usize),
     pub dtype: DType,
+    /// Of the sum of products, bias and residual.
+    pub activation: Activation,
 }
 
 /// A product of a matrix (rows, inputs) with the transposed of a matrix (outputs, inputs).

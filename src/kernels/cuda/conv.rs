@@ -11,9 +11,8 @@ use super::card::of_device;
 #[cfg(feature = "cudnn")]
 use super::cudnn;
 use super::gemm::Linear;
-#[cfg(feature = "cudnn")]
-use super::maps;
-use super::own;
+use super::{maps, own};
+use crate::kernels::Activation;
 
 /// A convolution's weights on a card.
 pub struct Convolution {
@@ -50,13 +49,19 @@ impl Convolution {
         })
     }
 
-    /// x (b, h, w, inputs) -> (b, h', w', outputs), plus `residual` of that shape.
+    /// x (b, h, w, inputs) -> (b, h', w', outputs), plus `residual` of that shape, through `activation`.
     ///
     /// # Errors
     /// The shapes do not fit, or the device gives up.
-    pub fn forward(&self, x: &Tensor, read: Read, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        read: Read,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
         if self.filter.is_product() && read == Read::Plain {
-            return self.product(x, residual);
+            return activated(self.product(x, residual)?, activation);
         }
         let card = of_device(x.device())?;
         let (b, h, w, c) = x.dims4()?;
@@ -92,7 +97,7 @@ impl Convolution {
             )));
         }
         #[cfg(feature = "cudnn")]
-        if let Some(y) = self.by_cudnn(&card, x, read, (high, wide), added.as_ref())? {
+        if let Some(y) = self.by_cudnn(&card, x, read, (high, wide), added.as_ref(), activation)? {
             return Ok(y);
         }
         let y = Output::new(b * high * wide * shape.3, input.dtype, &card)?;
@@ -101,6 +106,7 @@ impl Convolution {
             map: (b, h, w),
             out: (high, wide),
             dtype: input.dtype,
+            activation,
         };
         let places = Places {
             weight: weight.pointer,
@@ -133,12 +139,18 @@ impl Convolution {
         read: Read,
         out: (usize, usize),
         residual: Option<&Array>,
+        activation: Activation,
     ) -> Result<Option<Tensor>> {
         let mut filter = self.filter;
         // It takes none without a bias, which only products are here.
         if self.bias.is_none() || cudnn::refuses(card, &filter, x.dtype(), self.float32)? {
             return Ok(None);
         }
+        // It knows no other activation in the call.
+        let (its_own, after) = match activation {
+            Activation::None | Activation::Relu => (activation, Activation::None),
+            other => (Activation::None, other),
+        };
         let mut x = x.clone();
         if read == Read::Enlarged {
             x = maps::repeat_2x(&x)?;
@@ -157,6 +169,7 @@ impl Convolution {
             map: (b, h, w),
             out,
             dtype: input.dtype,
+            activation: its_own,
         };
         let places = Places {
             weight: weight.pointer,
@@ -168,7 +181,16 @@ impl Convolution {
         let done = cudnn::forward(card, call, self.float32, places)?;
         if !done {
             cudnn::refused(card, &self.filter, x.dtype(), self.float32)?;
+            return Ok(None);
         }
-        Ok(done.then(|| y.tensor((b, out.0, out.1, filter.outputs))))
+        let y = y.tensor((b, out.0, out.1, filter.outputs));
+        Ok(Some(activated(y, after)?))
+    }
+}
+
+fn activated(x: Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::None => Ok(x),
+        other => maps::activation(&x, other),
     }
 }

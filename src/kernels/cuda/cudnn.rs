@@ -10,10 +10,12 @@ use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
 use candle_core::cuda_backend::cudarc::cudnn::sys;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{DType, Error};
+use sys::cudnnActivationMode_t as Mode;
 use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as ALGORITHM;
 
 use super::calls::{Convolve, Filter, Float32, Places};
 use super::card::{Card, PerCard, locked};
+use crate::kernels::Activation;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,8 +25,9 @@ type Kind = (Convolve, Float32);
 /// cuDNN's handle and what it was asked before.
 struct Convolutions {
     handle: sys::cudnnHandle_t,
-    /// `+ residual` or not, the output goes through this.
+    /// What the output goes through, residual and all, one or the other.
     identity: sys::cudnnActivationDescriptor_t,
+    relu: sys::cudnnActivationDescriptor_t,
     /// None for what cuDNN has refused.
     plans: HashMap<Kind, Option<Plan>>,
     /// Kinds as the caller has them (before padding and enlarging) that were refused.
@@ -64,16 +67,16 @@ impl Convolutions {
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
         Ok(Self {
             handle,
-            identity: identity().map_err(failed)?,
+            identity: activation(Mode::CUDNN_ACTIVATION_IDENTITY).map_err(failed)?,
+            relu: activation(Mode::CUDNN_ACTIVATION_RELU).map_err(failed)?,
             plans: HashMap::new(),
             refused: Vec::new(),
         })
     }
 }
 
-fn identity() -> Result<sys::cudnnActivationDescriptor_t, CudnnError> {
+fn activation(mode: Mode) -> Result<sys::cudnnActivationDescriptor_t, CudnnError> {
     let descriptor = result::create_activation_descriptor()?;
-    let mode = sys::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
     let nan = sys::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
     // SAFETY: it was just made.
     unsafe { result::set_activation_descriptor(descriptor, mode, nan, 0.0) }?;
@@ -209,7 +212,13 @@ pub fn forward(card: &Card, call: Convolve, float32: Float32, places: Places) ->
     let kind = (call, float32);
     let convolutions = convolutions(card)?;
     let mut convolutions = locked(&convolutions);
-    let (handle, identity) = (convolutions.handle, convolutions.identity);
+    let handle = convolutions.handle;
+    let activation = match call.activation {
+        Activation::None => convolutions.identity,
+        Activation::Relu => convolutions.relu,
+        // The caller applies the others.
+        _ => return Ok(false),
+    };
     let plan = match convolutions.plans.entry(kind) {
         Entry::Occupied(found) => found.into_mut(),
         Entry::Vacant(place) => place.insert(match Plan::new(handle, &kind) {
@@ -245,7 +254,7 @@ pub fn forward(card: &Card, call: Convolve, float32: Float32, places: Places) ->
             places.addend() as *const c_void,
             plan.bias,
             places.bias as *const c_void,
-            identity,
+            activation,
             plan.y,
             places.output as *mut c_void,
         )

@@ -39,6 +39,7 @@ fn number(activation: Activation) -> i32 {
         Activation::Gelu => 1,
         Activation::Silu => 2,
         Activation::QuickGelu => 3,
+        Activation::Relu => 4,
     }
 }
 

@@ -5,7 +5,8 @@ use candle_core::{DType, Result};
 use super::arrays::suffix;
 use super::calls::{Convolve, Multiply, Places};
 use super::card::{Argument, Card};
-use super::int;
+use super::{int, number};
+use crate::kernels::Activation;
 
 const MODULE: &str = "sd_conv";
 
@@ -24,6 +25,7 @@ struct Shape {
     before: i32,
     enlarge: i32,
     rows: i32,
+    activation: i32,
     wide: i32,
 }
 
@@ -50,6 +52,7 @@ pub fn convolve(card: &Card, call: &Convolve, enlarge: usize, places: Places) ->
         before: int(filter.before)?,
         enlarge: int(enlarge)?,
         rows: int(b * call.out.0 * call.out.1)?,
+        activation: number(call.activation),
         wide: i32::from(filter.inputs.is_multiple_of(8)),
     };
     // SAFETY: the map, the filter, bias, residual and output are of the shapes that `Convolution::forward` has checked.
@@ -74,6 +77,7 @@ pub fn multiply(card: &Card, product: Multiply, places: Places) -> Result<()> {
         before: 0,
         enlarge: 1,
         rows: int(product.rows)?,
+        activation: number(Activation::None),
         wide: i32::from(product.inputs.is_multiple_of(8)),
     };
     // SAFETY: the matrices are of the shapes that `Linear::forward` has checked.

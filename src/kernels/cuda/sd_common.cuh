@@ -33,13 +33,14 @@ template <class T, int N> __device__ __forceinline__ void store(T *to, const Vec
 }
 
 // As `Activation` in src/kernels/cuda/mod.rs numbers them.
-enum { NONE = 0, GELU = 1, SILU = 2, QUICK_GELU = 3 };
+enum { NONE = 0, GELU = 1, SILU = 2, QUICK_GELU = 3, RELU = 4 };
 
 __device__ __forceinline__ float activate(float x, int activation) {
     switch (activation) {
         case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
         case SILU: return x / (1.0f + expf(-x));
         case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+        case RELU: return x < 0.0f ? 0.0f : x; // what is not a number stays so
         default: return x;
     }
 }

@@ -8,6 +8,7 @@ struct ConvShape {
     int stride, before;           // zeros above and left; those below and right follow from the output's size
     int enlarge;                  // 2 where the map is read as if every value were there twice in each direction, else 1
     int rows;                     // b * out_h * out_w
+    int activation;               // of the sum of products, bias and residual
     int wide;                     // a place of the output read in 16 bytes: inputs is a multiple of 8 (sd_conv2d_tiles)
 };
 
@@ -35,7 +36,7 @@ __device__ __forceinline__ void finish(T *y, const T *bias, const T *residual, f
     const size_t at = (size_t)row * shape.outputs + output;
     if (bias) sum += to_float(bias[output]);
     if (residual) sum += to_float(residual[at]);
-    y[at] = from_float<T>(sum);
+    y[at] = from_float<T>(activate(sum, shape.activation));
 }
 
 // x (b, h, w, inputs), filter (outputs, kernel_h, kernel_w, inputs), bias (outputs) or null, residual as y or null ->

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use super::super::{Conv2d, FeatureMap, cpu, downsample, upsample};
+use super::super::{Conv2d, FeatureMap, cpu, downsample, shapes, upsample};
 use super::norm::{Norm, Sums};
 use super::{Band, Room, Size, Window};
 use crate::device::{Backend, Placement};
@@ -399,6 +399,8 @@ impl<'a> Lines<'a> for Resampled<'a> {
 pub struct Planes {
     planes: Tensor,
     placement: Placement,
+    /// What values are multiplied by, and what is added then.
+    affine: Option<(f64, f64)>,
 }
 
 impl Planes {
@@ -407,6 +409,30 @@ impl Planes {
         Self {
             planes: planes.clone(),
             placement: placement.clone(),
+            affine: None,
+        }
+    }
+
+    /// The same with every value times `factor`, plus `addend`.
+    pub fn affine(self, factor: f64, addend: f64) -> Self {
+        Self {
+            affine: Some((factor, addend)),
+            ..self
+        }
+    }
+
+    fn map(&self, planes: &Tensor) -> Result<FeatureMap> {
+        match self.affine {
+            Some(_) if self.placement.is_of_shapes() => {
+                // Of the values in between there is a copy.
+                shapes::scratch((planes.elem_count() * planes.dtype().size_in_bytes()) as u64);
+                FeatureMap::from_nchw(planes, &self.placement)
+            }
+            Some((factor, addend)) => {
+                let planes = planes.to_dtype(DType::F32)?.affine(factor, addend)?;
+                FeatureMap::from_nchw(&planes, &self.placement)
+            }
+            None => FeatureMap::from_nchw(planes, &self.placement),
         }
     }
 }
@@ -429,8 +455,7 @@ impl<'a> Lines<'a> for Planes {
 
     fn window(&self, lines: Band) -> Result<Window> {
         let planes = self.planes.narrow(2, lines.start, lines.len())?;
-        let map = FeatureMap::from_nchw(&planes, &self.placement)?;
-        Ok(Window::of(lines.start, map))
+        Ok(Window::of(lines.start, self.map(&planes)?))
     }
 
     fn release(&self, _before: usize) {}
@@ -440,6 +465,6 @@ impl<'a> Lines<'a> for Planes {
     }
 
     fn into_whole(self: Box<Self>) -> Result<(FeatureMap, bool)> {
-        Ok((FeatureMap::from_nchw(&self.planes, &self.placement)?, true))
+        Ok((self.map(&self.planes)?, true))
     }
 }

@@ -113,7 +113,7 @@ fn convolutions_of_odd_sizes_match_the_definition() {
                 .map(|(a, b)| a + f64::from(*b))
                 .collect();
             let input = Input::new(&x, b, h, w, cin);
-            let got = conv2d(&input, &conv, Some(&residual));
+            let got = conv2d(&input, &conv, Some(&residual), Act::None);
             let error = relative_error(&got, &want);
             // Winograd loses a digit against direct summation in f32, which itself is good to about 1e-6; F(6x6) somewhat more (4e-6 in
             // the mean square, 1.0e-5 at worst here).
@@ -121,6 +121,15 @@ fn convolutions_of_odd_sizes_match_the_definition() {
                 error < 2e-5,
                 "case {i} on {isa:?}: relative error {error:e}"
             );
+            // The activation comes after the residual, and changes nothing else.
+            for (act, of) in [
+                (Act::Relu, (|v| v.max(0.0)) as fn(f32) -> f32),
+                (Act::QuickGelu, |v| activate(&[v], Act::QuickGelu)[0]),
+            ] {
+                let activated: Vec<f32> = got.iter().map(|&v| of(v)).collect();
+                let got = conv2d(&input, &conv, Some(&residual), act);
+                assert!(got == activated, "case {i} with {act:?} on {isa:?}");
+            }
         }
     });
 }
@@ -137,6 +146,7 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
             (Act::Gelu, 3, 1),
             (Act::Silu, 1, 1),
             (Act::QuickGelu, 3, 2),
+            (Act::Relu, 3, 1),
         ] {
             for up in [1, 2] {
                 let weight = random(cout * c * k * k, 5);
@@ -161,6 +171,7 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
                         Act::Gelu => v / 2.0 * (1.0 + erf(v * 0.5f64.sqrt())),
                         Act::Silu => v / (1.0 + (-v).exp()),
                         Act::QuickGelu => v / (1.0 + (-1.702 * v).exp()),
+                        Act::Relu => v.max(0.0),
                     }
                 };
                 let map: Vec<f64> = (0..b * h * w * up * up * c).map(value).collect();
@@ -173,7 +184,7 @@ fn prologue_concatenation_and_upsampling_come_before_the_zero_padding() {
                 if up == 2 {
                     input = input.upsample2x();
                 }
-                let error = relative_error(&conv2d(&input, &conv, None), &want);
+                let error = relative_error(&conv2d(&input, &conv, None, Act::None), &want);
                 assert!(
                     error < 1e-5,
                     "{act:?}, kernel {k}, upsampling {up} on {isa:?}: relative error {error:e}"
@@ -243,7 +254,7 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
         let x = random(b * h * w * cin, 1);
         let weight = random(cout * cin * k * k, 2);
         let conv = PackedConv::new(&weight, None, square(cin, cout, k, stride));
-        let run = || conv2d::<f32>(&Input::new(&x, b, h, w, cin), &conv, None);
+        let run = || conv2d::<f32>(&Input::new(&x, b, h, w, cin), &conv, None, Act::None);
         let whole = with_threads(1, run);
         for threads in [2, 3, 16] {
             assert!(
@@ -253,7 +264,8 @@ fn convolutions_are_the_same_for_any_thread_count_and_place_in_a_batch() {
         }
         let n = h * w * cin;
         for (i, part) in whole.chunks(whole.len() / b).enumerate() {
-            let alone: Vec<f32> = conv2d(&Input::new(&x[i * n..][..n], 1, h, w, cin), &conv, None);
+            let input = Input::new(&x[i * n..][..n], 1, h, w, cin);
+            let alone: Vec<f32> = conv2d(&input, &conv, None, Act::None);
             assert!(part == alone, "{h}x{w} kernel {k}, item {i}");
         }
     }
@@ -311,11 +323,13 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
                     }
                     run(&input)
                 };
-            let want = input(0, &[&x1], &[&x2], &|input| conv2d(input, &conv, None));
+            let want = input(0, &[&x1], &[&x2], &|input| {
+                conv2d(input, &conv, None, Act::None)
+            });
             let (oh, _) = filter.output_size(h * up, w * up);
             let residual = random(want.len(), 6);
             let with_residual = input(0, &[&x1], &[&x2], &|input| {
-                conv2d(input, &conv, Some(&residual))
+                conv2d(input, &conv, Some(&residual), Act::Relu)
             });
             for (start, end) in [(0, 12), (12, 24), (24, oh), (0, oh), (12, oh.min(30))] {
                 let lines = start..end;
@@ -334,7 +348,7 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
                     p2.iter().map(|p| &p[..]).collect(),
                 );
                 let got = input(there.start, &p1, &p2, &|input| {
-                    conv2d_lines(input, &conv, None, lines.clone())
+                    conv2d_lines(input, &conv, None, Act::None, lines.clone())
                 });
                 assert_eq!(
                     got,
@@ -343,7 +357,7 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
                 );
                 let residual = lines_of(&residual, (b, oh), lines.clone());
                 let got = input(there.start, &p1, &p2, &|input| {
-                    conv2d_lines(input, &conv, Some(&residual), lines.clone())
+                    conv2d_lines(input, &conv, Some(&residual), Act::Relu, lines.clone())
                 });
                 assert_eq!(got, lines_of(&with_residual, (b, oh), lines.clone()));
             }

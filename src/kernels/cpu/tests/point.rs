@@ -38,13 +38,15 @@ fn activations_match_their_definitions() {
             4e-6,
         );
         assert!(quick < 1e-7, "quick gelu on {isa:?}: {quick:e}");
+        let relu = excess(&activate(&x, Act::Relu), &want(|x| x.max(0.0)), 0.0);
+        assert!(relu == 0.0, "relu on {isa:?}: {relu:e}");
     });
 }
 
 #[test]
 fn activations_keep_nan_and_the_ends_of_the_line() {
     on_each_isa(|isa| {
-        for act in [Act::Gelu, Act::Silu, Act::QuickGelu] {
+        for act in [Act::Gelu, Act::Silu, Act::QuickGelu, Act::Relu] {
             let y = activate(&[f32::NAN, f32::INFINITY, -100.0, 0.0, 50.0], act);
             assert!(
                 y[0].is_nan()

@@ -165,12 +165,14 @@ fn convolutions<V: Value>() {
         let residual = kept::<V>(b * oh * ow * cout, 7);
         let wide_residual: Vec<f32> = residual.iter().map(|x| x.widen()).collect();
         let what = format!("{h}x{w} of {c} to {cout}, side {k}, stride {stride}");
-        let got = conv2d(&input, &conv, Some(&residual));
-        let want = conv2d(&wide, &exact, Some(&wide_residual));
-        assert_rounded_once::<V>(&what, &got, &want);
+        for act in [Act::None, Act::Relu] {
+            let got = conv2d(&input, &conv, Some(&residual), act);
+            let want = conv2d(&wide, &exact, Some(&wide_residual), act);
+            assert_rounded_once::<V>(&format!("{what}, {act:?}"), &got, &want);
+        }
         // A network's last convolution writes float32.
-        let last: Vec<f32> = conv2d(&input, &conv, None);
-        let want = conv2d::<f32>(&wide, &exact, None);
+        let last: Vec<f32> = conv2d(&input, &conv, None, Act::None);
+        let want = conv2d::<f32>(&wide, &exact, None, Act::None);
         let error = relative_error(&last, &to_f64(&want));
         let in_pairs = conv.in_pairs() && Isa::current().multiplies_pairs();
         assert!(
@@ -179,8 +181,8 @@ fn convolutions<V: Value>() {
         );
         let lines = 4..oh.min(9);
         if !lines.is_empty() {
-            let part: Vec<V> = conv2d_lines(&input, &conv, None, lines.clone());
-            let whole: Vec<V> = conv2d(&input, &conv, None);
+            let part: Vec<V> = conv2d_lines(&input, &conv, None, Act::None, lines.clone());
+            let whole: Vec<V> = conv2d(&input, &conv, None, Act::None);
             let line = ow * cout;
             for item in 0..b {
                 let of_whole = &whole[(item * oh + lines.start) * line..][..lines.len() * line];
