@@ -177,7 +177,7 @@ fn convolutions<V: Value>() {
             error <= if in_pairs { OF_PAIRS } else { 0.0 },
             "{what} in float32: {error:e}"
         );
-        let lines = 4..oh.min(9);
+        let lines = CONV_LINES..oh.min(31);
         if !lines.is_empty() {
             let part: Vec<V> = conv2d_lines(&input, &conv, None, lines.clone());
             let whole: Vec<V> = conv2d(&input, &conv, None);
