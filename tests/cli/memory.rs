@@ -114,3 +114,26 @@ fn a_dry_run_says_how_each_stage_keeps_its_maps() {
         ran.text()
     );
 }
+
+#[test]
+fn any_number_of_threads_makes_the_same_picture() {
+    let folder = folder_of(&[("in.png", 70, 40)]);
+    let made = |threads: &str| {
+        let mut command = small(
+            folder.path(),
+            "in.png -s 2 --overwrite -o out.bmp --threads",
+        );
+        command.arg(threads).env_remove("RAYON_NUM_THREADS");
+        finish(command, b"").ends_in(0);
+        fs::read(folder.path().join("out.bmp")).unwrap()
+    };
+    let one = made("1");
+    for threads in ["2", "16", "64"] {
+        assert!(made(threads) == one, "{threads} threads");
+    }
+    for wrong in ["0", "1025", "two"] {
+        let mut command = small(folder.path(), "in.png -o out.bmp --threads");
+        command.arg(wrong);
+        finish(command, b"").ends_in(2).says(&["--threads"]);
+    }
+}

@@ -98,6 +98,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
 
+    /// CPU threads [default: all that the machine lends, or RAYON_NUM_THREADS]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    pub threads: Option<u16>,
+
     /// The most memory to take, such as 8GB or 600MiB; the picture stays the same [default: what is free]
     #[arg(long, value_name = "SIZE", value_parser = memory_size::parse, help_heading = "Model")]
     pub max_memory: Option<u64>,

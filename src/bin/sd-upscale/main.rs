@@ -63,15 +63,16 @@ fn done(args: args::Args) -> Result<ExitCode> {
     }
     if let Some(choice) = &args.check_device {
         Isa::chosen().map_err(UsageError)?;
-        threads::start_pool()?;
+        threads::start_pool(args.threads)?;
         return check_device::check(choice, args.json);
     }
+    let count = args.threads;
     let job = job::Job::try_from(args)?;
     ensure!(
         !(job.writes_to_stdout() && signals::stdout_was_closed()),
         "standard output is closed: give -o a file, or open it"
     );
     Isa::chosen().map_err(UsageError)?;
-    threads::start_pool()?;
+    threads::start_pool(count)?;
     run::run(job)
 }

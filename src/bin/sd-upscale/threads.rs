@@ -66,13 +66,17 @@ pub fn start(
     Ok(())
 }
 
-/// Starts the threads that share the computing.
+/// Starts the threads that share the computing, `count` of them; where that is not said as many as rayon finds fit.
 ///
 /// # Errors
 /// The system gives no more threads.
-pub fn start_pool() -> Result<()> {
-    rayon::ThreadPoolBuilder::new().build_global().context(
-        "the system gives no more threads for computing: raise its limit (ulimit -u), or set RAYON_NUM_THREADS to fewer",
+pub fn start_pool(count: Option<u16>) -> Result<()> {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(count) = count {
+        pool = pool.num_threads(count.into());
+    }
+    pool.build_global().context(
+        "the system gives no more threads for computing: raise its limit (ulimit -u), or say --threads with fewer",
     )
 }
 

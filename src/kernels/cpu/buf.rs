@@ -10,8 +10,13 @@ use super::values::{AnyPtr, Precision, Value, Values};
 /// over a large map a good part of its time.
 const HUGE: usize = 2 << 20;
 
-/// Values of scratch kept between calls: 96 MB.
-const KEPT: usize = 24 << 20;
+/// Bytes of scratch kept between calls: what a task of each thread takes at most, or 96 MB for a few of them. Were it less, threads
+/// would evict each other's and fill new pages for every task.
+fn kept() -> usize {
+    const OF_A_THREAD: usize = 12 << 20;
+    const LEAST: usize = 96 << 20;
+    LEAST.max(OF_A_THREAD * rayon::current_num_threads())
+}
 
 /// A fixed-size buffer of numbers, aligned to a cache line (to a huge page where it is large).
 ///
@@ -105,8 +110,10 @@ impl Drop for Scratch {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         pool.extend(self.0.take());
         // The oldest go first, so that sizes no longer in use do not pile up.
-        let count = 6 * rayon::current_num_threads() + 4;
-        while pool.len() > count || pool.iter().map(|b| b.len).sum::<usize>() > KEPT {
+        let (count, kept) = (6 * rayon::current_num_threads() + 4, kept());
+        while pool.len() > count
+            || pool.iter().map(|b| b.len).sum::<usize>() * size_of::<f32>() > kept
+        {
             pool.remove(0);
         }
     }

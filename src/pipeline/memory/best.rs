@@ -9,8 +9,14 @@ use super::stage_plan::{StagePlan, TooLittle};
 use crate::networks::{Counted, Limits, Room, counted};
 use crate::pipeline::Stage;
 
-/// What the CPU kernels keep for their own use between calls (`kernels::cpu`'s pool), and what a call takes beside it.
-const SCRATCH: u64 = 120_000_000;
+/// What the CPU kernels keep for their own use between calls (`kernels::cpu`'s pool, which grows with the threads), and what a call takes
+/// beside it.
+fn scratch() -> u64 {
+    const LEAST: u64 = 120_000_000;
+    const OF_A_THREAD: u64 = 15_000_000;
+    LEAST.max(OF_A_THREAD * rayon::current_num_threads() as u64)
+}
+
 /// Bytes of a band, from what costs no time to the least. Larger ones gain nothing on the CPU, whose caches are far smaller.
 const BANDS: [u64; 3] = [64 << 20, 16 << 20, 4 << 20];
 /// The largest maps between two convolutions whose recomputation is considered.
@@ -129,7 +135,7 @@ impl Subject<'_> {
 
     /// What it takes beside its maps, and beside `others` bytes.
     fn fixed(&self, others: u64) -> u64 {
-        others + self.weights + if self.on_card { 0 } else { SCRATCH }
+        others + self.weights + if self.on_card { 0 } else { scratch() }
     }
 
     /// The plan that costs nothing, the first of the bands and everything kept, beside nothing else.
