@@ -14,6 +14,20 @@ use super::values::{AnyMut, Value, Values};
 use super::winograd;
 
 impl PackedConv {
+    /// Multiplications and additions that the algorithm does which is used for an input (h, w), those of transforms aside.
+    pub fn work(&self, h: usize, w: usize) -> f64 {
+        let (oh, ow) = self.output_size(h, w);
+        let weights = (self.filter.inputs * self.filter.outputs) as f64;
+        let products = if winograd::applies(self) {
+            let scheme = winograd::scheme(self, h, w);
+            let side = scheme.out();
+            scheme.points() * oh.div_ceil(side) * ow.div_ceil(side)
+        } else {
+            self.filter.taps() * oh * ow
+        };
+        2.0 * weights * products as f64
+    }
+
     /// The lines of an input (h, w) that lines of the output are computed from: those that the filter covers there, and what its
     /// tiles reach over besides.
     pub fn reach(&self, lines: &Range<usize>, h: usize, w: usize) -> Range<usize> {

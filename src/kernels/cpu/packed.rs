@@ -10,7 +10,6 @@ use super::buf::{Aligned, Shared};
 use super::micro::{NB, SLAB};
 use super::simd::Isa;
 use super::values::{AnyMut, AnyPtr, Precision, Value, Values, narrow};
-use super::winograd;
 
 /// What a convolution is, apart from its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,20 +204,6 @@ impl PackedConv {
     /// [`Filter::output_size`].
     pub fn output_size(&self, h: usize, w: usize) -> (usize, usize) {
         self.filter.output_size(h, w)
-    }
-
-    /// Multiplications and additions that the algorithm does which is used for an input (h, w), those of transforms aside.
-    pub fn work(&self, h: usize, w: usize) -> f64 {
-        let (oh, ow) = self.output_size(h, w);
-        let weights = (self.filter.inputs * self.filter.outputs) as f64;
-        let products = if winograd::applies(self) {
-            let scheme = winograd::scheme(self, h, w);
-            let side = scheme.out();
-            scheme.points() * oh.div_ceil(side) * ow.div_ceil(side)
-        } else {
-            self.filter.taps() * oh * ow
-        };
-        2.0 * weights * products as f64
     }
 
     pub(super) fn panel_count(&self) -> usize {
