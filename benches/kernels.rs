@@ -83,6 +83,8 @@ fn main() {
     bench.linear(4096, 3456, 384);
     bench.linear(77, 768, 3072);
     bench.linear(1, 768, 768);
+    bench.pack(768, 768, 3);
+    bench.pack(768, 768, 1);
     bench.point();
 }
 
@@ -207,6 +209,20 @@ impl Bench {
                 ));
             },
         );
+    }
+
+    /// What loading does with each layer's weights.
+    fn pack(&mut self, cin: usize, cout: usize, k: usize) {
+        let filter = Filter {
+            height: k,
+            width: k,
+            padding: Padding::all(k / 2),
+            ..Filter::linear(cin, cout)
+        };
+        let weight = vec![0.01; cin * cout * k * k];
+        self.run(&format!("pack {k}x{k} {cin}->{cout}"), 0.0, |_| {
+            black_box(PackedConv::new(&weight, None, filter));
+        });
     }
 
     fn point(&mut self) {

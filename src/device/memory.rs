@@ -4,14 +4,14 @@ mod groups;
 #[cfg(target_os = "linux")]
 mod reuse;
 
+/// The system's allocator, where the program has none of its own.
+#[cfg(not(target_os = "linux"))]
+pub use std::alloc::System as Reuse;
 use std::fs;
 use std::path::Path;
 
 #[cfg(target_os = "linux")]
 pub use self::reuse::Reuse;
-/// The system's allocator, where the program has none of its own.
-#[cfg(not(target_os = "linux"))]
-pub use std::alloc::System as Reuse;
 
 /// In bytes; None where the system does not tell, as all but Linux.
 pub fn free() -> Option<u64> {

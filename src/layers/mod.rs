@@ -616,7 +616,7 @@ impl Conv2d {
     ) -> Result<FeatureMap> {
         let upsampled = matches!(reading, BandReading::Upsampled);
         let of = self.output_size(size, upsampled);
-        shapes::convolution(&self.shape, Size { h: lines, ..of }, upsampled);
+        shapes::convolution(&self.shape, (of.b, lines, of.w), upsampled);
         let Some(piece) = window.pieces.first() else {
             bail!("a window of no lines");
         };
@@ -702,7 +702,7 @@ impl Conv2d {
                 let size = x.size()?;
                 let upsampled = matches!(reading, Reading::Upsampled);
                 let of = self.output_size(size, upsampled);
-                shapes::convolution(&self.shape, of, upsampled);
+                shapes::convolution(&self.shape, (of.b, of.h, of.w), upsampled);
                 if x.backend == (Backend::Shapes { card: true }) {
                     // A card reads what is normed, or enlarged, from a map of its own.
                     shapes::scratch(match reading {

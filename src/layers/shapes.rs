@@ -7,7 +7,6 @@ use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use super::ConvShape;
-use super::bands::Size;
 use crate::device::Placement;
 
 /// What layers without values have counted.
@@ -121,15 +120,15 @@ pub fn weights(values: usize, placement: &Placement) {
     count(|counted| counted.weights += bytes as u64);
 }
 
-/// A convolution whose output has this size.
-pub fn convolution(shape: &ConvShape, of: Size, upsampled: bool) {
+/// A convolution whose output is (b, h, w, outputs).
+pub fn convolution(shape: &ConvShape, (b, h, w): (usize, usize, usize), upsampled: bool) {
     let weights: usize = shape.weight().iter().product();
-    let positions = of.b * of.h * of.w;
+    let positions = b * h * w;
     count(|counted| counted.convolutions += 2.0 * weights as f64 * positions as f64);
     note(Work::Convolution {
-        b: of.b,
-        h: of.h,
-        w: of.w,
+        b,
+        h,
+        w,
         inputs: shape.inputs,
         outputs: shape.outputs,
         kernel: shape.kernel,

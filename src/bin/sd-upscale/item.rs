@@ -4,13 +4,21 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use sd_upscale::latents::{Latents, Scale};
-use sd_upscale::picture::Picture;
+use sd_upscale::picture::{Format, Picture};
 use sd_upscale::plan::{Source, Written};
 use sd_upscale::{Enlargement, Settings};
 
 use crate::job::Job;
 use crate::preview::Preview;
 use crate::report::{Outcome, Status};
+
+/// Of a picture beside an output: in the format of the result; PNG beside latents.
+pub fn picture_format(kind: Written) -> Format {
+    match kind {
+        Written::Image(format) => format,
+        Written::Safetensors | Written::ComfyLatent => Format::Png,
+    }
+}
 
 /// Where a result goes.
 #[derive(Clone, Debug)]

@@ -75,7 +75,7 @@ impl TryFrom<Args> for Job {
         let warnings = without_effect(&args);
         let output = args.output.map(Output::from);
         let to_stdout = output == Some(Output::Stdout);
-        if args.json && output == Some(Output::Stdout) {
+        if args.json && to_stdout {
             return Err(UsageError(
                 "--json and -o - both write to standard output: give -o a file".into(),
             ));

@@ -16,7 +16,7 @@ use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
 
 use crate::args::ColorFix;
 use crate::existing;
-use crate::item::{Content, Item, Place, Size};
+use crate::item::{Content, Item, Place, Size, picture_format};
 use crate::job::Job;
 use crate::model::{Facts, Model, NoModel};
 use crate::open_files::OpenFiles;
@@ -427,14 +427,6 @@ fn beside(output: &Path, what: &str, kind: Written) -> PathBuf {
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
     let extension = picture_format(kind).extension();
     output.with_file_name(format!("{stem}-{what}.{extension}"))
-}
-
-/// Of a picture beside an output: in the format of the result; PNG beside latents.
-pub fn picture_format(kind: Written) -> Format {
-    match kind {
-        Written::Image(format) => format,
-        Written::Safetensors | Written::ComfyLatent => Format::Png,
-    }
 }
 
 fn kind_and_place(

@@ -16,11 +16,10 @@ use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, Pixels, Settings};
 
 use crate::args::ColorFix;
-use crate::item::{Content, Item, LatentForm, Place, Size};
+use crate::item::{Content, Item, LatentForm, Place, Size, picture_format};
 use crate::job::Job;
 use crate::open_files::{OpenFile, OpenFiles};
 use crate::parcel::{Handed, Parcel};
-use crate::read::picture_format;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 

@@ -3,15 +3,12 @@
 //! Both products run on the GEMM register tile. Keys and values are packed into its panels once; a task then takes a block of
 //! queries of one head through all blocks of keys.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::act::exp;
 use super::buf::{Scratch, Shared, filled};
-use half::bf16;
-
-use super::micro::{
-    Dst, NB, SLAB, panel, panel_of_pairs, place_of_pairs, rows_per_panel, size_of_pairs,
-};
+use super::micro::{Dst, NB, SLAB, panel_of, place_of_pairs, rows_per_panel, size_of_pairs};
 use super::simd::{Isa, Simd, isa_fn};
 use super::values::{AnyMut, AnyPtr, Precision, Value, Values, narrow, widen, with_type};
 
@@ -255,28 +252,6 @@ impl Task {
     }
 
     /// # Safety
-    /// That of [`panel`], or [`panel_of_pairs`] where the operands are in pairs.
-    unsafe fn product(
-        &self,
-        rows: usize,
-        cols: usize,
-        k: usize,
-        a: *const f32,
-        r: usize,
-        b: *const f32,
-        dst: Dst,
-    ) {
-        // SAFETY: the caller's promise; operands are in pairs only where the machine multiplies them.
-        unsafe {
-            if self.in_pairs {
-                panel_of_pairs(rows, cols, k, a, r, b, dst)
-            } else {
-                panel(self.isa, rows, cols, k, a, r, b, dst)
-            }
-        }
-    }
-
-    /// # Safety
     /// `kp` and `vp` hold the head's panels of keys and values, all `nk`; `q` is (b, nq, heads * d), `out` has room for as
     /// much, and nobody else uses this task's queries of this head there.
     unsafe fn run(&self, q: Values, kp: *const f32, vp: *const f32, out: AnyMut) {
@@ -346,7 +321,9 @@ impl Task {
                     let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * k));
                     // SAFETY: `a` is the panel of queries packed above, `b` that of NB keys; `p` has room for a block of keys
                     // rounded up to a panel, as KEYS is a multiple of NB.
-                    unsafe { self.product(rows, NB.min(keys - j), k, a, r, b, dst) };
+                    unsafe {
+                        panel_of(self.in_pairs, isa, rows, NB.min(keys - j), k, a, r, b, dst)
+                    };
                 }
                 for m in 0..rows {
                     let query = g * r + m;
@@ -399,7 +376,19 @@ impl Task {
                     let (b, k) = (vp.wrapping_add(row * NB), self.steps(keys));
                     // SAFETY: `a` is the panel of this block's weights, zero where a key is not seen; `b` the rows of the
                     // block's values; `os` has a panel (n, NB) for each NB columns, numbers in it after the first block.
-                    unsafe { self.product(r.min(n - g * r), NB.min(d - j), k, a, r, b, dst) };
+                    unsafe {
+                        panel_of(
+                            self.in_pairs,
+                            isa,
+                            r.min(n - g * r),
+                            NB.min(d - j),
+                            k,
+                            a,
+                            r,
+                            b,
+                            dst,
+                        )
+                    };
                 }
             }
         }

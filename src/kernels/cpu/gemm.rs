@@ -1,16 +1,14 @@
 //! Matrix products with packed weights: the driver behind linear layers, 1x1 convolutions and every convolution that is
 //! not done by Winograd's algorithm (as a sum over the kernel's taps, rows gathered tap by tap).
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::act::{Act, PointFn, with_act};
 use super::buf::{Scratch, from_or_null};
-use half::bf16;
-
-use super::micro::{
-    Dst, NB, SLAB, pair_panel, panel, panel_of_pairs, rows_per_panel, size_of_pairs,
-};
+use super::micro::{Dst, NB, SLAB, pair_panel, panel_of, rows_per_panel, size_of_pairs};
 use super::packed::PackedConv;
+use super::scalar::Scalar;
 use super::simd::{Isa, Simd, isa_fn};
 use super::values::{AnyMut, AnyPtr, Precision, Value, Values, widen, with_type};
 
@@ -192,13 +190,11 @@ pub(super) unsafe fn product(
                             // `dst` lies in the task's scratch, which the first round (nothing added) fills.
                             unsafe {
                                 let cols = weight.panel_cols(nb);
-                                match pairs {
-                                    Some(pairs) => {
-                                        let (k, a) = ((c1 - c0).div_ceil(2), paired(row, pairs));
-                                        panel_of_pairs(n, cols, k, a, per_panel, b, dst);
-                                    }
-                                    None => panel(isa, n, cols, c1 - c0, a, per_panel, b, dst),
-                                }
+                                let (k, a) = match pairs {
+                                    Some(pairs) => ((c1 - c0).div_ceil(2), paired(row, pairs)),
+                                    None => (c1 - c0, a),
+                                };
+                                panel_of(pairs.is_some(), isa, n, cols, k, a, per_panel, b, dst);
                             };
                         });
                         if one {

@@ -212,6 +212,31 @@ pub(super) unsafe fn panel_of_pairs(
     }
 }
 
+/// [`panel_of_pairs`] where operands are `in_pairs`, else [`panel`].
+///
+/// # Safety
+/// That of the one that runs.
+pub(super) unsafe fn panel_of(
+    in_pairs: bool,
+    isa: Isa,
+    rows: usize,
+    cols: usize,
+    k: usize,
+    a: *const f32,
+    r: usize,
+    b: *const f32,
+    dst: Dst,
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        if in_pairs {
+            panel_of_pairs(rows, cols, k, a, r, b, dst)
+        } else {
+            panel(isa, rows, cols, k, a, r, b, dst)
+        }
+    }
+}
+
 /// Channels of a slab of pairs.
 const PAIRS_SLAB: usize = 2 * SLAB;
 

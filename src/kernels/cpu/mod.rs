@@ -24,6 +24,7 @@ mod micro;
 mod norm;
 mod packed;
 mod resample;
+mod scalar;
 mod simd;
 mod transform;
 mod values;

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::buf::{Aligned, Shared};
 use super::micro::{NB, SLAB};
@@ -248,24 +247,6 @@ fn rows_of(filter: Filter, in_pairs: bool) -> usize {
     filter.inputs.next_multiple_of(if in_pairs { 2 } else { 1 })
 }
 
-/// Writes `from` (channels, TAPS), of output `j`, to its places in `block` (TAPS, [`SLAB`], [`NB`]).
-#[inline(always)]
-fn scatter<const TAPS: usize>(
-    from: &[f32],
-    j: usize,
-    place: &impl Fn(usize, usize) -> usize,
-    block: &mut [f32],
-) {
-    let (channels, _) = from.as_chunks::<TAPS>();
-    assert!(block.len() >= TAPS * SLAB * NB && channels.len() <= SLAB && j < NB);
-    for (c, taps) in channels.iter().enumerate() {
-        let at = place(c, j);
-        for (tap, &x) in taps.iter().enumerate() {
-            block[tap * SLAB * NB + at] = x;
-        }
-    }
-}
-
 /// Packs panel `nb` of `weight`: (taps, inputs, NB) at `to`.
 ///
 /// # Safety
@@ -291,15 +272,17 @@ unsafe fn pack_panel(weight: &[f32], filter: Filter, in_pairs: bool, nb: usize, 
             block.fill(0.0);
         }
         for j in 0..columns {
-            let from = &weight[((nb * NB + j) * inputs + c0) * taps..][..(c1 - c0) * taps];
-            if taps == 9 {
-                // With a number of taps that the compiler knows it takes a third of the time.
-                scatter::<9>(from, j, &place, &mut block);
-            } else if taps == 1 {
-                scatter::<1>(from, j, &place, &mut block);
-            } else {
-                for (i, &x) in from.iter().enumerate() {
-                    block[i % taps * SLAB * NB + place(i / taps, j)] = x;
+            let channels = &weight[((nb * NB + j) * inputs + c0) * taps..][..(c1 - c0) * taps];
+            if taps == 1 {
+                // Without a loop over the taps: 768 -> 768 in 0.12 ms, with it 0.6.
+                for (c, &x) in channels.iter().enumerate() {
+                    block[place(c, j)] = x;
+                }
+                continue;
+            }
+            for (c, taps) in channels.chunks_exact(taps).enumerate() {
+                for (tap, &x) in taps.iter().enumerate() {
+                    block[tap * SLAB * NB + place(c, j)] = x;
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::values::Value;
+use super::scalar::Scalar;
 
 /// An instruction set that the kernels are compiled for. A value is proof that the machine has it: only
 /// [`Isa::available`] makes them.
@@ -280,7 +280,7 @@ pub trait Simd: Copy {
 /// # Safety
 /// The machine has the instruction set; a vector's values can be read at `p`.
 #[inline(always)]
-unsafe fn load_each<S: Simd, V: Value>(p: *const V) -> S {
+unsafe fn load_each<S: Simd, V: Scalar>(p: *const V) -> S {
     let mut t = [0f32; MOST_LANES];
     // SAFETY: the caller answers for the values at `p`, `t` has room for a vector.
     unsafe {
@@ -296,7 +296,7 @@ unsafe fn load_each<S: Simd, V: Value>(p: *const V) -> S {
 /// # Safety
 /// A vector's values can be written at `p`.
 #[inline(always)]
-unsafe fn store_each<S: Simd, V: Value>(x: S, p: *mut V) {
+unsafe fn store_each<S: Simd, V: Scalar>(x: S, p: *mut V) {
     let t = x.to_array();
     for (i, &x) in t.iter().enumerate().take(S::LANES) {
         // SAFETY: the caller's promise.

@@ -254,14 +254,15 @@ unsafe fn weights_by<S: Simd, T: Transform, V: Value>(
         for c in 0..n {
             for v in (0..cols.next_multiple_of(16)).step_by(S::LANES) {
                 let at = c * NB + v;
-                let mut rows = [[S::splat(0.0); 3]; MOST];
-                for x in 0..3 {
-                    let g = |y: usize| V::load::<S>(taps.add((y * 3 + x) * tap_stride + at));
+                let mut rows = [[S::splat(0.0); MOST]; MOST];
+                unrolled!(X < 3 => {
+                    let g = |y: usize| V::load::<S>(taps.add((y * 3 + X) * tap_stride + at));
                     let t = T::weight([g(0), g(1), g(2)]);
-                    unrolled!(I < T::IN => rows[I][x] = t[I]);
-                }
+                    unrolled!(I < T::IN => rows[I][X] = t[I]);
+                });
                 unrolled!(I < T::IN => {
-                    let t = T::weight(rows[I]);
+                    let [left, middle, right, ..] = rows[I];
+                    let t = T::weight([left, middle, right]);
                     unrolled!(J < T::IN => t[J].store(u.add((I * T::IN + J) * point_stride + at)));
                 });
             }

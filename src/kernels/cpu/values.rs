@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::scalar::Scalar;
 use super::simd::{MOST_LANES, Simd, isa_fn};
 
 /// A type that values are kept in.
@@ -29,15 +30,9 @@ impl Precision {
 }
 
 /// A number as it is kept in memory.
-pub trait Value: Copy + Default + Send + Sync + 'static {
+pub trait Value: Scalar + Default + Send + Sync + 'static {
     /// Which one it is.
     const PRECISION: Precision;
-
-    /// Exact.
-    fn widen(self) -> f32;
-
-    /// The nearest; NaN stays NaN.
-    fn narrow(x: f32) -> Self;
 
     /// A slice of them, for kernels that are told at run time.
     fn values(slice: &[Self]) -> Values<'_>;
@@ -95,16 +90,6 @@ pub trait Value: Copy + Default + Send + Sync + 'static {
 impl Value for f32 {
     const PRECISION: Precision = Precision::F32;
 
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        x
-    }
-
     fn values(slice: &[Self]) -> Values<'_> {
         Values::F32(slice)
     }
@@ -141,112 +126,40 @@ impl Value for f32 {
     }
 }
 
-impl Value for bf16 {
-    const PRECISION: Precision = Precision::Bf16;
+/// A type of 16 bits, for which vectors have loads and stores of its own.
+macro_rules! half_value {
+    ($type:ident, $variant:ident, $load:ident, $store:ident) => {
+        impl Value for $type {
+            const PRECISION: Precision = Precision::$variant;
 
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
+            fn values(slice: &[Self]) -> Values<'_> {
+                Values::$variant(slice)
+            }
 
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-        // A NaN, whose mantissa may lie in what is cut off, becomes a quiet one.
-        let bits = if x.is_nan() {
-            bits | 0x0040_0000
-        } else {
-            rounded
-        };
-        Self::from_bits((bits >> 16) as u16)
-    }
+            fn of_values(values: Values<'_>) -> Option<&[Self]> {
+                match values {
+                    Values::$variant(slice) => Some(slice),
+                    _ => None,
+                }
+            }
 
-    fn values(slice: &[Self]) -> Values<'_> {
-        Values::Bf16(slice)
-    }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(p: *const Self) -> S {
+                // SAFETY: the caller's promise is the same.
+                unsafe { S::$load(p) }
+            }
 
-    fn of_values(values: Values<'_>) -> Option<&[Self]> {
-        match values {
-            Values::Bf16(slice) => Some(slice),
-            _ => None,
+            #[inline(always)]
+            unsafe fn store<S: Simd>(x: S, p: *mut Self) {
+                // SAFETY: as above.
+                unsafe { x.$store(p) }
+            }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S {
-        // SAFETY: the caller's promise is the same.
-        unsafe { S::load_bf16(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<S: Simd>(x: S, p: *mut Self) {
-        // SAFETY: as above.
-        unsafe { x.store_bf16(p) }
-    }
+    };
 }
 
-impl Value for f16 {
-    const PRECISION: Precision = Precision::F16;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        const INFINITY: u32 = 0x0f80_0000;
-        let bits = u32::from(self.to_bits());
-        let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
-        // The exponents' biases differ by 112; a multiplication, not an addition to the bits, is right for subnormal numbers too.
-        let finite = (f32::from_bits(magnitude) * 2f32.powi(112)).to_bits();
-        let quiet = if magnitude > INFINITY { 0x0040_0000 } else { 0 };
-        let magnitude = if magnitude < INFINITY {
-            finite
-        } else {
-            magnitude | 0x7f80_0000 | quiet
-        };
-        f32::from_bits(sign | magnitude)
-    }
-
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        let bits = x.to_bits();
-        let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
-        let half = if magnitude > 0x7f80_0000 {
-            // A quiet NaN with what fits of its mantissa.
-            0x7e00 | (magnitude >> 13 & 0x03ff)
-        } else if magnitude >= 0x4780_0000 {
-            // From 65536 on.
-            0x7c00
-        } else if magnitude < 0x3880_0000 {
-            // Below 2^-14: numbers beside 0.5 are as far apart as subnormal ones.
-            (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits()
-        } else {
-            (magnitude - (112 << 23) + 0x0fff + (magnitude >> 13 & 1)) >> 13
-        };
-        Self::from_bits((sign | half) as u16)
-    }
-
-    fn values(slice: &[Self]) -> Values<'_> {
-        Values::F16(slice)
-    }
-
-    fn of_values(values: Values<'_>) -> Option<&[Self]> {
-        match values {
-            Values::F16(slice) => Some(slice),
-            _ => None,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S {
-        // SAFETY: the caller's promise is the same.
-        unsafe { S::load_f16(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<S: Simd>(x: S, p: *mut Self) {
-        // SAFETY: as above.
-        unsafe { x.store_f16(p) }
-    }
-}
+half_value!(bf16, Bf16, load_bf16, store_bf16);
+half_value!(f16, F16, load_f16, store_f16);
 
 /// Values of any type.
 #[derive(Clone, Copy)]
