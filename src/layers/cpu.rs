@@ -10,7 +10,8 @@ use super::bands::{Band, BandReading, Known, Size, Window};
 use super::{Activation, ConvShape, FeatureMap, Mask, NormAct, Padding, Reading};
 use crate::kernels::cpu as kernels;
 use crate::kernels::cpu::{
-    AttentionShape, Filter, GroupSums, Input, PackedConv, Precision, Prologue, Value, Values,
+    AttentionShape, Elsewhere, Filter, GroupSums, Input, LinearInPlace, PackedConv, Precision,
+    Prologue, Value, Values,
 };
 pub use crate::kernels::cpu::{downsample_reach, upsample_reach};
 
@@ -141,8 +142,17 @@ pub fn pack_conv(
     shape: &ConvShape,
     dtype: DType,
 ) -> Result<PackedConv> {
+    let filter = filter(shape);
+    Ok(PackedConv::kept_as(precision(dtype)?, weight, bias, filter))
+}
+
+pub fn conv_in_place(weight: Elsewhere, bias: Option<&[f32]>, shape: &ConvShape) -> PackedConv {
+    PackedConv::in_place(weight, bias, filter(shape))
+}
+
+pub fn filter(shape: &ConvShape) -> Filter {
     let Padding { before, after } = shape.padding;
-    let filter = Filter {
+    Filter {
         inputs: shape.inputs,
         outputs: shape.outputs,
         height: shape.kernel,
@@ -154,8 +164,22 @@ pub fn pack_conv(
             left: before,
             right: after,
         },
-    };
-    Ok(PackedConv::kept_as(precision(dtype)?, weight, bias, filter))
+    }
+}
+
+pub fn linear_in_place(
+    x: &Tensor,
+    layer: &LinearInPlace,
+    outputs: usize,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let held = Held::of(x)?;
+    let residual = residual.map(Held::of).transpose()?;
+    let residual = residual.as_ref().map(Held::typed::<f32>).transpose()?;
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    shape.push(outputs);
+    tensor(layer.forward(held.typed::<f32>()?, residual), shape)
 }
 
 pub fn linear(

@@ -14,6 +14,7 @@ pub mod shapes;
 mod stock;
 
 use std::ops::Deref;
+use std::slice;
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
@@ -23,7 +24,7 @@ pub use self::modulation::{Modulated, Modulations, Replay, ScaleShift};
 pub use self::sampling::{Sampling, guide, time_features};
 use crate::device::{Backend, Placement};
 pub use crate::kernels::Activation;
-use crate::kernels::cpu::PackedConv;
+use crate::kernels::cpu::{Elsewhere, LinearInPlace, PackedConv};
 use crate::model::Weights;
 
 /// A batch of feature maps; logically (b, c, h, w), in memory as the operations of its device want it.
@@ -199,6 +200,7 @@ pub struct Linear {
 enum LinearWeights {
     Shapes,
     Packed(PackedConv),
+    InPlace(LinearInPlace),
     Card(cuda::Linear),
     Stock {
         weight: Tensor,
@@ -232,6 +234,56 @@ impl Linear {
         Self::from_values(inputs, outputs, &weight, None, w.placement())
     }
 
+    /// The same as [`new`](Self::new) for a layer that is given few rows, or is used once: its weights stay in the file where the placement
+    /// allows it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_few_rows(inputs: usize, outputs: usize, w: &Weights) -> Result<Self> {
+        Self::joined_of_few_rows(inputs, &[outputs], slice::from_ref(w))
+    }
+
+    /// The same of [`joined`](Self::joined).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn joined_of_few_rows(inputs: usize, outputs: &[usize], parts: &[Weights]) -> Result<Self> {
+        let in_file = |(w, &outputs): (&Weights, &usize)| -> Result<Option<Elsewhere>> {
+            let weight = w.in_file(&[outputs, inputs], "weight")?;
+            Ok(weight.map(|weight| Box::new(weight) as Elsewhere))
+        };
+        let shapes = parts.iter().any(|w| w.placement().is_of_shapes());
+        let weights: Option<Vec<Elsewhere>> = if shapes {
+            None
+        } else {
+            parts
+                .iter()
+                .zip(outputs)
+                .map(in_file)
+                .collect::<Result<_>>()?
+        };
+        match (weights, parts) {
+            (Some(weights), _) if !parts.is_empty() => {
+                let bias = Self::joined_bias(outputs, parts)?;
+                let layer = LinearInPlace::new(weights, Some(&bias), inputs);
+                Ok(Self {
+                    weights: LinearWeights::InPlace(layer),
+                    outputs: outputs.iter().sum(),
+                })
+            }
+            (_, [w]) => Self::new(inputs, outputs.iter().sum(), w),
+            _ => Self::joined(inputs, outputs, parts),
+        }
+    }
+
+    fn joined_bias(outputs: &[usize], parts: &[Weights]) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for (w, &outputs) in parts.iter().zip(outputs) {
+            all.extend_from_slice(&w.f32(&[outputs], "bias")?);
+        }
+        Ok(all)
+    }
+
     fn of_shapes(inputs: usize, outputs: usize, placement: &Placement) -> Self {
         shapes::weights(inputs * outputs, placement);
         Self {
@@ -257,15 +309,14 @@ impl Linear {
         if let Some(w) = parts.first().filter(|w| w.placement().is_of_shapes()) {
             return Ok(Self::of_shapes(inputs, outputs.iter().sum(), w.placement()));
         }
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        for (w, &outputs) in parts.iter().zip(outputs) {
-            weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
-            biases.extend_from_slice(&w.f32(&[outputs], "bias")?);
-        }
         let Some(first) = parts.first() else {
             bail!("no layers to join");
         };
+        let mut weights = Vec::new();
+        for (w, &outputs) in parts.iter().zip(outputs) {
+            weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
+        }
+        let biases = Self::joined_bias(outputs, parts)?;
         let total = outputs.iter().sum();
         Self::from_values(inputs, total, &weights, Some(&biases), first.placement())
     }
@@ -310,6 +361,7 @@ impl Linear {
     pub fn forward_add(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         match &self.weights {
             LinearWeights::Packed(packed) => cpu::linear(x, packed, self.outputs, residual),
+            LinearWeights::InPlace(layer) => cpu::linear_in_place(x, layer, self.outputs, residual),
             LinearWeights::Card(linear) => linear.forward(x, residual),
             LinearWeights::Shapes => {
                 let mut shape = x.dims().to_vec();
@@ -415,9 +467,24 @@ impl Conv2d {
         if w.placement().is_of_shapes() {
             return Ok(Self::of_shapes(shape, w.placement()));
         }
-        let weight = w.f32(&shape.weight(), "weight")?;
         let bias = w.f32(&[shape.outputs], "bias")?;
+        if let Some(layer) = Self::in_place(shape, Some(&bias), w)? {
+            return Ok(layer);
+        }
+        let weight = w.f32(&shape.weight(), "weight")?;
         Self::from_values(shape, &weight, Some(&bias), w.placement())
+    }
+
+    /// With a weight that stays in the file, where that is possible.
+    fn in_place(shape: ConvShape, bias: Option<&[f32]>, w: &Weights) -> Result<Option<Self>> {
+        if !cpu::filter(&shape).can_be_in_place() {
+            return Ok(None);
+        }
+        let weight = w.in_file(&shape.weight(), "weight")?;
+        Ok(weight.map(|weight| Self {
+            weights: ConvWeights::Packed(cpu::conv_in_place(Box::new(weight), bias, &shape)),
+            shape,
+        }))
     }
 
     /// The same for `factor * conv(x) + addend`.
@@ -442,6 +509,9 @@ impl Conv2d {
     pub fn without_bias(shape: ConvShape, w: &Weights) -> Result<Self> {
         if w.placement().is_of_shapes() {
             return Ok(Self::of_shapes(shape, w.placement()));
+        }
+        if let Some(layer) = Self::in_place(shape, None, w)? {
+            return Ok(layer);
         }
         let weight = w.f32(&shape.weight(), "weight")?;
         Self::from_values(shape, &weight, None, w.placement())

@@ -68,7 +68,8 @@ impl Modulations {
         let weights = match placement.backend {
             Backend::CardKernels => Self::on_card(inputs, norms, placement)?,
             Backend::CpuKernels | Backend::Stock | Backend::Shapes { .. } => {
-                let each = |(channels, w): &(usize, Weights)| Linear::new(inputs, 2 * channels, w);
+                let each =
+                    |(channels, w): &(usize, Weights)| Linear::of_few_rows(inputs, 2 * channels, w);
                 ModulationWeights::Each(norms.iter().map(each).collect::<Result<_>>()?)
             }
         };

@@ -88,6 +88,31 @@ impl Drop for Values<'_> {
     }
 }
 
+/// A tensor's float32 values where the file has them, which stays mapped as long as this lives.
+pub struct InFile {
+    store: Arc<Store>,
+    file: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Deref for InFile {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        let (_, bytes) = &self.store.files[self.file];
+        as_f32(&bytes.as_slice()[self.start..self.end]).unwrap_or_default()
+    }
+}
+
+/// Little-endian float32 values as such, where they lie as this machine has them.
+fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
+    if cfg!(not(target_endian = "little")) {
+        return None;
+    }
+    bytemuck::try_cast_slice(bytes).ok()
+}
+
 struct Entry {
     file: usize,
     dtype: Dtype,
@@ -359,15 +384,13 @@ impl Weights {
     pub fn table(&self, shape: &[usize], name: &str) -> Result<Values<'_>> {
         let (entry, bytes) = self.entry(shape, name)?;
         let file = &self.store.files[entry.file].1;
-        if entry.dtype == Dtype::F32 && cfg!(target_endian = "little") {
-            // SAFETY: every pattern of four bytes is a float32, and `align_to` gives aligned ones alone.
-            let (before, values, after) = unsafe { bytes.align_to::<f32>() };
-            if before.is_empty() && after.is_empty() {
-                return Ok(Values {
-                    values: Cow::Borrowed(values),
-                    read: Some((file, entry.start, entry.end)),
-                });
-            }
+        if entry.dtype == Dtype::F32
+            && let Some(values) = as_f32(bytes)
+        {
+            return Ok(Values {
+                values: Cow::Borrowed(values),
+                read: Some((file, entry.start, entry.end)),
+            });
         }
         let values = to_f32(entry.dtype, bytes);
         file.release(entry.start, entry.end);
@@ -383,6 +406,23 @@ impl Weights {
             values: Cow::Owned(values),
             read: None,
         })
+    }
+
+    /// The same values, left where they are; None where the placement [copies weights](Placement::weights_in_place), or the file
+    /// does not have them as this machine computes with them.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape than `shape`.
+    pub fn in_file(&self, shape: &[usize], name: &str) -> Result<Option<InFile>> {
+        let (entry, bytes) = self.entry(shape, name)?;
+        let usable =
+            self.placement.reads_in_place() && entry.dtype == Dtype::F32 && as_f32(bytes).is_some();
+        Ok(usable.then(|| InFile {
+            store: self.store.clone(),
+            file: entry.file,
+            start: entry.start,
+            end: entry.end,
+        }))
     }
 
     /// The same as a tensor in the placement's dtype, on its device.

@@ -141,7 +141,7 @@ impl Upscaler {
             2 * channels,
             channels + 1,
         );
-        Ok(Self {
+        let mut upscaler = Self {
             sigma_range: scheduler.sigma_range()?,
             placement: Placement::new(&options.device, options.dtype),
             vae_placement,
@@ -160,7 +160,13 @@ impl Upscaler {
             smaller: None,
             previews: false,
             options,
-        })
+        };
+        // What is used once is not worth a copy.
+        let once = !upscaler.options.keep_loaded;
+        for placement in upscaler.placements() {
+            placement.weights_in_place = once;
+        }
+        Ok(upscaler)
     }
 
     /// Latents are raw ones times this, so that their spread is near 1. Raw is what a KL VAE gives, whichever VAE this has: what is

@@ -265,6 +265,23 @@ pub trait Simd: Copy {
         unsafe { store_each(self, p) }
     }
 
+    /// Transposes a square of `LANES` values a side: rows `ld` apart at `from`, one after the other at `to`.
+    ///
+    /// # Safety
+    /// The machine has the instruction set; the rows can be read, and there is room for the square at `to`.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, ld: usize, to: *mut f32) {
+        for row in 0..Self::LANES {
+            for column in 0..Self::LANES {
+                // SAFETY: inside the square, as the caller promises.
+                unsafe {
+                    let x = from.add(row * ld + column).read();
+                    to.add(column * Self::LANES + row).write(x);
+                }
+            }
+        }
+    }
+
     /// The lanes in an array, zeros behind.
     #[inline(always)]
     fn to_array(self) -> [f32; MOST_LANES] {
@@ -317,6 +334,7 @@ macro_rules! vector {
         integers $splat_i32:ident $add_i32:ident $shl_i32:ident $to_i32:ident $to_f32:ident
         $(, load_first $load_first:ident, store_first $store_first:ident)?
         $(, halves $load_bits:ident $store_bits:ident $to_wide:ident $round_bf16:ident $load_f16:ident $store_f16:ident)?
+        $(, transpose $transpose:ident)?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
@@ -397,6 +415,13 @@ macro_rules! vector {
                     unsafe { $store_bits(p.cast(), $store_f16::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
                 }
             )?
+            $(
+                #[inline(always)]
+                unsafe fn transpose(from: *const f32, ld: usize, to: *mut f32) {
+                    // SAFETY: the caller's promise is the same.
+                    unsafe { $transpose(from, ld, to) }
+                }
+            )?
         }
     };
 }
@@ -461,13 +486,107 @@ mod x86 {
         }
     }
 
+    /// [`Simd::transpose`] of 16 by 16.
+    ///
+    /// # Safety
+    /// That of the trait's; the machine has AVX-512.
+    #[inline(always)]
+    unsafe fn transpose_16(from: *const f32, ld: usize, to: *mut f32) {
+        // SAFETY: the rows and the square are the caller's promise; all else touches registers only.
+        unsafe {
+            // Of four rows each, in each quarter of a vector: four columns of them. Written as loops, since closures are not
+            // compiled for the instruction set.
+            let mut groups = [[_mm512_setzero_ps(); 4]; 4];
+            for group in 0..4 {
+                let from = from.add(4 * group * ld);
+                let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(ld)));
+                let (c, d) = (
+                    _mm512_loadu_ps(from.add(2 * ld)),
+                    _mm512_loadu_ps(from.add(3 * ld)),
+                );
+                let low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                groups[group] = [
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(low_ab, low_cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(low_ab, low_cd)),
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(high_ab, high_cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(high_ab, high_cd)),
+                ];
+            }
+            let [a, b, c, d] = groups;
+            for i in 0..4 {
+                let (low_ab, high_ab) = (
+                    _mm512_shuffle_f32x4::<0x44>(a[i], b[i]),
+                    _mm512_shuffle_f32x4::<0xee>(a[i], b[i]),
+                );
+                let (low_cd, high_cd) = (
+                    _mm512_shuffle_f32x4::<0x44>(c[i], d[i]),
+                    _mm512_shuffle_f32x4::<0xee>(c[i], d[i]),
+                );
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(low_ab, low_cd),
+                    _mm512_shuffle_f32x4::<0xdd>(low_ab, low_cd),
+                    _mm512_shuffle_f32x4::<0x88>(high_ab, high_cd),
+                    _mm512_shuffle_f32x4::<0xdd>(high_ab, high_cd),
+                ];
+                for quarter in 0..4 {
+                    _mm512_storeu_ps(to.add((4 * quarter + i) * 16), columns[quarter]);
+                }
+            }
+        }
+    }
+
+    /// [`Simd::transpose`] of 8 by 8.
+    ///
+    /// # Safety
+    /// That of the trait's; the machine has AVX2.
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, ld: usize, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe {
+            // Of four rows each, in each half of a vector: four columns of them. Written as loops, since closures are not
+            // compiled for the instruction set.
+            let mut groups = [[_mm256_setzero_ps(); 4]; 2];
+            for group in 0..2 {
+                let from = from.add(4 * group * ld);
+                let (a, b) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(ld)));
+                let (c, d) = (
+                    _mm256_loadu_ps(from.add(2 * ld)),
+                    _mm256_loadu_ps(from.add(3 * ld)),
+                );
+                let low_ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+                let high_ab = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+                let low_cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+                let high_cd = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+                groups[group] = [
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(low_ab, low_cd)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(low_ab, low_cd)),
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(high_ab, high_cd)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(high_ab, high_cd)),
+                ];
+            }
+            let [a, b] = groups;
+            for i in 0..4 {
+                let (low, high) = (
+                    _mm256_permute2f128_ps::<0x20>(a[i], b[i]),
+                    _mm256_permute2f128_ps::<0x31>(a[i], b[i]),
+                );
+                _mm256_storeu_ps(to.add(i * 8), low);
+                _mm256_storeu_ps(to.add((4 + i) * 8), high);
+            }
+        }
+    }
+
     vector! {
         V16(__m512), 16 lanes, 12 rows, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
         _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_max_ps _mm512_min_ps,
         mul_add(x, m, a) _mm512_fmadd_ps(x, m, a),
         integers _mm512_set1_epi32 _mm512_add_epi32 _mm512_slli_epi32 _mm512_castps_si512 _mm512_castsi512_ps,
         load_first _mm512_maskz_loadu_ps, store_first _mm512_mask_storeu_ps,
-        halves _mm256_loadu_si256 _mm256_storeu_si256 _mm512_cvtepu16_epi32 round_bf16_16 _mm512_cvtph_ps _mm512_cvtps_ph
+        halves _mm256_loadu_si256 _mm256_storeu_si256 _mm512_cvtepu16_epi32 round_bf16_16 _mm512_cvtph_ps _mm512_cvtps_ph,
+        transpose transpose_16
     }
     vector! {
         /// Products of pairs: the GEMM tile's operands have two values of bfloat16 in each lane, `mul_add` adds both products, and sums are
@@ -482,7 +601,8 @@ mod x86 {
         _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps _mm256_max_ps _mm256_min_ps,
         mul_add(x, m, a) _mm256_fmadd_ps(x, m, a),
         integers _mm256_set1_epi32 _mm256_add_epi32 _mm256_slli_epi32 _mm256_castps_si256 _mm256_castsi256_ps,
-        halves _mm_loadu_si128 _mm_storeu_si128 _mm256_cvtepu16_epi32 round_bf16_8 _mm256_cvtph_ps _mm256_cvtps_ph
+        halves _mm_loadu_si128 _mm_storeu_si128 _mm256_cvtepu16_epi32 round_bf16_8 _mm256_cvtph_ps _mm256_cvtps_ph,
+        transpose transpose_8
     }
     vector! {
         /// SSE2, which every x86-64 has.

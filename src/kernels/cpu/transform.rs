@@ -2,7 +2,7 @@
 //! kernel g and an (m + 2) x (m + 2) input tile d, the products summed over the input channels by (m + 2)^2 matrix products.
 
 use super::micro::{NB, SLAB};
-use super::simd::{Simd, isa_fn};
+use super::simd::{MOST_LANES, Simd, isa_fn};
 use super::values::{AnyMut, AnyPtr, Value, with_type};
 
 /// One of the two.
@@ -208,13 +208,22 @@ impl Transform for F6 {
     }
 }
 
+/// Where a panel's weights are, from some input channel on.
+#[derive(Clone, Copy)]
+pub(super) enum Taps {
+    /// 9 blocks of (channels, [`NB`]), `stride` values apart.
+    Packed { first: AnyPtr, stride: usize },
+    /// (outputs, channels, 9), outputs `ld` values apart: as checkpoints have them.
+    ByOutput { first: *const f32, ld: usize },
+}
+
 isa_fn! {
-    /// Transforms a panel's weights for `n` input channels: `taps` has 9 blocks of (n, NB), `tap_stride` apart; point p's
-    /// (n, NB) goes to `u + p * point_stride`. Columns up to `cols`, rounded up to 16.
+    /// Transforms a panel's weights for `n` input channels: point p's (n, NB) goes to `u + p * point_stride`. Columns up to
+    /// `cols`, rounded up to 16.
     ///
     /// # Safety
-    /// The taps' values can be read at `taps`, and there is room for the points' at `u`; `cols` is at most [`NB`].
-    pub(super) fn weights = weights_body(scheme: Scheme, taps: AnyPtr, tap_stride: usize, n: usize, cols: usize, u: *mut f32, point_stride: usize)
+    /// The taps' values can be read, and there is room for the points' at `u`; `cols` is at most [`NB`].
+    pub(super) fn weights = weights_body(scheme: Scheme, taps: Taps, n: usize, cols: usize, u: *mut f32, point_stride: usize)
 }
 
 /// # Safety
@@ -222,8 +231,7 @@ isa_fn! {
 #[inline(always)]
 unsafe fn weights_body<S: Simd>(
     scheme: Scheme,
-    taps: AnyPtr,
-    tap_stride: usize,
+    taps: Taps,
     n: usize,
     cols: usize,
     u: *mut f32,
@@ -231,9 +239,14 @@ unsafe fn weights_body<S: Simd>(
 ) {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        with_scheme!(scheme, T => with_type!(taps.precision, V => {
-            weights_by::<S, T, V>(taps.typed(), tap_stride, n, cols, u, point_stride)
-        }))
+        with_scheme!(scheme, T => match taps {
+            Taps::Packed { first, stride } => with_type!(first.precision, V => {
+                weights_by::<S, T, V>(first.typed(), stride, n, cols, u, point_stride)
+            }),
+            Taps::ByOutput { first, ld } => {
+                weights_by_output::<S, T>(first, ld, n, cols, u, point_stride)
+            }
+        })
     }
 }
 
@@ -254,19 +267,83 @@ unsafe fn weights_by<S: Simd, T: Transform, V: Value>(
         for c in 0..n {
             for v in (0..cols.next_multiple_of(16)).step_by(S::LANES) {
                 let at = c * NB + v;
-                let mut rows = [[S::splat(0.0); MOST]; MOST];
-                unrolled!(X < 3 => {
-                    let g = |y: usize| V::load::<S>(taps.add((y * 3 + X) * tap_stride + at));
-                    let t = T::weight([g(0), g(1), g(2)]);
-                    unrolled!(I < T::IN => rows[I][X] = t[I]);
-                });
-                unrolled!(I < T::IN => {
-                    let [left, middle, right, ..] = rows[I];
-                    let t = T::weight([left, middle, right]);
-                    unrolled!(J < T::IN => t[J].store(u.add((I * T::IN + J) * point_stride + at)));
-                });
+                let tap = |i: usize| V::load::<S>(taps.add(i * tap_stride + at));
+                filter_to_points::<S, T>(tap, u.add(at), point_stride);
             }
         }
+    }
+}
+
+/// # Safety
+/// That of [`weights`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn weights_by_output<S: Simd, T: Transform>(
+    rows: *const f32,
+    ld: usize,
+    n: usize,
+    cols: usize,
+    u: *mut f32,
+    point_stride: usize,
+) {
+    // (SLAB channels, 9, LANES outputs)
+    let mut taps = [0f32; SLAB * 9 * MOST_LANES];
+    let taps = taps.as_mut_ptr();
+    // SAFETY: of outputs below `cols` the taps of channels below `n` are read, and `taps` has room for those of a slab; what
+    // is written is as in `weights_by`.
+    unsafe {
+        for v in (0..cols.next_multiple_of(16)).step_by(S::LANES) {
+            let outputs = S::LANES.min(cols.saturating_sub(v));
+            for c0 in (0..n).step_by(SLAB) {
+                let channels = SLAB.min(n - c0);
+                let from = rows.wrapping_add(v * ld + c0 * 9);
+                if outputs == S::LANES && channels == SLAB {
+                    for square in (0..SLAB * 9).step_by(S::LANES) {
+                        S::transpose(from.add(square), ld, taps.add(square * S::LANES));
+                    }
+                } else {
+                    for (tap, lane) in
+                        (0..channels * 9).flat_map(|tap| (0..S::LANES).map(move |lane| (tap, lane)))
+                    {
+                        let there = lane < outputs;
+                        let x = if there {
+                            from.add(lane * ld + tap).read()
+                        } else {
+                            0.0
+                        };
+                        taps.add(tap * S::LANES + lane).write(x);
+                    }
+                }
+                for c in 0..channels {
+                    let tap = |i: usize| S::load(taps.add((c * 9 + i) * S::LANES));
+                    filter_to_points::<S, T>(tap, u.add((c0 + c) * NB + v), point_stride);
+                }
+            }
+        }
+    }
+}
+
+/// `G g G^T` of a vector of filters, whose taps `tap` gives line by line: point p's goes to `u + p * point_stride`.
+///
+/// # Safety
+/// There is room for all points; the machine has `S`.
+#[inline(always)]
+unsafe fn filter_to_points<S: Simd, T: Transform>(
+    tap: impl Fn(usize) -> S,
+    u: *mut f32,
+    point_stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [[S::splat(0.0); MOST]; MOST];
+        unrolled!(X < 3 => {
+            let t = T::weight([tap(X), tap(3 + X), tap(6 + X)]);
+            unrolled!(I < T::IN => rows[I][X] = t[I]);
+        });
+        unrolled!(I < T::IN => {
+            let [left, middle, right, ..] = rows[I];
+            let t = T::weight([left, middle, right]);
+            unrolled!(J < T::IN => t[J].store(u.add((I * T::IN + J) * point_stride)));
+        });
     }
 }
 

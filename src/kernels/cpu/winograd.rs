@@ -235,8 +235,8 @@ impl Conv<'_> {
         (0..panels * chunks).into_par_iter().for_each(|i| {
             let (nb, c0) = (i / chunks, i % chunks * STAGE);
             let n = STAGE.min(cin - c0);
-            let taps = self.weight.panel(nb, 0, c0);
-            // SAFETY: the taps of panel `nb` have `cin` rows of NB values each, of which `n` are left from `c0`; each task
+            let taps = self.weight.taps(nb, c0);
+            // SAFETY: the taps of panel `nb` have `cin` channels, of which `n` are left from `c0`; each task
             // writes its own panel's channels, of which there is room for all at all points.
             unsafe {
                 let u = u.get().add(nb * points * u_point + c0 * NB);
@@ -244,7 +244,6 @@ impl Conv<'_> {
                     isa,
                     self.scheme,
                     taps,
-                    cin * NB,
                     n,
                     self.weight.panel_cols(nb),
                     u,
@@ -369,10 +368,9 @@ impl Conv<'_> {
         if nb == self.weight.panel_count() {
             return;
         }
-        let bytes = self.weight.precision().bytes();
-        let lines = chunk.min(self.weight.filter.inputs - c) * NB * bytes / 64;
-        for tap in 0..9 {
-            let from = self.weight.panel(nb, tap, c).address();
+        let channels = chunk.min(self.weight.filter.inputs - c);
+        for (from, bytes) in self.weight.runs(nb, c, channels) {
+            let lines = bytes / 64;
             for line in point * lines / points..(point + 1) * lines / points {
                 prefetch(from.wrapping_add(line * 64));
             }
@@ -464,14 +462,13 @@ impl Conv<'_> {
                 let (u, m) = (u.ptr(), m.ptr());
                 for c0 in (0..cin).step_by(chunk) {
                     let c1 = cin.min(c0 + chunk);
-                    let taps = self.weight.panel(nb, 0, c0);
-                    // SAFETY: the taps of panel `nb` have `cin` rows of NB values each; `u` has room for a chunk at each point.
+                    let taps = self.weight.taps(nb, c0);
+                    // SAFETY: the taps of panel `nb` have `cin` channels; `u` has room for a chunk at each point.
                     unsafe {
                         weights(
                             isa,
                             self.scheme,
                             taps,
-                            cin * NB,
                             c1 - c0,
                             self.weight.panel_cols(nb),
                             u,

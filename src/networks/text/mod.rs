@@ -192,11 +192,11 @@ impl TextEncoder {
             let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| attention.pp(name));
             Ok(Layer {
                 layer_norm1: LayerNorm::new(width, eps, &w.pp("layer_norm1"))?,
-                qkv: Linear::joined(width, &[width; 3], &qkv)?,
-                out_proj: Linear::new(width, width, &attention.pp("out_proj"))?,
+                qkv: Linear::joined_of_few_rows(width, &[width; 3], &qkv)?,
+                out_proj: Linear::of_few_rows(width, width, &attention.pp("out_proj"))?,
                 layer_norm2: LayerNorm::new(width, eps, &w.pp("layer_norm2"))?,
-                fc1: Linear::new(width, config.intermediate_size, &w.pp("mlp.fc1"))?,
-                fc2: Linear::new(config.intermediate_size, width, &w.pp("mlp.fc2"))?,
+                fc1: Linear::of_few_rows(width, config.intermediate_size, &w.pp("mlp.fc1"))?,
+                fc2: Linear::of_few_rows(config.intermediate_size, width, &w.pp("mlp.fc2"))?,
             })
         };
         Ok(Self {

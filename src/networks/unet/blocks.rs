@@ -200,7 +200,7 @@ impl AttentionBlock {
             norm2: AdaGroupNorm::new(build, channels, ATTENTION_NORM_EPS, &w.pp("norm2"))?,
             norm_cross: LayerNorm::new(context, 1e-5, &attn.pp("norm_cross"))?,
             to_q: Linear::new(channels, width, &attn.pp("to_q"))?,
-            to_kv: Linear::joined(context, &[width; 2], &parts)?,
+            to_kv: Linear::joined_of_few_rows(context, &[width; 2], &parts)?,
             to_out: Linear::new(width, channels, &attn.pp("to_out.0"))?,
         };
         build.cross_attentions += 1;

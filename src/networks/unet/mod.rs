@@ -142,10 +142,10 @@ impl UNet {
                 .time_cond_proj_dim
                 .map(|dim| Linear::without_bias(dim, time_width, &embedding.pp("cond_proj")))
                 .transpose()?,
-            linear_1: Linear::new(time_width, time_width, &embedding.pp("linear_1"))?,
+            linear_1: Linear::of_few_rows(time_width, time_width, &embedding.pp("linear_1"))?,
             activation,
             placement: embedding.placement().clone(),
-            linear_2: Linear::new(time_width, time_width, &embedding.pp("linear_2"))?,
+            linear_2: Linear::of_few_rows(time_width, time_width, &embedding.pp("linear_2"))?,
             post_activation: match &config.timestep_post_act {
                 Some(name) => {
                     Activation::from_name(name).context("unet/config.json: timestep_post_act")?

@@ -364,3 +364,61 @@ fn lines_of_a_convolution_are_those_of_the_whole_to_the_bit() {
         }
     });
 }
+
+#[test]
+fn weights_read_in_place_give_the_same_bits() {
+    let cases = [
+        // h, w, inputs, outputs
+        [5, 7, 4, 5],
+        [8, 8, 32, 32],
+        [16, 16, 150, 48],
+        [67, 70, 20, 36],
+        [65, 64, 66, 130],
+        [9, 10, 800, 40],
+    ];
+    on_each_isa(|isa| {
+        for [h, w, inputs, outputs] in cases {
+            let x = random(h * w * inputs, 1);
+            let weight = random(outputs * inputs * 9, 2);
+            let bias = random(outputs, 3);
+            let filter = square(inputs, outputs, 3, 1);
+            let packed = PackedConv::new(&weight, Some(&bias), filter);
+            let in_place = PackedConv::in_place(Box::new(weight), Some(&bias), filter);
+            let input = Input::new(&x, 1, h, w, inputs);
+            let of = |conv: &PackedConv| conv2d::<f32>(&input, conv, None, Act::None);
+            assert_eq!(
+                of(&packed),
+                of(&in_place),
+                "{isa:?} {h}x{w} {inputs} -> {outputs}"
+            );
+        }
+    });
+}
+
+#[test]
+fn linear_layers_in_place_give_the_same_bits() {
+    on_each_isa(|isa| {
+        for (rows, inputs, outputs) in [
+            (1, 17, [5, 3]),
+            (2, 800, [33, 64]),
+            (77, 768, [96, 32]),
+            (40, 1, [1, 1]),
+        ] {
+            let x = random(rows * inputs, 1);
+            let [left, right] = outputs.map(|outputs| random(outputs * inputs, 2));
+            let bias = random(outputs[0] + outputs[1], 3);
+            let residual = random(rows * bias.len(), 4);
+            let joined = [&left[..], &right].concat();
+            let packed = PackedConv::linear(&joined, Some(&bias), inputs, bias.len());
+            let input = Input::new(&x, 1, 1, rows, inputs);
+            let in_place =
+                LinearInPlace::new(vec![Box::new(left), Box::new(right)], Some(&bias), inputs);
+            let expected = linear(&input, &packed, Some(&residual), Act::None);
+            assert_eq!(
+                in_place.forward(&x, Some(&residual)),
+                expected,
+                "{isa:?} {rows} rows, {inputs} -> {outputs:?}"
+            );
+        }
+    });
+}
