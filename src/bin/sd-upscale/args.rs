@@ -98,7 +98,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DtypeName::Auto, help_heading = "Model")]
     pub dtype: DtypeName,
 
-    /// CPU threads [default: all that the machine lends, or RAYON_NUM_THREADS]
+    /// CPU threads, no more than the processors lent [default: RAYON_NUM_THREADS, or as many as these]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     pub threads: Option<u16>,
 

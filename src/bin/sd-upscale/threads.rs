@@ -1,8 +1,10 @@
 //! Threads that cannot die unheard: a panic is an error like any other, and ends in a message and an exit status.
 
+use std::env;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 
@@ -59,25 +61,34 @@ pub fn start(
             let _ = messages.send(Message::Fatal(error));
         }
     };
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name(name.into())
         .spawn(guard)
         .with_context(|| format!("the system gives no more threads (for {name}): raise its limit (ulimit -u), or end other programs"))?;
     Ok(())
 }
 
-/// Starts the threads that share the computing, `count` of them; where that is not said as many as rayon finds fit.
+/// Starts the threads that share the computing: `count`, or what RAYON_NUM_THREADS says, and no more than the processors that this
+/// process may use. More would take turns on them and drive each other's data out of the caches.
 ///
 /// # Errors
 /// The system gives no more threads.
 pub fn start_pool(count: Option<u16>) -> Result<()> {
-    let mut pool = rayon::ThreadPoolBuilder::new();
-    if let Some(count) = count {
-        pool = pool.num_threads(count.into());
-    }
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let asked = count.map_or_else(
+        || threads_of(env::var("RAYON_NUM_THREADS").ok()),
+        usize::from,
+    );
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.min(processors));
     pool.build_global().context(
         "the system gives no more threads for computing: raise its limit (ulimit -u), or say --threads with fewer",
     )
+}
+
+/// What RAYON_NUM_THREADS asks for: without a limit where it is not set, 0 or no number, as rayon takes it.
+fn threads_of(value: Option<String>) -> usize {
+    let number = value.and_then(|text| text.parse().ok()).unwrap_or(0);
+    if number == 0 { usize::MAX } else { number }
 }
 
 #[cfg(test)]
@@ -94,6 +105,13 @@ mod tests {
         assert!(text.contains("index 3 out of bounds, at src/"), "{text}");
         assert!(!text.contains('\n'), "{text}");
         assert_eq!(guarded(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn the_environment_asks_for_a_number_of_threads() {
+        let of = |value: &str| threads_of(Some(value.into()));
+        assert_eq!((of("3"), of("64")), (3, 64));
+        assert_eq!([of("0"), of("many"), threads_of(None)], [usize::MAX; 3]);
     }
 
     #[test]
