@@ -55,11 +55,13 @@ fn one(upscaler: &mut Upscaler, task: &Task, mut say: impl FnMut(&str)) -> Resul
         match event {
             Event::Step {
                 done,
-                total,
+                total: Some(total),
                 seconds,
+                ..
             } => say(&format!("step {done} of {total} in {seconds:.2} s")),
             Event::Warning(text) => say(&text),
-            Event::Started(_)
+            Event::Step { .. }
+            | Event::Started(_)
             | Event::Loading(_)
             | Event::Preview { .. }
             | Event::Finished { .. } => {}

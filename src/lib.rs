@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! files      a path or bytes -> Picture or Latents         picture, latents, metadata: what they hold, format by format
-//! pipeline   LowRes -> UpscaledLatents -> Pixels            the Upscaler: encode, denoise (sampler, noise), decode
+//! pipeline   LowRes -> UpscaledLatents -> Pixels            the Upscaler: encode, denoise (schedule, sampler, noise), decode
 //! picture    Pixels with what the file had besides -> the bytes of a file
 //! files      bytes -> a file that is there whole or not at all
 //! ```
@@ -58,7 +58,7 @@ pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Enlargement, Event, LowRes, Memory, NotFinite, OnEvent, Options, PictureSink, Schedule,
-    Settings, Stage, UpscaledLatents, Upscaler,
+    Enlargement, Event, LowRes, Memory, NotFinite, OnEvent, Options, PictureSink, Sampler,
+    Schedule, Settings, Stage, UpscaledLatents, Upscaler,
 };
 pub use pixels::Pixels;

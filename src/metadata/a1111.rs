@@ -67,20 +67,21 @@ pub(crate) fn split_settings(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether a program that makes pictures wrote a text, and no person or camera: A1111's settings, which begin with the
-/// number of steps, its negative prompt, or JSON with a prompt in it.
+/// Whether a program that makes pictures wrote a text, and no person or camera: A1111's settings, which have a
+/// number of steps, or the guidance of a sampler that takes none; its negative prompt; or JSON with a prompt in it.
 pub(crate) fn is_generated(text: &str) -> bool {
-    let steps = |line: &str| {
+    let settings = |line: &str| {
         line.split(',').any(|part| {
-            let number = part.trim().strip_prefix("Steps:");
-            number.is_some_and(|n| n.trim().parse::<u32>().is_ok())
+            let number = |key: &str| part.trim().strip_prefix(key).map(str::trim);
+            number("Steps:").is_some_and(|n| n.parse::<u32>().is_ok())
+                || number("CFG scale:").is_some_and(|n| n.parse::<f64>().is_ok())
         })
     };
     let text = text.trim();
     if text.starts_with('{') {
         return from_parameters(text).is_some();
     }
-    split_settings(text).1.is_some_and(steps) || text.contains("Negative prompt:")
+    split_settings(text).1.is_some_and(settings) || text.contains("Negative prompt:")
 }
 
 /// Drops `<lora:name:weight>` and its like: commands to A1111, not words for the text encoder.

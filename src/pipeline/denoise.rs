@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::sampler::Preconditioning;
+use super::preconditioning::Preconditioning;
 use crate::device;
 use crate::networks::Room;
 use crate::networks::text::Conditioning;

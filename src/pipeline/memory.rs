@@ -14,7 +14,7 @@ use self::best::{Bounds, Folder, Subject};
 pub use self::stage_plan::{StagePlan, TooLittle};
 use super::denoise::Passes;
 use super::padding::padded_side;
-use super::{LowRes, Settings, Stage, Upscaler, preview};
+use super::{LowRes, Sampler, Settings, Stage, Upscaler, preview};
 use crate::device::{self, Placement};
 use crate::networks::unet::UNet;
 use crate::networks::vae::{Decoder, Encoder};
@@ -50,6 +50,15 @@ pub struct Planner {
     weights: HashMap<Stage, u64>,
     /// Plans that fit without any cost, by what they are for.
     easy: HashMap<(Stage, Sides), StagePlan>,
+    /// What runs by.
+    sampler: Sampler,
+}
+
+impl Planner {
+    /// Plans from here on are for this sampler.
+    pub(super) fn plan_for(&mut self, sampler: Sampler) {
+        self.sampler = sampler;
+    }
 }
 
 /// Rows, height and width of what a stage is given.
@@ -71,6 +80,7 @@ impl Upscaler {
         let factor = self.vae_config.factor();
         let (multiple, minimum) = self.low_res_sides();
         let padded = |n: usize| padded_side(n, multiple, minimum);
+        self.planner.plan_for(settings.sampler);
         let mut plans = Vec::new();
         if from_image {
             let side = |n: usize| factor * padded(n.div_ceil(factor));
@@ -317,7 +327,7 @@ impl Upscaler {
     }
 
     /// What there is for a stage, beside `others` bytes of other networks.
-    fn bounds(&self, stage: Stage, (_, h, w): Sides, others: u64) -> Result<Bounds> {
+    fn bounds(&self, stage: Stage, (b, h, w): Sides, others: u64) -> Result<Bounds> {
         let factor = self.vae_config.factor();
         let pixels = match stage {
             Stage::Text | Stage::Encode => h * w,
@@ -346,6 +356,14 @@ impl Upscaler {
                 path: PathBuf::new(),
                 free: (free as f64 * SHARE) as u64,
             })
+        };
+        let others = match stage {
+            // float32, of each row, which is at least one a picture.
+            Stage::Denoise => {
+                let one = 4 * b * self.vae_config.latent_channels() * h * w;
+                others + (one * self.planner.sampler.latents_kept()) as u64
+            }
+            _ => others,
         };
         Ok(Bounds {
             most,

@@ -1,5 +1,6 @@
 //! The pipeline: encode the prompt and the picture, denoise, decode. Load once, upscale many.
 
+mod course;
 mod denoise;
 mod loaded;
 mod memory;
@@ -7,20 +8,26 @@ mod memory;
 pub mod noise;
 mod padding;
 mod passes;
+#[doc(hidden)] // for the parity tests
+pub mod preconditioning;
 mod preview;
 mod progress;
 mod prompts;
 mod recover;
 #[doc(hidden)] // for the parity tests
 pub mod sampler;
+#[doc(hidden)] // for the parity tests
+pub mod schedule;
 mod sinks;
 mod types;
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use self::course::Course;
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
 use self::memory::Planner;
@@ -32,12 +39,14 @@ use self::preview::Previews;
 use self::progress::Progress;
 use self::prompts::Prompts;
 use self::recover::OnCpu;
-pub use self::sampler::Schedule;
-use self::sampler::{SchedulerConfig, SigmaRange};
+pub use self::sampler::Sampler;
+use self::sampler::dpm::NotANumber;
+pub use self::schedule::Schedule;
+use self::schedule::{SchedulerConfig, SigmaRange};
 use self::sinks::{Guarded, Whole};
 pub use self::types::{
-    Enlargement, Event, LowRes, MAX_GUIDANCE, Memory, NotFinite, OnEvent, Options, PictureSink,
-    Settings, Stage, UpscaledLatents,
+    Enlargement, Event, LowRes, MAX_GUIDANCE, MAX_TOLERANCE, MIN_TOLERANCE, Memory, NotFinite,
+    OnEvent, Options, PictureSink, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
@@ -230,7 +239,7 @@ impl Upscaler {
     }
 
     /// Upscale a batch of inputs of one kind and size, each from the seed's own noise: the latents are those
-    /// that each would give alone. At a scale above 2 they are those that the latents of half the scale give.
+    /// that each would give alone. [`Sampler::DpmAdaptive`], whose steps are a picture's own, does them one after the other. At a scale above 2 they are those that the latents of half the scale give.
     ///
     /// # Errors
     /// Weights that cannot be read, a batch of unequal sizes, numbers that overflow even in float32, or an
@@ -242,6 +251,12 @@ impl Upscaler {
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
         self.all_passes(inputs, settings, on_event)
+    }
+
+    /// How often the UNet will be evaluated for one input, in all passes; None where the sampler finds that out.
+    pub fn evaluations(&self, settings: &Settings) -> Option<usize> {
+        let of_pass = Course::new(settings, &self.sigma_range).evaluations()?;
+        Some(settings.scale.passes() * of_pass)
     }
 
     /// Decode upscaled latents to the picture they stand for.
@@ -305,6 +320,7 @@ impl Upscaler {
                 width: w,
                 height: h,
             },
+            evaluations: 0,
         };
         self.decode_to(&low_res, sink, on_event)
     }
@@ -317,17 +333,18 @@ impl Upscaler {
         pass: Pass,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
-        ensure!(settings.steps > 0, "at least one step is needed");
-        ensure!(
-            (0.0..=MAX_GUIDANCE).contains(&settings.guidance),
-            "a guidance of {} was given; expected 0 to {MAX_GUIDANCE}",
-            settings.guidance
-        );
+        settings.check()?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
         let batch = self.low_res(inputs, &mut generators, on_event)?;
-        let noise = noise_for(&batch.latents, &mut generators)?;
-        let latents = self.denoise(&batch, noise, &conditioning, settings, pass, on_event)?;
+        let (latents, evaluations) = self.denoise(
+            &batch,
+            &mut generators,
+            &conditioning,
+            settings,
+            pass,
+            on_event,
+        )?;
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
             let Extent { width, height } = extent.doubled();
@@ -339,6 +356,7 @@ impl Upscaler {
                     width: width.div_ceil(factor),
                     height: height.div_ceil(factor),
                 },
+                evaluations,
             })
         };
         batch.extents.into_iter().enumerate().map(one).collect()
@@ -447,19 +465,21 @@ impl Upscaler {
         Ok((latents, Extent { width, height }))
     }
 
-    /// Low-res latents (b, 4, h, w) and noise of twice their size -> upscaled latents (b, 4, 2h, 2w), on the CPU.
+    /// Low-res latents (b, 4, h, w) -> upscaled latents (b, 4, 2h, 2w), on the CPU, and how often the UNet was evaluated. The starting
+    /// noise is the generators' next draw, one a picture; what the sampler adds are those after it.
     fn denoise(
         &mut self,
         batch: &Batch,
-        noise: Tensor,
+        generators: &mut [Generator],
         conditioning: &Conditioning,
         settings: &Settings,
         pass: Pass,
         on_event: OnEvent,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, usize)> {
         let start = Instant::now();
         let (pictures, _, h, w) = batch.latents.dims4()?;
         let prompts = conditioning.pooled.dim(0)?;
+        self.planner.plan_for(settings.sampler);
         let plan = self.plan_to_denoise(pictures, prompts, (2 * h, 2 * w))?;
         let decoding = self.plan_to_preview((2 * h, 2 * w))?;
         let decoder = match decoding {
@@ -504,26 +524,35 @@ impl Upscaler {
             Room::new(plan.limits),
         )?;
 
-        let sigmas = sampler::sigmas(settings.schedule, settings.steps, &self.sigma_range);
-        let spread = self.sigma_range.initial_spread(sigmas[0]);
-        let x = (noise * f64::from(spread))?.to_device(device)?;
-        let mut progress = Progress::start(device, pass, settings.steps)?;
-        let latents = sampler::euler(x, &sigmas, |x, step| {
-            let denoised = denoiser.denoise(x, sigmas[step])?;
-            progress.step(on_event)?;
+        let course = Course::new(settings, &self.sigma_range);
+        let mut noise = || noise_for(&batch.latents, generators);
+        let spread = self.sigma_range.initial_spread(course.first());
+        let x = (noise()? * f64::from(spread))?.to_device(device)?;
+        let progress = RefCell::new(Progress::start(device, pass, course.evaluations())?);
+        let mut denoise = |x: &Tensor, sigma: f32| {
+            let denoised = denoiser.denoise(x, sigma)?;
+            progress.borrow_mut().step(on_event)?;
             show(&mut previews, &denoised, on_event)?;
             Ok(denoised)
-        })?;
+        };
+        let latents = course.run(
+            x,
+            &mut denoise,
+            &mut || Ok(noise()?.to_device(device)?),
+            &mut |way| progress.borrow_mut().come(way),
+        );
+        let dtype = self.placement.dtype;
+        let latents = latents.map_err(|error| not_finite(error, dtype))?;
 
         self.passes = denoiser.passes();
-        progress.end(on_event)?;
+        let evaluations = progress.into_inner().end(on_event)?;
         let latents = latents.to_device(&Device::Cpu)?;
-        check_finite(&floats(&latents)?, Stage::Denoise, self.placement.dtype)?;
+        check_finite(&floats(&latents)?, Stage::Denoise, dtype)?;
         if !self.options.keep_loaded && pass.is_last() {
             self.unet = None;
         }
         finished(Stage::Denoise, start, on_event)?;
-        Ok(latents)
+        Ok((latents, evaluations))
     }
 
     fn decode_once(
@@ -599,6 +628,16 @@ fn show(previews: &mut Option<Previews>, denoised: &Tensor, on_event: OnEvent) -
         on_event(Event::Preview { index, picture })?;
     }
     Ok(())
+}
+
+/// What a sampler that looks at its numbers found of them, in the words of all others.
+fn not_finite(error: anyhow::Error, dtype: DType) -> anyhow::Error {
+    let stage = Stage::Denoise;
+    if error.is::<NotANumber>() {
+        NotFinite { stage, dtype }.into()
+    } else {
+        error
+    }
 }
 
 /// Lines of a picture that are handed on at a time.

@@ -12,6 +12,8 @@ pub struct Pass {
     pub number: usize,
     /// How many there are.
     pub count: usize,
+    /// Evaluations of the UNet in those before it.
+    pub evaluations: usize,
 }
 
 impl Pass {
@@ -30,17 +32,30 @@ impl Upscaler {
         settings: &Settings,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
-        let count = settings.scale.passes();
-        let mut upscaled = self.pass(inputs, settings, Pass { number: 0, count }, on_event)?;
-        for number in 1..count {
+        if inputs.len() > 1 && !settings.sampler.takes_steps() {
+            // The steps of each are its own.
+            return one_by_one(inputs, on_event, |input, on_event| {
+                self.all_passes(input, settings, on_event)
+            });
+        }
+        let mut pass = Pass {
+            number: 0,
+            count: settings.scale.passes(),
+            evaluations: 0,
+        };
+        let mut upscaled = self.pass(inputs, settings, pass, on_event)?;
+        while !pass.is_last() {
+            pass.number += 1;
+            pass.evaluations = upscaled.first().map_or(0, |one| one.evaluations);
             let again = upscaled.iter().map(UpscaledLatents::again);
             let again = again.collect::<Result<Vec<LowRes>>>()?;
-            let doubled = self.pass(&again, settings, Pass { number, count }, on_event)?;
+            let doubled = self.pass(&again, settings, pass, on_event)?;
             // Their latents cover more than the picture where its sides are no multiples of theirs.
             upscaled = std::iter::zip(doubled, upscaled)
                 .map(|(doubled, before)| UpscaledLatents {
                     width: 2 * before.width,
                     height: 2 * before.height,
+                    evaluations: before.evaluations + doubled.evaluations,
                     ..doubled
                 })
                 .collect();
@@ -63,17 +78,27 @@ impl Upscaler {
         match upscaled {
             // A batch that a card has no memory for is done one by one, each of which may go to the CPU.
             Err(error) if inputs.len() > 1 && lacks_memory(&error) => {
-                let mut upscaled = Vec::with_capacity(inputs.len());
-                for (number, input) in inputs.iter().enumerate() {
-                    let one = std::slice::from_ref(input);
-                    let mut of_batch = |event| on_event(of_batch(event, number));
-                    upscaled.extend(self.pass(one, settings, pass, &mut of_batch)?);
-                }
-                Ok(upscaled)
+                one_by_one(inputs, on_event, |input, on_event| {
+                    self.pass(input, settings, pass, on_event)
+                })
             }
             other => other,
         }
     }
+}
+
+/// A batch whose inputs are done one after the other.
+fn one_by_one(
+    inputs: &[LowRes],
+    on_event: OnEvent,
+    mut work: impl FnMut(&[LowRes], OnEvent) -> Result<Vec<UpscaledLatents>>,
+) -> Result<Vec<UpscaledLatents>> {
+    let mut upscaled = Vec::with_capacity(inputs.len());
+    for (number, input) in inputs.iter().enumerate() {
+        let mut of_batch = |event| on_event(of_batch(event, number));
+        upscaled.extend(work(std::slice::from_ref(input), &mut of_batch)?);
+    }
+    Ok(upscaled)
 }
 
 /// What is told of one input alone, told of a batch in which it has this number.

@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::padding::Extent;
-use super::sampler::Schedule;
+use super::sampler::Sampler;
+use super::schedule::Schedule;
 use crate::model::{ModelFiles, PartFiles};
 use crate::pixels::Pixels;
 
@@ -114,15 +115,46 @@ pub struct Settings {
     pub negative_prompt: String,
     /// How many times as large the result is.
     pub scale: Enlargement,
-    /// Denoising steps of each pass, at least 1.
+    /// Denoising steps of each pass, at least 1; of no account to [`Sampler::DpmAdaptive`].
     pub steps: usize,
     /// 0 ignores the prompt; up to 1 uses it in one pass; above 1, up to [`MAX_GUIDANCE`], is classifier-free guidance in
     /// two passes.
     pub guidance: f64,
     /// The noise that PyTorch's CPU generator gives for this seed.
     pub seed: u64,
-    /// How the noise levels of the steps are spaced.
+    /// How the noise levels of the steps are spaced; of no account to samplers that take none ([`Sampler::takes_a_schedule`]).
     pub schedule: Schedule,
+    /// The way from noise to the result.
+    pub sampler: Sampler,
+    /// How much of the noise samplers that add some as they go ([`Sampler::takes_eta`]) do add: 0, none, to 1.
+    pub eta: f64,
+    /// The error that [`Sampler::DpmAdaptive`] allows in a step, as the original's `tol_scale`: [`MIN_TOLERANCE`] to [`MAX_TOLERANCE`],
+    /// less is closer and takes more evaluations.
+    pub tolerance: f64,
+}
+
+/// The smallest tolerance: what it allows is float32's rounding.
+pub const MIN_TOLERANCE: f64 = 1e-6;
+/// The largest tolerance: an error as large as the value.
+pub const MAX_TOLERANCE: f64 = 20.0;
+
+impl Settings {
+    /// # Errors
+    /// A number is out of its range.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(self.steps > 0, "at least one step is needed");
+        for (name, value, from, to) in [
+            ("a guidance", self.guidance, 0.0, MAX_GUIDANCE),
+            ("an eta", self.eta, 0.0, 1.0),
+            ("a tolerance", self.tolerance, MIN_TOLERANCE, MAX_TOLERANCE),
+        ] {
+            ensure!(
+                (from..=to).contains(&value),
+                "{name} of {value} was given; expected {from} to {to}"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Default for Settings {
@@ -135,6 +167,9 @@ impl Default for Settings {
             guidance: 1.0,
             seed: 0,
             schedule: Schedule::Karras,
+            sampler: Sampler::Euler,
+            eta: 1.0,
+            tolerance: 0.25,
         }
     }
 }
@@ -193,6 +228,8 @@ pub struct UpscaledLatents {
     pub width: usize,
     /// The picture's height in pixels, exactly the input's times [`Settings::scale`].
     pub height: usize,
+    /// How often the UNet was evaluated for it, in all passes: what was done again in another precision or on another device counts once.
+    pub evaluations: usize,
     /// Latent positions without the extension: enough for the picture, and for an input whose sides are no multiples of
     /// theirs a few more.
     pub(super) positions: Extent,
@@ -242,13 +279,15 @@ pub enum Event {
     Started(Stage),
     /// A stage's weights are being read.
     Loading(Stage),
-    /// A denoising step is done, after so many seconds of its own.
+    /// The UNet was evaluated once more: a step, or a part of one ([`Sampler`] says of which).
     Step {
-        /// Steps so far, from 1, those of earlier passes among them.
+        /// Evaluations so far, from 1, those of earlier passes among them. Where the inputs of a batch are done one by one, those of each.
         done: usize,
-        /// Steps in all, of every pass.
-        total: usize,
-        /// Of this step alone.
+        /// Evaluations in all, of every pass; None where the sampler finds its steps as it goes.
+        total: Option<usize>,
+        /// What part of the way is done, 0..=1: of all passes, each counted as much.
+        way: f64,
+        /// Of this evaluation alone.
         seconds: f64,
     },
     /// What a step shows so far, where that was asked for ([`Upscaler::send_previews`](super::Upscaler::send_previews)).

@@ -91,7 +91,16 @@ fn a_line_of_json_has_the_fields_that_scripts_rely_on() {
     assert_eq!(
         keys,
         [
-            "error", "height", "input", "output", "seconds", "seed", "status", "steps", "width"
+            "error",
+            "evaluations",
+            "height",
+            "input",
+            "output",
+            "seconds",
+            "seed",
+            "status",
+            "steps",
+            "width"
         ]
     );
     for (key, value) in [

@@ -23,6 +23,7 @@ mod pipes;
 mod preview;
 mod reference;
 mod refusals;
+mod samplers;
 mod scale;
 mod setup;
 mod sizes;

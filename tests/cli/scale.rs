@@ -49,6 +49,9 @@ fn four_times_is_the_latents_of_two_fed_back_in() {
         "--guidance 3 -n dog",
         "--schedule log-linear -s 2",
         "--guidance 0",
+        "--sampler dpm2-ancestral -s 2",
+        "--sampler dpm-fast -s 2 -g 2",
+        "--sampler dpm-adaptive --tolerance 10",
     ] {
         assert_passes_are_runs(folder.path(), "in.png", options);
     }

@@ -3,6 +3,7 @@
     python tests/data/make_reference.py           write everything; takes about a minute
     python tests/data/make_reference.py --tiny    write only what the built-in model (assets/tiny) gives
     python tests/data/make_reference.py --taesd   write only the small AutoencoderTiny (vae-tiny/) and what it gives
+    python tests/data/make_reference.py --samplers   write only what k-diffusion's samplers give (samplers.py)
     python tests/data/make_reference.py --check   show that the end-to-end cases are sensitive and well conditioned
 
 The tests read the files as committed. Written again on another machine or with other versions, the numbers may differ
@@ -420,6 +421,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="write only the built-in model's numbers")
     parser.add_argument("--taesd", action="store_true", help="write only the AutoencoderTiny and its numbers")
+    parser.add_argument("--samplers", action="store_true", help="write only what k-diffusion's samplers give")
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -428,10 +430,14 @@ def main():
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     print(versions())
+    import samplers  # which uses this module
+
     if args.check:
         import check_cases
 
-        return check_cases.check()
+        return check_cases.check() + samplers.check()
+    if args.samplers:
+        return samplers.reference(load_pipe())
     if args.tiny:
         return tiny_reference()
     if args.taesd:
@@ -453,6 +459,7 @@ def main():
     tiny_reference()
     write_tiny_vae()
     taesd_reference()
+    samplers.reference(pipe)
 
 
 if __name__ == "__main__":

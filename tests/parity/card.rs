@@ -6,7 +6,7 @@ use candle_core::DType;
 use sd_upscale::device::Placement;
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
-use sd_upscale::pipeline::sampler::Preconditioning;
+use sd_upscale::pipeline::preconditioning::Preconditioning;
 use sd_upscale::{Event, LowRes};
 
 use crate::STAGE;

@@ -1,4 +1,4 @@
-//! Every stage and the whole against diffusers' numbers (tests/data/make_reference.py).
+//! Every stage and the whole against diffusers' numbers, the samplers against k-diffusion's (tests/data/make_reference.py).
 //!
 //! Tolerances: two float32 programs that sum in another order differ by about 1e-6 relative at the end of a stage, 1e-6
 //! at most is seen. `STAGE` leaves room for other processors' summation orders (Winograd's convolutions reach 7e-6) and is
@@ -15,6 +15,7 @@ mod networks;
 mod oracle;
 mod passes;
 mod precision;
+mod samplers;
 mod sampling;
 mod taesd;
 mod text;

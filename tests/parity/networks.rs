@@ -4,7 +4,7 @@ use candle_core::DType;
 use sd_upscale::layers::{FeatureMap, downsample, upsample};
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
-use sd_upscale::pipeline::sampler::Preconditioning;
+use sd_upscale::pipeline::preconditioning::Preconditioning;
 
 use crate::STAGE;
 use crate::common::*;

@@ -105,7 +105,7 @@ fn steps_are_counted_through_and_the_picture_is_encoded_once() {
         upscaler
             .upscale(&[picture(8, 8)], &settings(Enlargement::Eight), &mut watch)
             .unwrap();
-        let expected: Vec<(usize, usize)> = (1..=6).map(|done| (done, 6)).collect();
+        let expected: Vec<(usize, Option<usize>)> = (1..=6).map(|done| (done, Some(6))).collect();
         assert_eq!(steps, expected);
         let count = |stages: &[Stage], stage| stages.iter().filter(|s| **s == stage).count();
         assert_eq!(count(&stages, Stage::Encode), 1);

@@ -1,7 +1,8 @@
 //! Schedules and noise: what the sampler starts from and goes through.
 
 use sd_upscale::pipeline::noise::Generator;
-use sd_upscale::pipeline::sampler::{self, Preconditioning, Schedule, SchedulerConfig};
+use sd_upscale::pipeline::preconditioning::Preconditioning;
+use sd_upscale::pipeline::schedule::{self, Schedule, SchedulerConfig};
 
 use crate::common::*;
 
@@ -23,7 +24,7 @@ fn schedules() {
                 continue;
             };
             let steps: usize = steps.parse().unwrap();
-            let sigmas = sampler::sigmas(schedule, steps, &range);
+            let sigmas = schedule::sigmas(schedule, steps, &range);
             let expected = values(&reference.get(key));
             assert_eq!(sigmas.len(), expected.len());
             for (sigma, expected) in sigmas.iter().zip(&expected) {

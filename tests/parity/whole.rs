@@ -1,8 +1,9 @@
 //! The whole pipeline: latents and pictures.
 
 use candle_core::{DType, Device};
-use sd_upscale::pipeline::sampler::Schedule;
-use sd_upscale::{LowRes, ModelFiles, Options, Pixels, Settings, UpscaledLatents, Upscaler};
+use sd_upscale::{
+    LowRes, ModelFiles, Options, Pixels, Schedule, Settings, UpscaledLatents, Upscaler,
+};
 
 use crate::FINAL_LATENTS;
 use crate::common::*;
@@ -45,16 +46,21 @@ impl Case {
     }
 
     pub fn low_res(&self) -> LowRes {
-        let path = data(&format!("inputs/{}", self.input));
-        if self.input.ends_with(".safetensors") {
-            let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-            return LowRes::Latents(tensors["latents"].clone());
-        }
-        let image = image::open(path).unwrap().to_rgb8();
-        let values = image.iter().map(|&v| f32::from(v) / 255.0).collect();
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        LowRes::image(&Pixels::new(width, height, values).unwrap()).unwrap()
+        low_res(&self.input)
     }
+}
+
+/// A file of tests/data/inputs.
+pub fn low_res(name: &str) -> LowRes {
+    let path = data(&format!("inputs/{name}"));
+    if name.ends_with(".safetensors") {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        return LowRes::Latents(tensors["latents"].clone());
+    }
+    let image = image::open(path).unwrap().to_rgb8();
+    let values = image.iter().map(|&v| f32::from(v) / 255.0).collect();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    LowRes::image(&Pixels::new(width, height, values).unwrap()).unwrap()
 }
 
 pub fn upscaler(model: ModelFiles, dtype: DType) -> Upscaler {

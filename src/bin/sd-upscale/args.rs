@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
-use sd_upscale::Enlargement;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
-use sd_upscale::pipeline::MAX_GUIDANCE;
+use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_TOLERANCE, MIN_TOLERANCE};
 use sd_upscale::plan::{Shard, Template};
+use sd_upscale::{Enlargement, Sampler, Settings};
 
 use crate::memory_size;
 
@@ -61,6 +63,22 @@ pub struct Args {
     /// Noise schedule; log-linear is what the published pipeline runs
     #[arg(long, value_enum, default_value_t = ScheduleName::Karras)]
     pub schedule: ScheduleName,
+
+    /// The way from noise to the result
+    ///
+    /// euler, euler-ancestral, dpmpp-2m and dpm-fast evaluate the UNet once a step; heun, dpm2, dpm2-ancestral and dpmpp-2s-ancestral
+    /// twice, which takes twice as long. dpm-fast spaces its steps itself, without --schedule; dpm-adaptive takes as many as
+    /// --tolerance asks for, without --steps. The ancestral ones, dpm-fast and dpm-adaptive add noise as they go, as much as --eta says.
+    #[arg(long, value_name = "NAME", default_value_t, value_parser = sampler())]
+    pub sampler: Sampler,
+
+    /// Of samplers that add noise as they go: how much of it, 0 to 1
+    #[arg(long, value_name = "X", default_value_t = Settings::default().eta, value_parser = eta, allow_negative_numbers = true)]
+    pub eta: f64,
+
+    /// Of dpm-adaptive: the error allowed in a step; less is closer and takes longer
+    #[arg(long, value_name = "X", default_value_t = Settings::default().tolerance, value_parser = tolerance, allow_negative_numbers = true)]
+    pub tolerance: f64,
 
     /// Folder in the diffusers layout, Hub repository, or `tiny`, the small built-in model
     #[arg(long, value_name = "DIR|REPO|tiny", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
@@ -201,13 +219,26 @@ pub struct Args {
     /// Stage times, memory, files passed over
     #[arg(short, long)]
     pub verbose: bool,
+
+    /// Which of these were given, not taken by default.
+    #[arg(skip)]
+    given: Vec<Id>,
 }
 
 impl Args {
     /// What the process was given; a command line that cannot be read ends it, with clap's message and status 2.
     pub fn of_process() -> Self {
         let matches = Self::checked_command().get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        let args = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        Self {
+            given: given(&matches),
+            ..args
+        }
+    }
+
+    /// Whether an option of this name was given, be it its default.
+    pub fn gives(&self, option: &str) -> bool {
+        self.given.iter().any(|id| id == option)
     }
 
     /// The command, whose `--check-device` takes no option of a run: whatever is not about what is said.
@@ -263,6 +294,34 @@ pub enum ScaleName {
     Auto,
     Scaled,
     Raw,
+}
+
+fn given(matches: &ArgMatches) -> Vec<Id> {
+    let from = |id: &Id| matches.value_source(id.as_str());
+    let ids = matches.ids().cloned();
+    ids.filter(|id| from(id) == Some(ValueSource::CommandLine))
+        .collect()
+}
+
+fn sampler() -> impl TypedValueParser<Value = Sampler> {
+    PossibleValuesParser::new(Sampler::ALL.map(Sampler::name))
+        .try_map(|name| name.parse::<Sampler>())
+}
+
+fn eta(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0, no noise, to 1, all of it".into()),
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (MIN_TOLERANCE..=MAX_TOLERANCE).contains(&value) => Ok(value),
+        _ => Err(format!(
+            "expected a number above 0, from {MIN_TOLERANCE} to {MAX_TOLERANCE}"
+        )),
+    }
 }
 
 fn guidance(text: &str) -> Result<f64, String> {

@@ -17,7 +17,7 @@ use crate::existing;
 use crate::item::{Content, Item, LatentForm, Place, Size};
 use crate::job::Job;
 use crate::parcel::Outbox;
-use crate::report::{Message, Outcome, Status};
+use crate::report::{Message, Outcome, Status, StepDone};
 use crate::threads::guarded;
 
 /// Takes groups of items until there are no more, and hands on what is made of them as it is made. `load` makes the networks
@@ -216,9 +216,10 @@ impl Worker<'_> {
         &mut self,
         upscaler: &mut Upscaler,
         name: &str,
-        item: Item,
+        mut item: Item,
         latents: &UpscaledLatents,
     ) -> Result<()> {
+        item.evaluations = Some(latents.evaluations);
         let form = LatentForm {
             scaling_factor: upscaler.scaling_factor(),
             pixels: upscaler.pixels_per_latent(),
@@ -287,14 +288,21 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
         Event::Step {
             done,
             total,
+            way,
             seconds,
         } => say(Message::Step {
             worker,
-            done,
-            total,
-            seconds,
+            step: StepDone {
+                done,
+                total,
+                way,
+                seconds,
+            },
         }),
         Event::Finished { stage, seconds } => {
+            if stage == Stage::Denoise {
+                say(Message::Denoised { worker })?;
+            }
             let stage = stage.name();
             say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
         }

@@ -10,7 +10,7 @@ use sd_upscale::files::{self, Loaded};
 use sd_upscale::model::TINY;
 use sd_upscale::pipeline::StagePlan;
 use sd_upscale::plan::{Plan, Source, Target, Task, Written};
-use sd_upscale::{Enlargement, device};
+use sd_upscale::{Enlargement, Settings, device};
 
 use crate::item::{Content, Size};
 use crate::job::Job;
@@ -39,6 +39,7 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
     let mut about = vec![
         format!("device: {}", names.join(", ")),
         format!("model: {}", weights(&job)),
+        format!("sampler: {}", course(&job.settings, &facts)),
     ];
     about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
@@ -84,6 +85,7 @@ fn outcomes(job: &Job, plan: &Plan, facts: &mut Facts) -> (Vec<Outcome>, Vec<Sta
                 Outcome {
                     output: Some(place(task, size)),
                     size: size.map(|size| (size.width, size.height)),
+                    evaluations: facts.evaluations(&job.settings),
                     ..outcome
                 }
             }
@@ -169,6 +171,27 @@ fn memory(device: &Device, plans: &[StagePlan]) -> Vec<String> {
     std::iter::once(first)
         .chain(plans.iter().map(|plan| format!("  {plan}")))
         .collect()
+}
+
+/// How the result will be sampled, as far as the sampler takes what the settings say.
+fn course(settings: &Settings, facts: &Facts) -> String {
+    let sampler = settings.sampler;
+    let mut parts = vec![sampler.to_string()];
+    let mut part = |takes: bool, text: String| parts.extend(takes.then_some(text));
+    let schedule = settings.schedule.name();
+    part(sampler.takes_a_schedule(), schedule.into());
+    part(sampler.takes_eta(), format!("eta {}", settings.eta));
+    let tolerance = settings.tolerance;
+    part(
+        sampler.takes_a_tolerance(),
+        format!("tolerance {tolerance}"),
+    );
+    part(sampler.takes_steps(), format!("{} steps", settings.steps));
+    let evaluations = match facts.evaluations(settings) {
+        Some(count) => format!("{count} evaluations of the UNet a picture"),
+        None => "as many evaluations of the UNet as that takes".into(),
+    };
+    format!("{}; {evaluations}", parts.join(", "))
 }
 
 fn weights(job: &Job) -> String {

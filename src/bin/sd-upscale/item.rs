@@ -83,6 +83,8 @@ pub struct Item {
     pub of_many: bool,
     /// Of latents: for all of a file alike.
     pub scale: Scale,
+    /// Of the UNet, once it was upscaled.
+    pub evaluations: Option<usize>,
     pub start: Instant,
 }
 
@@ -107,6 +109,7 @@ impl Item {
         Outcome {
             output: Some(self.place.name()),
             seconds: self.start.elapsed().as_secs_f64(),
+            evaluations: self.evaluations,
             ..Outcome::new(job, self.source.to_string(), status)
         }
     }

@@ -8,9 +8,8 @@ use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{TINY, hub};
-use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::{Output, Request, Source, UsageError};
-use sd_upscale::{Memory, Settings};
+use sd_upscale::{Memory, Sampler, Schedule, Settings};
 
 use crate::args::{Args, ColorFix, DtypeName, ScaleName, ScheduleName};
 
@@ -120,6 +119,9 @@ impl TryFrom<Args> for Job {
                     ScheduleName::Karras => Schedule::Karras,
                     ScheduleName::LogLinear => Schedule::LogLinear,
                 },
+                sampler: args.sampler,
+                eta: args.eta,
+                tolerance: args.tolerance,
             },
             prompt: args.prompt,
             model: args.model,
@@ -138,7 +140,11 @@ impl TryFrom<Args> for Job {
                 temp_dir: args.temp_dir,
             },
             skip_existing: args.skip_existing,
-            batch: args.batch as usize,
+            batch: if args.sampler.takes_steps() {
+                args.batch as usize
+            } else {
+                1
+            },
             dry_run: args.dry_run,
             quality: args.quality,
             strip: args.strip,
@@ -216,6 +222,12 @@ fn without_effect(args: &Args) -> Vec<String> {
         args.prompt.is_some() && args.guidance == 0.0,
         "guidance 0 ignores the prompt",
     );
+    warnings.extend(without_effect_on_the_sampler(args));
+    let mut note = |applies: bool, text: &str| {
+        if applies {
+            warnings.push(text.to_string());
+        }
+    };
     let built_in = args.model == TINY;
     note(
         built_in
@@ -238,4 +250,47 @@ fn without_effect(args: &Args) -> Vec<String> {
         "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
     );
     warnings
+}
+
+/// What is said of how to sample and does nothing in the sampler.
+fn without_effect_on_the_sampler(args: &Args) -> Vec<String> {
+    let sampler = args.sampler;
+    let names = |takes: fn(Sampler) -> bool| {
+        let all = Sampler::ALL.into_iter().filter(|one| takes(*one));
+        all.map(Sampler::name).collect::<Vec<_>>().join(", ")
+    };
+    [
+        (
+            args.gives("schedule") && !sampler.takes_a_schedule(),
+            "--schedule",
+            "it takes the ends of the noise levels alone".into(),
+        ),
+        (
+            args.gives("steps") && !sampler.takes_steps(),
+            "--steps",
+            "it takes as many as --tolerance asks for".into(),
+        ),
+        (
+            args.batch > 1 && !sampler.takes_steps(),
+            "--batch",
+            "the steps of each picture are its own".into(),
+        ),
+        (
+            args.gives("eta") && !sampler.takes_eta(),
+            "--eta",
+            format!(
+                "it adds no noise as it goes; these do: {}",
+                names(Sampler::takes_eta)
+            ),
+        ),
+        (
+            args.gives("tolerance") && !sampler.takes_a_tolerance(),
+            "--tolerance",
+            format!("it is of {}", names(Sampler::takes_a_tolerance)),
+        ),
+    ]
+    .into_iter()
+    .filter(|(applies, ..)| *applies)
+    .map(|(_, option, why)| format!("{option} has no effect with --sampler {sampler}: {why}"))
+    .collect()
 }

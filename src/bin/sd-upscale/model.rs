@@ -62,6 +62,11 @@ impl Facts {
         Ok(size.enlarged(self.scale))
     }
 
+    /// How often the UNet will be evaluated for an input; None where the sampler finds that out.
+    pub fn evaluations(&self, settings: &Settings) -> Option<usize> {
+        self.upscaler.evaluations(settings)
+    }
+
     /// What an input takes of the device's memory, a stage after the other.
     ///
     /// # Errors

@@ -253,6 +253,7 @@ impl Reader<'_> {
             place,
             expected: size,
             of_many: numbered.is_some(),
+            evaluations: None,
             scale,
             start,
         }))

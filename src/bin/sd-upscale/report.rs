@@ -30,7 +30,10 @@ pub struct Outcome {
     /// Width and height of what was written: pixels, or latent positions.
     pub size: Option<(usize, usize)>,
     pub seed: u64,
-    pub steps: usize,
+    /// Those that were asked for; none where the sampler takes no number of steps.
+    pub steps: Option<usize>,
+    /// Of the UNet, where they were made or are known before.
+    pub evaluations: Option<usize>,
     pub seconds: f64,
 }
 
@@ -44,7 +47,12 @@ impl Outcome {
             error: None,
             size: None,
             seed: job.settings.seed,
-            steps: job.settings.steps,
+            steps: job
+                .settings
+                .sampler
+                .takes_steps()
+                .then_some(job.settings.steps),
+            evaluations: None,
             seconds: 0.0,
         }
     }
@@ -60,6 +68,7 @@ impl Outcome {
             height: self.size.map(|(_, height)| height),
             seed: self.seed,
             steps: self.steps,
+            evaluations: self.evaluations,
             seconds: (self.seconds * 1000.0).round() / 1000.0,
         };
         // Strings and numbers, which are always JSON.
@@ -85,9 +94,11 @@ pub enum Message {
     },
     Step {
         worker: usize,
-        done: usize,
-        total: usize,
-        seconds: f64,
+        step: StepDone,
+    },
+    /// The last of a pass was done.
+    Denoised {
+        worker: usize,
     },
     Done(Outcome),
     /// Every result of one writing thread is written.
@@ -95,6 +106,15 @@ pub enum Message {
     /// Nothing more can be done: the model cannot be had.
     Fatal(anyhow::Error),
     Interrupt,
+}
+
+/// An evaluation of the UNet, as [`sd_upscale::Event::Step`] tells of it.
+#[derive(Clone, Copy, Debug)]
+pub struct StepDone {
+    pub done: usize,
+    pub total: Option<usize>,
+    pub way: f64,
+    pub seconds: f64,
 }
 
 /// How a run ends.
@@ -114,7 +134,8 @@ struct Line<'a> {
     width: Option<usize>,
     height: Option<usize>,
     seed: u64,
-    steps: usize,
+    steps: Option<usize>,
+    evaluations: Option<usize>,
     seconds: f64,
 }
 
@@ -122,6 +143,13 @@ struct Line<'a> {
 const STAGE: &str = "{spinner} {msg}";
 /// While it denoises; within 40 columns there is room for all but the bar.
 const STEPS: &str = "steps {wide_bar} {pos}/{len} {msg}";
+/// The same where a step is more than one evaluation.
+const EVALUATIONS: &str = "evaluations {wide_bar} {pos}/{len} {msg}";
+/// Where it is not known how many there will be.
+const WAY: &str = "{wide_bar} {percent} % {msg}";
+
+/// A bar's length where its end is all of the way.
+const WHOLE_WAY: u64 = 1000;
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -142,6 +170,8 @@ pub struct Reporter {
     first_step: bool,
     /// Of each picture.
     passes: usize,
+    /// Whether a step is one evaluation.
+    once_a_step: bool,
     /// Seconds of the steps of the pass so far, by worker.
     step_times: Vec<Vec<f64>>,
     /// Inputs of which it was said what became of them.
@@ -179,6 +209,7 @@ impl Reporter {
             start: Instant::now(),
             first_step: true,
             passes: job.settings.scale.passes(),
+            once_a_step: job.settings.sampler.evaluates_once_a_step(),
             step_times: vec![Vec::new(); workers],
             told: HashSet::new(),
         }
@@ -218,7 +249,13 @@ impl Reporter {
         }
     }
 
-    pub fn step(&mut self, worker: usize, done: usize, total: usize, seconds: f64) {
+    pub fn step(&mut self, worker: usize, step: StepDone) {
+        let StepDone {
+            done,
+            total,
+            way,
+            seconds,
+        } = step;
         if self.first_step {
             self.first_step = false;
             let before = self.start.elapsed().as_secs_f64() - seconds;
@@ -226,21 +263,42 @@ impl Reporter {
         }
         if let Some(times) = self.step_times.get_mut(worker) {
             times.push(seconds);
-            if done.is_multiple_of(total / self.passes) {
-                times.sort_by(f64::total_cmp);
-                let (median, count) = (times[times.len() / 2], times.len());
-                let text = format!("step {median:.3} s (median of {count})");
-                times.clear();
-                self.note(&text);
+        }
+        let Some(bar) = self.workers.get(worker) else {
+            return;
+        };
+        match total {
+            Some(total) => {
+                bar.set_style(style(if self.once_a_step { STEPS } else { EVALUATIONS }));
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+                let left = seconds_left(seconds, done, total, self.passes);
+                let each = if self.once_a_step { "a step" } else { "each" };
+                bar.set_message(format!("{seconds:.2} s {each}, {left:.0} s left"));
+            }
+            None => {
+                bar.set_style(style(WAY));
+                bar.set_length(WHOLE_WAY);
+                bar.set_position((way * WHOLE_WAY as f64) as u64);
+                bar.set_message(format!("{done} evaluations, {seconds:.2} s each"));
             }
         }
-        if let Some(bar) = self.workers.get(worker) {
-            bar.set_style(style(STEPS));
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            let left = seconds_left(seconds, done, total, self.passes);
-            bar.set_message(format!("{seconds:.2} s a step, {left:.0} s left"));
-        }
+    }
+
+    /// A worker's pass is done: what its evaluations took.
+    pub fn denoised(&mut self, worker: usize) {
+        let times = self.step_times.get_mut(worker).map(std::mem::take);
+        let mut times = times.unwrap_or_default();
+        times.sort_by(f64::total_cmp);
+        let count = times.len();
+        let Some(median) = times.get(count / 2) else {
+            return;
+        };
+        self.note(&if self.once_a_step {
+            format!("step {median:.3} s (median of {count})")
+        } else {
+            format!("{count} evaluations, {median:.3} s each (median)")
+        });
     }
 
     /// # Errors
@@ -367,6 +425,13 @@ fn peak_memory() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bars_are_drawn_as_they_are_described() {
+        for template in [STAGE, STEPS, EVALUATIONS, WAY] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
 
     #[test]
     fn the_steps_of_later_passes_take_four_times_as_long() {

@@ -253,12 +253,8 @@ impl Talk<'_> {
                 Message::Info(text) => self.reporter.info(&text),
                 Message::Warning(text) => self.reporter.warning(&text),
                 Message::Stage { worker, text } => self.reporter.stage(worker, text),
-                Message::Step {
-                    worker,
-                    done,
-                    total,
-                    seconds,
-                } => self.reporter.step(worker, done, total, seconds),
+                Message::Step { worker, step } => self.reporter.step(worker, step),
+                Message::Denoised { worker } => self.reporter.denoised(worker),
                 Message::Done(outcome) => self.reporter.done(&outcome)?,
                 Message::Fatal(error) => {
                     self.give_up(&error)?;

@@ -11,9 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use sd_upscale::latents::{Latents, PIXELS_KEY};
 use sd_upscale::metadata::{Metadata, Parameters};
 use sd_upscale::picture::{self, Alpha, Depth, Format, Outline, alpha, color_fix};
-use sd_upscale::pipeline::sampler::Schedule;
 use sd_upscale::plan::Written;
-use sd_upscale::{Enlargement, Pixels, Settings};
+use sd_upscale::{Enlargement, Pixels, Schedule, Settings};
 
 use crate::args::ColorFix;
 use crate::item::{Content, Item, LatentForm, Place, Size, picture_format};
@@ -508,17 +507,16 @@ fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels, times: usize) {
 
 /// The settings in the words that viewers of A1111's pictures know.
 pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameters {
-    let schedule = match settings.schedule {
-        Schedule::Karras => "Karras",
-        Schedule::LogLinear => "Log-linear",
-    };
+    let sampler = settings.sampler;
     let version = concat!("sd-upscale ", env!("CARGO_PKG_VERSION"));
     let fields = [
-        ("Steps", Some(settings.steps.to_string())),
-        ("Sampler", Some("Euler".into())),
-        ("Schedule type", Some(schedule.into())),
+        ("Steps", stated_steps(settings)),
+        ("Sampler", Some(sampler.title().into())),
+        ("Schedule type", stated_schedule(settings, Schedule::title)),
         ("CFG scale", Some(settings.guidance.to_string())),
         ("Seed", Some(settings.seed.to_string())),
+        ("Eta", stated_eta(settings)),
+        ("Tolerance", stated_tolerance(settings)),
         ("Size", Some(format!("{}x{}", size.width, size.height))),
         ("Scale", written_scale(settings)),
         ("Model", Some(job.model_name())),
@@ -536,14 +534,32 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
     }
 }
 
+/// Of the settings that not every sampler takes, those that this one does.
+fn stated_steps(settings: &Settings) -> Option<String> {
+    let takes = settings.sampler.takes_steps();
+    takes.then(|| settings.steps.to_string())
+}
+
+fn stated_schedule(settings: &Settings, name: fn(Schedule) -> &'static str) -> Option<String> {
+    let takes = settings.sampler.takes_a_schedule();
+    takes.then(|| name(settings.schedule).into())
+}
+
+fn stated_eta(settings: &Settings) -> Option<String> {
+    let takes = settings.sampler.takes_eta();
+    takes.then(|| settings.eta.to_string())
+}
+
+fn stated_tolerance(settings: &Settings) -> Option<String> {
+    let takes = settings.sampler.takes_a_tolerance();
+    takes.then(|| settings.tolerance.to_string())
+}
+
 /// The scale where it is another than the model's own.
 fn written_scale(settings: &Settings) -> Option<String> {
     let scale = settings.scale;
     (scale != Enlargement::default()).then(|| scale.to_string())
 }
-
-/// Where latents say the scale that they were made at, if it is not 2.
-const SCALE_KEY: &str = "sd_upscale.scale";
 
 /// What latents say of themselves. `size` is in latent positions.
 fn latents_metadata(
@@ -567,18 +583,23 @@ fn latents_metadata(
     };
     let written = written_settings(job, &item.settings, pixels);
     metadata.insert("parameters".into(), written.to_parameters());
+    let settings = &item.settings;
     for (key, value) in [
-        ("seed", item.settings.seed.to_string()),
-        ("steps", item.settings.steps.to_string()),
-        ("guidance", item.settings.guidance.to_string()),
-        ("schedule", item.settings.schedule.name().to_string()),
-        ("model", job.model_name()),
+        ("seed", Some(settings.seed.to_string())),
+        ("steps", stated_steps(settings)),
+        ("guidance", Some(settings.guidance.to_string())),
+        ("schedule", stated_schedule(settings, Schedule::name)),
+        ("sampler", Some(settings.sampler.to_string())),
+        ("eta", stated_eta(settings)),
+        ("tolerance", stated_tolerance(settings)),
+        ("scale", written_scale(settings)),
+        ("model", Some(job.model_name())),
     ] {
-        metadata.insert(format!("sd_upscale.{key}"), value);
+        let key = format!("sd_upscale.{key}");
+        // Those that were read may say it of the run that made them.
+        metadata.remove(&key);
+        metadata.extend(value.map(|value| (key, value)));
     }
-    // Those that were read may say it of the run that made them.
-    metadata.remove(SCALE_KEY);
-    metadata.extend(written_scale(&item.settings).map(|scale| (SCALE_KEY.into(), scale)));
     metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
     metadata
 }
@@ -624,6 +645,7 @@ mod tests {
             expected: SIZE,
             of_many: false,
             scale: Scale::Scaled,
+            evaluations: None,
             start: Instant::now(),
         }
     }

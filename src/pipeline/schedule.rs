@@ -1,10 +1,8 @@
-//! Noise schedules, preconditioning and the Euler sampler: plain functions over sigmas and a
-//! `denoise` closure. Nothing here knows a network.
+//! Noise levels: the range that a model was trained on, and how the steps of a run are spaced in it.
 
 use std::ops::RangeInclusive;
 
 use anyhow::{Result, bail, ensure};
-use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::model::within;
@@ -32,6 +30,14 @@ impl Schedule {
         match self {
             Schedule::Karras => "karras",
             Schedule::LogLinear => "log-linear",
+        }
+    }
+
+    /// The name in the metadata of pictures.
+    pub fn title(self) -> &'static str {
+        match self {
+            Schedule::Karras => "Karras",
+            Schedule::LogLinear => "Log-linear",
         }
     }
 }
@@ -229,7 +235,7 @@ fn rescale_to_zero_snr(cumprod: &mut [f32]) {
 }
 
 /// `torch.linspace` in float32: it counts from both ends towards the middle.
-fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+pub(super) fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
     if count < 2 {
         return vec![start; count];
     }
@@ -267,50 +273,4 @@ pub fn sigmas(schedule: Schedule, steps: usize, range: &SigmaRange) -> Vec<f32> 
             sigmas
         }
     }
-}
-
-/// What the network is given for a sigma, and how its output is read: Karras et al. (2022), table 1 with
-/// sigma_data 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Preconditioning {
-    /// Scales the noisy latents on their way in.
-    pub c_in: f64,
-    /// Weight of the noisy latents in the denoised ones.
-    pub c_skip: f64,
-    /// Weight of the network's output in the denoised ones.
-    pub c_out: f64,
-    /// The network's time, 0.25 ln(sigma).
-    pub time: f32,
-}
-
-impl Preconditioning {
-    pub fn new(sigma: f32) -> Self {
-        // float32 throughout, as the reference's 0-dimensional sigma tensors are
-        let variance = sigma * sigma + 1.0;
-        Self {
-            c_in: f64::from(1.0 / variance.sqrt()),
-            c_skip: f64::from(1.0 / variance),
-            c_out: f64::from(sigma / variance.sqrt()),
-            time: 0.25 * sigma.ln(),
-        }
-    }
-}
-
-/// Euler's method over `sigmas`: from noisy `x` (b, c, h, w) to latents, one call of `denoise(x, step)`
-/// a step. `x` is kept in float32 whatever the network runs in.
-///
-/// # Errors
-/// Whatever `denoise` returns.
-pub fn euler(
-    mut x: Tensor,
-    sigmas: &[f32],
-    mut denoise: impl FnMut(&Tensor, usize) -> Result<Tensor>,
-) -> Result<Tensor> {
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (f64::from(pair[0]), f64::from(pair[1]));
-        let denoised = denoise(&x, step)?;
-        let derivative = ((&x - denoised)? / sigma)?;
-        x = (x + (derivative * (next - sigma))?)?;
-    }
-    Ok(x)
 }
