@@ -104,6 +104,36 @@ class Numbers(CardTest):
         self.assertEqual(run.told, [])
         self.assertEqual(len(list((self.folder / "out").iterdir())), 2)
 
+    def test_every_sampler_gives_the_latents_of_the_cpu_and_reads_nothing_back_in_a_step(self):
+        noisy = ["euler-ancestral", "dpm2-ancestral", "dpmpp-2s-ancestral", "dpm-fast"]
+        fixed = [*noisy, "euler", "heun", "dpm2", "dpmpp-2m"]
+        for dtype in LATENTS:  # the card is tried at its first use, which is counted too
+            self.done(self.upscale(f"first-{dtype}.safetensors", dtype=dtype)[0])
+
+        def at(case):
+            sampler, dtype = case
+            settings = ["--sampler", sampler, "-g", 2] + (["--tolerance", 5] if sampler == "dpm-adaptive" else [])
+            run, cpu = self.upscale(f"cpu-{sampler}-{dtype}.safetensors", *settings, device="cpu", steps=3)
+            self.done(run)
+            run, few = self.upscale(f"few-{sampler}-{dtype}.safetensors", *settings, dtype=dtype, steps=3, strict=1, stats=1)
+            self.assertEqual(self.done(run).told, [], case)
+            more = self.upscale(f"more-{sampler}-{dtype}.safetensors", *settings, dtype=dtype, steps=6, stats=1)[0]
+            return case, cpu, few, run.summary(), self.done(more).summary()
+
+        # What the adaptive one's are decides its steps.
+        cases = [(sampler, dtype) for sampler in fixed for dtype in LATENTS] + [("dpm-adaptive", "f32")]
+        for (sampler, dtype), cpu, few, counts, more in in_parallel(at, cases):
+            what = f"{sampler} in {dtype}"
+            (ours,), (theirs,) = read_tensors(few).values(), read_tensors(cpu).values()
+            error = relative_error(ours, theirs)
+            print(f"{what}: relative error {error:.1e}")
+            self.assertLessEqual(error, LATENTS[dtype], what)
+            if sampler in fixed:
+                self.assertEqual(more["downloads"], counts["downloads"], f"{what}: steps read something back")
+                # Three steps more: their noise, and nothing else.
+                most = 3 if sampler in noisy else 0
+                self.assertLessEqual(more["uploads"] - counts["uploads"], most, f"{what}: steps send something")
+
     def test_a_folder_over_two_cards(self):
         inputs, names = self.folder / "in", [f"{i}.png" for i in range(4)]
         inputs.mkdir()
