@@ -7,10 +7,11 @@ use sd_upscale::device::Placement;
 use sd_upscale::networks::unet::UNet;
 use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::preconditioning::Preconditioning;
-use sd_upscale::{Event, LowRes};
+use sd_upscale::{Event, LowRes, Settings};
 
 use crate::STAGE;
 use crate::common::*;
+use crate::samplers::assert_latents_are_k_diffusions;
 use crate::whole::{Case, assert_same_picture, upscaler_on};
 
 /// What a network's output may differ by. float16 rounds to 5e-4 relative, bfloat16 to 4e-3, and a network's layers leave
@@ -146,4 +147,18 @@ fn a_decoder_that_overflows_is_done_again_in_bfloat16() {
         warnings[0].contains("doing it again in bfloat16"),
         "{warnings:?}"
     );
+}
+
+/// A case of each sampler, schedule and eta: those of latents, with guidance.
+#[test]
+fn every_sampler_gives_k_diffusions_latents() {
+    let Some(device) = card_or_word("the samplers") else {
+        return;
+    };
+    let mut upscaler = upscaler_on(device, model(), DType::F32);
+    let of = |settings: &Settings, input: &LowRes| {
+        settings.guidance > 1.0 && matches!(input, LowRes::Latents(_))
+    };
+    let done = assert_latents_are_k_diffusions(&mut upscaler, of);
+    assert!(done >= 20, "only {done} cases");
 }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use candle_core::{DType, Device, Tensor};
+use sd_upscale::pipeline::PlanFor;
 use sd_upscale::pipeline::noise::Generator;
 use sd_upscale::pipeline::sampler::dpm::{self, Ends, Tolerance};
 use sd_upscale::pipeline::sampler::step::{Denoise, Noise};
@@ -11,7 +12,7 @@ use sd_upscale::pipeline::schedule::{self, Schedule, SchedulerConfig, SigmaRange
 use sd_upscale::{Enlargement, Event, LowRes, ModelFiles, NotFinite, Settings, Upscaler};
 
 use crate::common::*;
-use crate::whole::{low_res, upscaler, upscaler_on};
+use crate::whole::{low_res, upscaler};
 
 /// What tests/data/samplers.py allows, and shows wrong samplers to be far past: five steps of a random network amplify the difference of
 /// an evaluation, 1e-6, by a hundred at most.
@@ -328,31 +329,38 @@ fn upscale(upscaler: &mut Upscaler, settings: &Settings, input: &LowRes) -> (Ten
     (upscaled[0].latents().unwrap(), evaluations)
 }
 
+/// Runs the cases of the small model that `of` picks, and says how many there are.
+pub fn assert_latents_are_k_diffusions(
+    upscaler: &mut Upscaler,
+    of: impl Fn(&Settings, &LowRes) -> bool,
+) -> usize {
+    let reference = Reference::read("samplers");
+    let (mut done, mut worst) = (0, 0f64);
+    for case in &Cases::read().model {
+        let (settings, input) = (case.settings(), low_res(&case.input));
+        if !of(&settings, &input) {
+            continue;
+        }
+        let (found, evaluations) = upscale(upscaler, &settings, &input);
+        let error = relative_error(&found, &reference.get(&case.name));
+        worst = worst.max(error / case.bound());
+        let what = format!("{}: {error:.1e}", case.name);
+        println!("{what}, {evaluations} evaluations");
+        assert!(error <= case.bound(), "{what}");
+        assert_eq!(evaluations, case.evaluations, "{what}");
+        done += 1;
+    }
+    println!("{done} cases, the worst {worst:.1e} of what is allowed");
+    done
+}
+
 #[test]
 fn on_the_small_model_latents_are_k_diffusions() {
-    let reference = Reference::read("samplers");
-    let cases = Cases::read().model;
-    let mut upscalers = vec![("CPU", upscaler(model(), DType::F32))];
-    upscalers.extend(card().map(|card| ("card", upscaler_on(card, model(), DType::F32))));
-    for (place, upscaler) in &mut upscalers {
-        let mut worst = 0f64;
-        for case in &cases {
-            // A card that the CPU plays takes its time: one of each kind of step goes through all of it.
-            if *place == "card" && (case.guidance < 3.0 || case.input.ends_with(".png")) {
-                continue;
-            }
-            let (found, evaluations) = upscale(upscaler, &case.settings(), &low_res(&case.input));
-            let error = relative_error(&found, &reference.get(&case.name));
-            worst = worst.max(error / case.bound());
-            let what = format!("{} on the {place}: {error:.1e}", case.name);
-            println!("{what}, {evaluations} evaluations");
-            assert!(error <= case.bound(), "{what}");
-            assert_eq!(evaluations, case.evaluations, "{what}");
-        }
-        println!("the {place}: the worst {worst:.1e} of what is allowed");
-    }
+    let mut upscaler = upscaler(model(), DType::F32);
     for sampler in Sampler::ALL.into_iter().skip(1) {
-        assert!(cases.iter().filter(|one| one.sampler() == sampler).count() >= 8);
+        let of = |settings: &Settings, _: &LowRes| settings.sampler == sampler;
+        let done = assert_latents_are_k_diffusions(&mut upscaler, of);
+        assert!(done >= 8, "{sampler}: only {done} cases");
     }
 }
 
@@ -460,6 +468,29 @@ fn numbers_that_overflow_are_caught_and_done_again_with_every_sampler() {
             "{sampler}"
         );
     }
+}
+
+#[test]
+fn what_a_sampler_keeps_is_planned_for() {
+    let mut upscaler = upscaler(model(), DType::F32);
+    let work = PlanFor {
+        width: 256,
+        height: 128,
+        from_image: false,
+        to_picture: false,
+    };
+    let mut peak = |sampler| {
+        let settings = Settings {
+            guidance: 1.0,
+            ..quick(sampler)
+        };
+        upscaler.plan(work, &settings).unwrap()[0].peak
+    };
+    // Of 64x32 positions, 4 channels in float32: x, two slopes, and two results.
+    let more = peak(Sampler::DpmAdaptive) - peak(Sampler::Euler);
+    assert_eq!(more, 5 * 4 * 4 * 64 * 32);
+    let more = peak(Sampler::Dpmpp2m) - peak(Sampler::EulerAncestral);
+    assert_eq!(more, 4 * 4 * 64 * 32);
 }
 
 #[test]
