@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::limits::ReadLimits;
-use crate::metadata::{FoundPrompt, Metadata, comfy};
-
 pub(crate) use self::npz::check_head as check_npz_head;
 pub(crate) use self::safetensors::{check_header, header_length};
+use crate::limits::ReadLimits;
+use crate::metadata::{FoundPrompt, Metadata, comfy};
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;

@@ -62,7 +62,7 @@ fn wrong_key<T: DeserializeOwned>(bytes: &[u8]) -> Option<(String, String)> {
 }
 
 /// A text of a file's own as it may stand in a message.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     const MOST: usize = 160;
     let line: String = text.chars().take(MOST).collect();
     let line = line.replace(char::is_control, " ");

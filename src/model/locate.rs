@@ -18,15 +18,21 @@ fn is_path(name: &str) -> bool {
         || name.matches('/').count() != 1
 }
 
-/// The model called `name`: `tiny`, a folder in the diffusers layout, or a repository at `revision`. The VAE's
-/// files are left out where `own_vae` is not set.
+/// Whether `--model` names the original checkpoint: any file.
+pub fn is_checkpoint(name: &str) -> bool {
+    Path::new(name).is_file()
+}
+
+/// The model that `option` calls `name`: `tiny`, a folder in the diffusers layout, or a repository at `revision`, of which `parts` are wanted. Of a
+/// file, the original checkpoint, these are what [`ModelFiles::original`] takes besides.
 ///
 /// # Errors
 /// The folder lacks its parts, or the repository cannot be had.
 pub fn locate(
+    option: &str,
     name: &str,
     revision: &str,
-    own_vae: bool,
+    parts: &[Part],
     hub: impl FnOnce() -> Result<Hub>,
 ) -> Result<ModelFiles> {
     if name == TINY {
@@ -36,16 +42,12 @@ pub fn locate(
         let folder = PathBuf::from(name);
         ensure!(
             folder.is_dir(),
-            "--model {name}: there is no such folder; expected {TINY}, a folder in the diffusers layout, or a repository such as {}",
+            "{option} {name}: there is no such folder; expected {TINY}, a folder in the diffusers layout, the original checkpoint (FILE.pth), or a repository such as {}",
             DEFAULT_REPO
         );
         return Ok(ModelFiles::Folder(folder));
     }
-    let parts: Vec<Part> = Part::PIPELINE
-        .into_iter()
-        .filter(|part| own_vae || *part != Part::Vae)
-        .collect();
-    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, &parts)?))
+    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, parts)?))
 }
 
 /// The VAE called `name`: a folder (a VAE's own or a pipeline's), a safetensors file that goes with `model`'s VAE

@@ -1,22 +1,26 @@
-//! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights.
+//! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights; or the original checkpoint
+//! in the place of one part.
 
 mod built_in;
 mod config;
 pub mod hub;
 mod layout;
 mod locate;
+mod original;
 mod published;
 mod weights;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 pub use self::built_in::BUILT_IN_FILES;
 pub(crate) use self::config::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
 pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
-pub use self::locate::{TINY, locate, locate_vae};
+pub use self::locate::{TINY, is_checkpoint, locate, locate_vae};
+pub use self::original::Checkpoint;
 use self::published::PUBLISHED_CONFIGURATIONS;
 pub use self::weights::Weights;
 use crate::device::Placement;
@@ -28,9 +32,33 @@ pub enum ModelFiles {
     Folder(PathBuf),
     /// Built into the binary: (relative path, content).
     BuiltIn(&'static [(&'static str, &'static [u8])]),
+    /// The UNet of the original checkpoint.
+    Original {
+        /// In the place of `unet/`.
+        unet: Arc<Checkpoint>,
+        /// Where everything else is.
+        parts: Box<ModelFiles>,
+    },
 }
 
 impl ModelFiles {
+    /// The UNet of the original checkpoint, a file that `torch.save` wrote, with everything else from `parts`. Nothing that its pickle
+    /// names is run.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn original(path: &Path, parts: ModelFiles) -> Result<Self> {
+        Ok(Self::of_checkpoint(Checkpoint::open(path)?, parts))
+    }
+
+    /// The same of a checkpoint that is open.
+    pub fn of_checkpoint(unet: Checkpoint, parts: ModelFiles) -> Self {
+        ModelFiles::Original {
+            unet: Arc::new(unet),
+            parts: Box::new(parts),
+        }
+    }
+
     /// The small model that is built into the binary.
     pub fn built_in() -> Self {
         ModelFiles::BuiltIn(BUILT_IN_FILES)
@@ -81,6 +109,10 @@ impl ModelFiles {
                 .iter()
                 .find(|(name, _)| *name == relative)
                 .map(|(_, bytes)| bytes.to_vec())),
+            ModelFiles::Original { unet, .. } if relative == "unet/config.json" => {
+                Ok(Some(unet.config().to_vec()))
+            }
+            ModelFiles::Original { parts, .. } => parts.try_read(relative),
         }
     }
 
@@ -97,6 +129,10 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => folder.join(relative).display().to_string(),
             ModelFiles::BuiltIn(_) => format!("built-in model: {relative}"),
+            ModelFiles::Original { unet, .. } if relative.starts_with("unet/") => {
+                format!("{}: {relative}", unet.name())
+            }
+            ModelFiles::Original { parts, .. } => parts.name(relative),
         }
     }
 
@@ -122,6 +158,8 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => {
                 Weights::open(&weight_files(folder, &weights)?, placement)
             }
+            ModelFiles::Original { unet, .. } if part == "unet" => Ok(unet.weights(placement)),
+            ModelFiles::Original { parts, .. } => parts.weights(part, stem, placement),
         }
     }
 }
@@ -202,7 +240,7 @@ fn no_weights(folder: &Path, weights: &str) -> anyhow::Error {
         .find(|path| path.is_file());
     let cure = match pickled {
         Some(path) => format!(
-            "; {} is a pickled checkpoint, which is not read: save it as safetensors (diffusers: save_pretrained)",
+            "; {} is a pickled checkpoint, which is read of the original upscaler alone (--model FILE.pth): save it as safetensors (diffusers: save_pretrained)",
             path.display()
         ),
         None => String::new(),

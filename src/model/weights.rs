@@ -1,14 +1,14 @@
-//! Tensors by name out of safetensors: memory-mapped files, one or several, or bytes built into the binary.
+//! Tensors by name out of memory-mapped files, one or several (safetensors, PyTorch's), or of bytes built into the binary.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use candle_core::{DType, Tensor};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -113,12 +113,130 @@ fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
     bytemuck::try_cast_slice(bytes).ok()
 }
 
-struct Entry {
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// From one value to the next along each dimension; None where they lie in C order without holes.
+    strides: Option<Vec<usize>>,
+    /// Bytes of the file, from the first value to behind the last.
     start: usize,
     end: usize,
+}
+
+impl Entry {
+    /// Of the only file of a store, its values `strides` apart, which must lie within `range`.
+    pub(super) fn of_strides(
+        dtype: Dtype,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+        range: Range<usize>,
+    ) -> Self {
+        let mut expected = 1;
+        let dense = std::iter::zip(&shape, &strides)
+            .rev()
+            .all(|(size, stride)| {
+                let fits = *size == 1 || *stride == expected;
+                expected *= size;
+                fits
+            });
+        Self {
+            file: 0,
+            strides: (!dense && !range.is_empty()).then_some(strides),
+            dtype,
+            shape,
+            start: range.start,
+            end: range.end,
+        }
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Without the dimensions from `dimension` on, each of which has one value.
+    pub(super) fn squeezed(mut self, dimension: usize) -> Result<Self> {
+        let rest = self.shape.get(dimension..).unwrap_or_default();
+        ensure!(
+            rest.iter().all(|size| *size == 1),
+            "it is of shape {:?}; expected {dimension} dimensions, and others of 1",
+            self.shape
+        );
+        self.shape.truncate(dimension);
+        if let Some(strides) = &mut self.strides {
+            strides.truncate(dimension);
+        }
+        Ok(self)
+    }
+
+    /// One of `count` equal parts along the first dimension.
+    pub(super) fn part(&self, number: usize, count: usize) -> Result<Self> {
+        let rows = self.shape.first().copied().unwrap_or(0);
+        ensure!(
+            rows > 0 && rows.is_multiple_of(count) && self.end > self.start,
+            "it is of shape {:?}; expected {count} parts of one size, one above the other",
+            self.shape
+        );
+        let rows = rows / count;
+        let mut part = self.clone();
+        part.shape[0] = rows;
+        let width = self.width();
+        let values = |strides: &[usize], shape: &[usize]| -> usize {
+            let along = std::iter::zip(strides, shape).map(|(stride, size)| stride * (size - 1));
+            1 + along.sum::<usize>()
+        };
+        let (step, length) = match &self.strides {
+            Some(strides) => (rows * strides[0], values(strides, &part.shape)),
+            None => {
+                let length = part.shape.iter().product();
+                (length, length)
+            }
+        };
+        part.start = self.start + number * step * width;
+        part.end = part.start + length * width;
+        Ok(part)
+    }
+
+    /// The bytes of the file from the first value to behind the last.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    /// Bytes of a value.
+    fn width(&self) -> usize {
+        self.dtype.bitsize() / 8
+    }
+
+    /// Bytes of all values.
+    pub(super) fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.width()
+    }
+
+    /// Its values in C order, of the bytes from `start` to `end`.
+    pub(super) fn in_order<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let Some(strides) = &self.strides else {
+            return Cow::Borrowed(bytes);
+        };
+        let width = self.width();
+        let mut ordered = Vec::with_capacity(self.bytes());
+        let mut index = vec![0; self.shape.len()];
+        while ordered.len() < self.bytes() {
+            let at: usize = std::iter::zip(&index, strides)
+                .map(|(i, stride)| i * stride)
+                .sum();
+            ordered.extend_from_slice(&bytes[at * width..][..width]);
+            for (i, size) in std::iter::zip(&mut index, &self.shape).rev() {
+                *i += 1;
+                if *i < *size {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        Cow::Owned(ordered)
+    }
 }
 
 struct Store {
@@ -191,6 +309,26 @@ impl Weights {
         }
     }
 
+    /// Tensors of one mapped file, which `entries` lie within.
+    pub(super) fn mapped(name: String, map: Mmap, entries: Vec<(String, Entry)>) -> Self {
+        let files = vec![(name, Bytes::Mapped(map))];
+        let entries = entries.into_iter().collect();
+        Self {
+            store: Arc::new(Store { files, entries }),
+            prefix: String::new(),
+            placement: Placement::new(&Device::Cpu, DType::F32),
+            names: None,
+        }
+    }
+
+    /// The same tensors for another placement.
+    pub(super) fn at(&self, placement: &Placement) -> Self {
+        Self {
+            placement: placement.clone(),
+            ..self.clone()
+        }
+    }
+
     fn index(files: Vec<(String, Bytes)>, placement: &Placement) -> Result<Self> {
         let mut entries = HashMap::new();
         for (number, (name, bytes)) in files.iter().enumerate() {
@@ -214,6 +352,7 @@ impl Weights {
                         file: number,
                         dtype: info.dtype,
                         shape: info.shape.clone(),
+                        strides: None,
                         start: data + start,
                         end: data + end,
                     },
@@ -385,6 +524,7 @@ impl Weights {
         let (entry, bytes) = self.entry(shape, name)?;
         let file = &self.store.files[entry.file].1;
         if entry.dtype == Dtype::F32
+            && entry.strides.is_none()
             && let Some(values) = as_f32(bytes)
         {
             return Ok(Values {
@@ -392,7 +532,7 @@ impl Weights {
                 read: Some((file, entry.start, entry.end)),
             });
         }
-        let values = to_f32(entry.dtype, bytes);
+        let values = to_f32(entry.dtype, &entry.in_order(bytes));
         file.release(entry.start, entry.end);
         let values = values.ok_or_else(|| {
             anyhow!(
@@ -415,14 +555,24 @@ impl Weights {
     /// The tensor is missing or has another shape than `shape`.
     pub fn in_file(&self, shape: &[usize], name: &str) -> Result<Option<InFile>> {
         let (entry, bytes) = self.entry(shape, name)?;
-        let usable =
-            self.placement.reads_in_place() && entry.dtype == Dtype::F32 && as_f32(bytes).is_some();
+        let usable = self.placement.reads_in_place()
+            && entry.dtype == Dtype::F32
+            && entry.strides.is_none()
+            && as_f32(bytes).is_some();
         Ok(usable.then(|| InFile {
             store: self.store.clone(),
             file: entry.file,
             start: entry.start,
             end: entry.end,
         }))
+    }
+
+    /// The bytes of a tensor, in C order, lowest byte of a value first, of the type that the file keeps; None where it has none of this
+    /// name.
+    pub fn raw(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let entry = self.find(&self.key(name))?;
+        let (_, bytes) = &self.store.files[entry.file];
+        Some(entry.in_order(&bytes.as_slice()[entry.range()]))
     }
 
     /// The same as a tensor in the placement's dtype, on its device.

@@ -17,6 +17,7 @@ mod hub_server;
 mod interrupts;
 mod latents;
 mod memory;
+mod original;
 #[cfg(target_os = "linux")]
 mod outputs;
 mod pipes;

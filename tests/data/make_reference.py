@@ -4,6 +4,7 @@
     python tests/data/make_reference.py --tiny    write only what the built-in model (assets/tiny) gives
     python tests/data/make_reference.py --taesd   write only the small AutoencoderTiny (vae-tiny/) and what it gives
     python tests/data/make_reference.py --samplers   write only what k-diffusion's samplers give (samplers.py)
+    python tests/data/make_reference.py --original   write only the original checkpoint, what it gives, and files of torch.save (original.py)
     python tests/data/make_reference.py --check   show that the end-to-end cases are sensitive and well conditioned
 
 The tests read the files as committed. Written again on another machine or with other versions, the numbers may differ
@@ -422,6 +423,7 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="write only the built-in model's numbers")
     parser.add_argument("--taesd", action="store_true", help="write only the AutoencoderTiny and its numbers")
     parser.add_argument("--samplers", action="store_true", help="write only what k-diffusion's samplers give")
+    parser.add_argument("--original", action="store_true", help="write only what is of the original implementation")
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -436,8 +438,12 @@ def main():
         import check_cases
 
         return check_cases.check() + samplers.check()
+    import original  # which uses this module
+
     if args.samplers:
         return samplers.reference(load_pipe())
+    if args.original:
+        return original.reference(load_pipe())
     if args.tiny:
         return tiny_reference()
     if args.taesd:
@@ -460,6 +466,7 @@ def main():
     write_tiny_vae()
     taesd_reference()
     samplers.reference(pipe)
+    original.reference(pipe)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ mod data;
 mod layers;
 mod networks;
 mod oracle;
+mod original;
 mod passes;
 mod precision;
 mod samplers;

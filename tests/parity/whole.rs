@@ -19,7 +19,9 @@ pub struct Case {
     prompt: String,
     negative_prompt: Option<String>,
     seed: u64,
+    #[serde(default)]
     pub weights: String,
+    #[serde(default)]
     pub image: bool,
 }
 

@@ -80,11 +80,15 @@ pub struct Args {
     #[arg(long, value_name = "X", default_value_t = Settings::default().tolerance, value_parser = tolerance, allow_negative_numbers = true)]
     pub tolerance: f64,
 
-    /// Folder in the diffusers layout, Hub repository, or `tiny`, the small built-in model
-    #[arg(long, value_name = "DIR|REPO|tiny", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
+    /// Folder in the diffusers layout, Hub repository, `tiny`, the small built-in model, or the original checkpoint (FILE.pth)
+    #[arg(long, value_name = "DIR|REPO|tiny|FILE.pth", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
     pub model: String,
 
-    /// Branch, tag or commit of the model's repository [default: a pinned commit]
+    /// What goes with the original checkpoint: text encoder, tokenizer, VAE [default: those of the usual repository]
+    #[arg(long, value_name = "DIR|REPO", help_heading = "Model")]
+    pub model_parts: Option<String>,
+
+    /// Branch, tag or commit of the model's repository, or of its parts' [default: a pinned commit]
     #[arg(long, value_name = "REV", help_heading = "Model")]
     pub revision: Option<String>,
 

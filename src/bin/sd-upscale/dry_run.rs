@@ -1,13 +1,14 @@
 //! `--dry-run`: what would be done, without doing it.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
 use sd_upscale::files::{self, Loaded};
-use sd_upscale::model::TINY;
+use sd_upscale::model::{self, TINY};
 use sd_upscale::pipeline::StagePlan;
 use sd_upscale::plan::{Plan, Source, Target, Task, Written};
 use sd_upscale::{Enlargement, Settings, device};
@@ -29,10 +30,7 @@ const PUBLISHED_WEIGHTS: u64 = 492_000_000 + 1_490_000_000 + 335_000_000;
 pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> {
     let first = devices.first().unwrap_or(&Device::Cpu);
     let model = Model::new(job.clone(), first.clone());
-    let mut facts = match model.facts_at_hand() {
-        Some(facts) => facts,
-        None => model.published_facts()?,
-    };
+    let mut facts = model.facts_at_hand()?;
     let (outcomes, largest) = outcomes(&job, plan, &mut facts);
     let failed = outcomes.iter().any(|o| o.status == Status::Error);
     let names: Vec<String> = devices.iter().map(device::name).collect();
@@ -197,7 +195,11 @@ fn course(settings: &Settings, facts: &Facts) -> String {
 fn weights(job: &Job) -> String {
     match &*job.model {
         TINY => "tiny (built in)".into(),
-        name if std::path::Path::new(name).is_dir() => format!("{name} (folder)"),
+        name if Path::new(name).is_dir() => format!("{name} (folder)"),
+        name if model::is_checkpoint(name) => {
+            let parts = &job.model_parts;
+            format!("{name} (original checkpoint; everything but the UNet from {parts})")
+        }
         name => format!(
             "{name} at {} (repository; the published model's weights are {:.1} GB)",
             job.revision,

@@ -7,7 +7,7 @@ use candle_core::DType;
 use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
-use sd_upscale::model::{TINY, hub};
+use sd_upscale::model::{self, TINY, hub};
 use sd_upscale::plan::{Output, Request, Source, UsageError};
 use sd_upscale::{Memory, Sampler, Schedule, Settings};
 
@@ -29,6 +29,9 @@ pub struct Job {
     /// The prompt in it is replaced by each input's.
     pub settings: Settings,
     pub model: String,
+    /// Of the original checkpoint, where everything but the UNet is; of other models nothing.
+    pub model_parts: String,
+    /// Of the repository that `model` or `model_parts` names.
     pub revision: String,
     pub vae: Option<String>,
     pub device: DeviceChoice,
@@ -90,7 +93,13 @@ impl TryFrom<Args> for Job {
         if let Some(folder) = &args.temp_dir {
             try_temp_dir(folder)?;
         }
-        let revision = match (args.revision, &*args.model) {
+        let model_parts = args.model_parts.unwrap_or(hub::DEFAULT_REPO.into());
+        let repository = if model::is_checkpoint(&args.model) {
+            &model_parts
+        } else {
+            &args.model
+        };
+        let revision = match (args.revision, &**repository) {
             (Some(revision), _) => revision,
             (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
             (None, _) => "main".into(),
@@ -125,6 +134,7 @@ impl TryFrom<Args> for Job {
             },
             prompt: args.prompt,
             model: args.model,
+            model_parts,
             revision,
             vae: args.vae,
             device: args.device,
@@ -234,9 +244,20 @@ fn without_effect(args: &Args) -> Vec<String> {
             && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
         "the prompt and the guidance do nothing in the built-in model: it was trained without words",
     );
+    let original = model::is_checkpoint(&args.model);
+    let parts = args.model_parts.as_deref();
+    let repository = if original {
+        parts.unwrap_or(hub::DEFAULT_REPO)
+    } else {
+        &args.model
+    };
     note(
-        args.revision.is_some() && (built_in || Path::new(&args.model).exists()),
+        args.revision.is_some() && (repository == TINY || Path::new(repository).exists()),
         "--revision has no effect: it is of a Hub repository, and --model names none",
+    );
+    note(
+        parts.is_some() && !original,
+        "--model-parts has no effect: it goes with the original checkpoint, and --model names no file",
     );
     let folders = args.input.iter().any(|input| Path::new(input).is_dir());
     note(

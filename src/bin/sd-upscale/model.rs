@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use sd_upscale::model::{self, Hub, PartFiles, TINY};
+use sd_upscale::model::hub::Part;
+use sd_upscale::model::{self, Checkpoint, Hub, PartFiles, TINY};
 use sd_upscale::pipeline::{PlanFor, StagePlan};
 use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, ModelFiles, Options, Settings, Upscaler, device};
@@ -160,10 +161,7 @@ impl Model {
     }
 
     /// Those of the published model, for one of which nothing is at hand.
-    ///
-    /// # Errors
-    /// The device does not answer.
-    pub fn published_facts(&self) -> Result<Facts> {
+    fn published_facts(&self) -> Result<Facts> {
         let found = Found {
             files: ModelFiles::published_configurations(),
             vae: None,
@@ -172,11 +170,25 @@ impl Model {
         Ok(self.facts_of(upscaler))
     }
 
-    /// The same where nothing has to be fetched for it.
-    pub fn facts_at_hand(&self) -> Option<Facts> {
-        let name = &self.job.model;
-        let local = name == TINY || Path::new(name).is_dir();
-        local.then(|| self.facts().ok()).flatten()
+    /// Those of the model where nothing has to be fetched for it, else of the published one; of the original checkpoint the parts
+    /// may be the published one's.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be read, or the device does not answer.
+    pub fn facts_at_hand(&self) -> Result<Facts> {
+        let job = &self.job;
+        let local = |name: &str| name == TINY || Path::new(name).is_dir();
+        if !model::is_checkpoint(&job.model) {
+            let facts = local(&job.model).then(|| self.facts().ok()).flatten();
+            return facts.map_or_else(|| self.published_facts(), Ok);
+        }
+        if local(&job.model_parts) && job.vae.is_none() {
+            return self.facts();
+        }
+        let files =
+            ModelFiles::original(job.model.as_ref(), ModelFiles::published_configurations())?;
+        let upscaler = self.upscaler(Found { files, vae: None }, &self.device, false)?;
+        Ok(self.facts_of(upscaler))
     }
 
     fn find(&self) -> Result<Found> {
@@ -186,7 +198,7 @@ impl Model {
         }
         let job = &self.job;
         let hub = || Hub::from_env(job.verbosity > Verbosity::Quiet);
-        let files = model::locate(&job.model, &job.revision, job.vae.is_none(), hub)?;
+        let files = files(job, hub)?;
         let vae = job
             .vae
             .as_deref()
@@ -194,4 +206,28 @@ impl Model {
             .transpose()?;
         Ok(found.insert(Found { files, vae }).clone())
     }
+}
+
+/// The model's files, without those of a VAE that `--vae` replaces.
+fn files(job: &Job, hub: impl Fn() -> Result<Hub>) -> Result<ModelFiles> {
+    let original = model::is_checkpoint(&job.model);
+    let is_wanted = |part: &Part| match part {
+        Part::Vae => job.vae.is_none(),
+        Part::Unet => !original,
+        _ => true,
+    };
+    let parts: Vec<Part> = Part::PIPELINE.into_iter().filter(is_wanted).collect();
+    if !original {
+        return model::locate("--model", &job.model, &job.revision, &parts, hub);
+    }
+    // Before anything is fetched for it.
+    let unet = Checkpoint::open(job.model.as_ref())?;
+    let parts = model::locate(
+        "--model-parts",
+        &job.model_parts,
+        &job.revision,
+        &parts,
+        hub,
+    )?;
+    Ok(ModelFiles::of_checkpoint(unet, parts))
 }

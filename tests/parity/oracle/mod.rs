@@ -7,7 +7,6 @@ mod text;
 mod vae;
 
 use candle_core::Tensor;
-
 use peer::{Tensors, peak_error};
 
 /// The largest difference, in root mean squares of the output. Two float32 programs that sum in another order differ by about
