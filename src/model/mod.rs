@@ -3,6 +3,7 @@
 
 mod built_in;
 mod config;
+mod convert;
 pub mod hub;
 mod layout;
 mod locate;

@@ -575,6 +575,23 @@ impl Weights {
         Some(entry.in_order(&bytes.as_slice()[entry.range()]))
     }
 
+    /// All tensors: name, type and shape.
+    pub(super) fn tensors(&self) -> Vec<(String, Dtype, Vec<usize>)> {
+        let entries = self.store.entries.iter();
+        entries
+            .map(|(name, entry)| (name.clone(), entry.dtype, entry.shape.clone()))
+            .collect()
+    }
+
+    /// Lets go of the memory that a tensor was read into, which is not read again soon.
+    pub(super) fn release(&self, name: &str) {
+        if let Some(entry) = self.find(&self.key(name)) {
+            self.store.files[entry.file]
+                .1
+                .release(entry.start, entry.end);
+        }
+    }
+
     /// The same as a tensor in the placement's dtype, on its device.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use crate::memory_size;
 #[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
 pub struct Args {
     /// Image, latents file (.safetensors, .latent, .npz), folder, or - for standard input
-    #[arg(required_unless_present_any = ["export_tiny", "check_device"])]
+    #[arg(required_unless_present_any = ["export_tiny", "check_device", "convert"])]
     pub input: Vec<OsString>,
 
     /// File (one input), folder (several inputs or a folder), or - for standard output
@@ -131,6 +131,10 @@ pub struct Args {
     /// Where maps that do not fit in memory go [default: the system's]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub temp_dir: Option<PathBuf>,
+
+    /// Write the model to a new folder in the diffusers layout, in --dtype where that is given, else as it is stored, and end
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub convert: Option<PathBuf>,
 
     /// Write the built-in model to a folder in the diffusers layout, and end
     #[arg(
@@ -245,19 +249,29 @@ impl Args {
         self.given.iter().any(|id| id == option)
     }
 
-    /// The command, whose `--check-device` takes no option of a run: whatever is not about what is said.
+    /// The command, whose `--check-device` and `--convert` take no option of a run: whatever is not about what they do.
     fn checked_command() -> Command {
-        const GO_WITH_IT: [&str; 3] = ["check_device", "json", "verbose"];
-        let command = Self::command();
-        let of_a_run: Vec<Id> = command
-            .get_arguments()
-            .map(|argument| argument.get_id().clone())
-            .filter(|id| !GO_WITH_IT.contains(&id.as_str()))
-            .collect();
-        command.mut_arg("check_device", |argument| {
-            argument.conflicts_with_all(of_a_run)
-        })
+        let command = alone(Self::command(), "check_device", &["json", "verbose"]);
+        let of_a_model = [
+            "model",
+            "model_parts",
+            "revision",
+            "dtype",
+            "quiet",
+            "verbose",
+        ];
+        alone(command, "convert", &of_a_model)
     }
+}
+
+/// The command with an option that no other goes with but those of `company`.
+fn alone(command: Command, option: &'static str, company: &[&str]) -> Command {
+    let others: Vec<Id> = command
+        .get_arguments()
+        .map(|argument| argument.get_id().clone())
+        .filter(|id| id != option && !company.contains(&id.as_str()))
+        .collect();
+    command.mut_arg(option, |argument| argument.conflicts_with_all(others))
 }
 
 const EXAMPLES: &str = "\

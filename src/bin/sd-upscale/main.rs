@@ -3,6 +3,7 @@
 mod args;
 mod check_device;
 mod compute;
+mod convert;
 mod dry_run;
 mod existing;
 mod export_tiny;
@@ -67,7 +68,11 @@ fn done(args: args::Args) -> Result<ExitCode> {
         return check_device::check(choice, args.json);
     }
     let count = args.threads;
+    let folder = args.convert.clone();
     let job = job::Job::try_from(args)?;
+    if let Some(folder) = folder {
+        return convert::convert(&job, &folder);
+    }
     ensure!(
         !(job.writes_to_stdout() && signals::stdout_was_closed()),
         "standard output is closed: give -o a file, or open it"

@@ -209,7 +209,10 @@ impl Model {
 }
 
 /// The model's files, without those of a VAE that `--vae` replaces.
-fn files(job: &Job, hub: impl Fn() -> Result<Hub>) -> Result<ModelFiles> {
+///
+/// # Errors
+/// One of them is missing, or the checkpoint is none.
+pub fn files(job: &Job, hub: impl Fn() -> Result<Hub>) -> Result<ModelFiles> {
     let original = model::is_checkpoint(&job.model);
     let is_wanted = |part: &Part| match part {
         Part::Vae => job.vae.is_none(),

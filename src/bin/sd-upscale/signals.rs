@@ -43,6 +43,24 @@ pub fn watch(messages: Sender<Message>, files: Arc<OpenFiles>) -> Result<()> {
     Ok(())
 }
 
+/// What an interrupt sets, for work that looks at it; a second one ends the process at once.
+///
+/// # Errors
+/// The system refuses.
+pub fn flag() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    let ignored = ignored();
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    })
+    .context("cannot watch for interrupts")?;
+    ignore(&ignored);
+    Ok(flag)
+}
+
 /// Ends the process.
 fn end(files: &OpenFiles) {
     let _no_file_is_half_written = files.give_up_soon();
