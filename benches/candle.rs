@@ -65,7 +65,11 @@ impl Bench {
         ids[..6].copy_from_slice(&[49406, 320, 1125, 539, 550, 18376]);
         let input = Tensor::new(&ids[..], &Device::Cpu).unwrap();
         let input = input.unsqueeze(0).unwrap();
-        let tokens = Tokens { ids, cut: None };
+        let tokens = Tokens {
+            visible: ids.len(),
+            ids,
+            cut: None,
+        };
         self.race(
             name,
             || ours.encode(&tokens).unwrap().context,

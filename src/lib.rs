@@ -58,7 +58,7 @@ pub mod plan;
 
 pub use model::ModelFiles;
 pub use pipeline::{
-    Enlargement, Event, LowRes, Memory, NotFinite, OnEvent, Options, PictureSink, Sampler,
-    Schedule, Settings, Stage, UpscaledLatents, Upscaler,
+    Enlargement, Event, LowRes, Memory, NoiseType, NotFinite, OnEvent, Options, PictureSink,
+    Sampler, Schedule, Settings, Stage, UpscaledLatents, Upscaler,
 };
 pub use pixels::Pixels;

@@ -1,5 +1,8 @@
 //! The network as the sampler sees it: noisy latents to denoised ones.
 
+use std::iter::repeat_n;
+use std::slice::from_ref;
+
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -21,8 +24,10 @@ pub enum Passes {
 /// The network with its preconditioning and guidance: noisy latents to denoised ones.
 pub struct Denoiser<'a> {
     unet: &'a UNet,
-    /// A row a prompt: one, or the negative prompt's before it.
-    conditioning: &'a Conditioning,
+    /// One a prompt, of one row: one, or the negative prompt's before it.
+    conditioning: &'a [Conditioning],
+    /// Of the noise mixed into `low_res`.
+    noise_level: f64,
     /// Above 1 where there are two prompts.
     guidance: f64,
     /// The low-res latents at the size of the result, (b, 4, H, W), float32.
@@ -34,23 +39,24 @@ pub struct Denoiser<'a> {
 }
 
 impl<'a> Denoiser<'a> {
-    /// `low_res`: (b, 4, H, W), float32, on the network's device.
+    /// `low_res`: (b, 4, H, W), float32, on the network's device, with noise of `noise_level` in it.
     ///
     /// # Errors
     /// The prompts do not fit the network.
     pub fn new(
         unet: &'a UNet,
-        conditioning: &'a Conditioning,
-        guidance: f64,
+        conditioning: &'a [Conditioning],
+        (guidance, noise_level): (f64, f64),
         low_res: Tensor,
         passes: Passes,
         room: Room,
     ) -> Result<Self> {
         let pictures = low_res.dim(0)?;
         Ok(Self {
-            prompted: prompted(unet, conditioning, pictures, passes)?,
+            prompted: prompted(unet, conditioning, noise_level, pictures, passes)?,
             unet,
             conditioning,
+            noise_level,
             guidance,
             low_res,
             passes,
@@ -71,19 +77,21 @@ impl<'a> Denoiser<'a> {
     pub fn denoise(&mut self, x: &Tensor, sigma: f32) -> Result<Tensor> {
         let preconditioning = Preconditioning::new(sigma);
         let denoised = self.forward(x, &preconditioning);
-        if self.prompts()? > 1
+        if self.conditioning.len() > 1
             && self.passes == Passes::Together
             && denoised.as_ref().is_err_and(device::is_out_of_memory)
         {
             self.passes = Passes::Apart;
-            self.prompted = prompted(self.unet, self.conditioning, x.dim(0)?, self.passes)?;
+            self.prompted = prompted(
+                self.unet,
+                self.conditioning,
+                self.noise_level,
+                x.dim(0)?,
+                self.passes,
+            )?;
             return self.forward(x, &preconditioning);
         }
         denoised
-    }
-
-    fn prompts(&self) -> Result<usize> {
-        Ok(self.conditioning.pooled.dim(0)?)
     }
 
     fn forward(&self, x: &Tensor, preconditioning: &Preconditioning) -> Result<Tensor> {
@@ -105,29 +113,30 @@ impl<'a> Denoiser<'a> {
     }
 }
 
-/// Prepared prompts, one entry a call of the network. Each row of the conditioning serves `pictures` pictures.
+/// Prepared prompts, one entry a call of the network, each of which serves `pictures` pictures. Prompts of which the pictures attend to
+/// another number of tokens are called apart: keys without weights for those that have fewer would need a mask in every kernel.
 fn prompted(
     unet: &UNet,
-    conditioning: &Conditioning,
+    conditioning: &[Conditioning],
+    noise_level: f64,
     pictures: usize,
     passes: Passes,
 ) -> Result<Vec<Prompted>> {
-    let prompts = conditioning.pooled.dim(0)?;
-    let rows = |first: usize, count: usize| -> Result<Prompted> {
-        let repeated = |t: &Tensor| -> Result<Tensor> {
-            let each: Vec<Tensor> = (first..first + count)
-                .flat_map(|i| std::iter::repeat_n(i, pictures))
-                .map(|i| t.narrow(0, i, 1))
-                .collect::<candle_core::Result<_>>()?;
-            Ok(Tensor::cat(&each, 0)?)
-        };
-        unet.prompted(&Conditioning {
-            context: repeated(&conditioning.context)?,
-            pooled: repeated(&conditioning.pooled)?,
-        })
+    let together = |prompts: &[Conditioning]| {
+        let rows = prompts.iter().flat_map(|prompt| repeat_n(prompt, pictures));
+        let rows: Vec<&Conditioning> = rows.collect();
+        unet.prompted_at(&Conditioning::cat(&rows)?, noise_level)
     };
-    match passes {
-        Passes::Together => Ok(vec![rows(0, prompts)?]),
-        Passes::Apart => (0..prompts).map(|prompt| rows(prompt, 1)).collect(),
+    let tokens: Vec<usize> = conditioning
+        .iter()
+        .map(Conditioning::tokens)
+        .collect::<Result<_>>()?;
+    let alike = tokens.windows(2).all(|pair| pair[0] == pair[1]);
+    if alike && passes == Passes::Together {
+        return Ok(vec![together(conditioning)?]);
     }
+    conditioning
+        .iter()
+        .map(|one| together(from_ref(one)))
+        .collect()
 }

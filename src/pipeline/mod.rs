@@ -1,5 +1,6 @@
 //! The pipeline: encode the prompt and the picture, denoise, decode. Load once, upscale many.
 
+mod augment;
 mod course;
 mod denoise;
 mod loaded;
@@ -45,8 +46,8 @@ pub use self::schedule::Schedule;
 use self::schedule::{SchedulerConfig, SigmaRange};
 use self::sinks::{Guarded, Whole};
 pub use self::types::{
-    Enlargement, Event, LowRes, MAX_GUIDANCE, MAX_TOLERANCE, MIN_TOLERANCE, Memory, NotFinite,
-    OnEvent, Options, PictureSink, Settings, Stage, UpscaledLatents,
+    Enlargement, Event, LowRes, MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOLERANCE,
+    Memory, NoiseType, NotFinite, OnEvent, Options, PictureSink, Settings, Stage, UpscaledLatents,
 };
 use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
@@ -54,7 +55,7 @@ use crate::model::PartFiles;
 use crate::networks;
 use crate::networks::Room;
 use crate::networks::text::Conditioning;
-use crate::networks::unet::{UNet, UNetConfig};
+use crate::networks::unet::{UNet, UNetConfig, has_noise_level};
 use crate::networks::vae::{Decoder, Encoder, VaeConfig};
 use crate::pixels::Pixels;
 
@@ -225,6 +226,20 @@ impl Upscaler {
         new
     }
 
+    /// Whether the settings are in their ranges, and the model can do what they ask of it, as far as the names of its tensors tell: a noise
+    /// level above 0 is not for every one.
+    ///
+    /// # Errors
+    /// They are not, or it cannot; the message names what it lacks. Or its UNet's weights cannot be read.
+    pub fn check(&self, settings: &Settings) -> Result<()> {
+        settings.check()?;
+        let level = settings.noise_level;
+        if level == 0.0 || self.unet.is_some() {
+            return Ok(());
+        }
+        has_noise_level(&UNet::weights(&self.options.model, &self.placement)?)
+    }
+
     fn placements(&mut self) -> [&mut Placement; 3] {
         [
             &mut self.placement,
@@ -333,10 +348,11 @@ impl Upscaler {
         pass: Pass,
         on_event: OnEvent,
     ) -> Result<Vec<UpscaledLatents>> {
-        settings.check()?;
+        self.check(settings)?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
-        let batch = self.low_res(inputs, &mut generators, on_event)?;
+        let mut batch = self.low_res(inputs, &mut generators, on_event)?;
+        batch.latents = augment::augmented(batch.latents, settings, &mut generators)?;
         let (latents, evaluations) = self.denoise(
             &batch,
             &mut generators,
@@ -362,7 +378,7 @@ impl Upscaler {
         batch.extents.into_iter().enumerate().map(one).collect()
     }
 
-    fn condition(&mut self, settings: &Settings, on_event: OnEvent) -> Result<Conditioning> {
+    fn condition(&mut self, settings: &Settings, on_event: OnEvent) -> Result<Vec<Conditioning>> {
         let start = Instant::now();
         let placement = self.text_placement();
         let conditioning =
@@ -471,14 +487,14 @@ impl Upscaler {
         &mut self,
         batch: &Batch,
         generators: &mut [Generator],
-        conditioning: &Conditioning,
+        conditioning: &[Conditioning],
         settings: &Settings,
         pass: Pass,
         on_event: OnEvent,
     ) -> Result<(Tensor, usize)> {
         let start = Instant::now();
         let (pictures, _, h, w) = batch.latents.dims4()?;
-        let prompts = conditioning.pooled.dim(0)?;
+        let prompts = conditioning.len();
         self.planner.plan_for(settings.sampler);
         let plan = self.plan_to_denoise(pictures, prompts, (2 * h, 2 * w))?;
         let decoding = self.plan_to_preview((2 * h, 2 * w))?;
@@ -518,7 +534,7 @@ impl Upscaler {
         let mut denoiser = Denoiser::new(
             unet,
             conditioning,
-            settings.guidance,
+            (settings.guidance, settings.noise_level),
             low_res,
             self.passes,
             Room::new(plan.limits),

@@ -17,7 +17,14 @@ const PROMPTS_KEPT: usize = 16;
 /// The conditionings of the prompts seen last.
 #[derive(Default)]
 pub struct Prompts {
-    kept: HashMap<String, Conditioning>,
+    kept: HashMap<String, Encoded>,
+}
+
+/// What a prompt became.
+struct Encoded {
+    conditioning: Conditioning,
+    /// Tokens that are no padding.
+    visible: usize,
 }
 
 impl Prompts {
@@ -26,8 +33,8 @@ impl Prompts {
         self.kept.clear();
     }
 
-    /// What the run's prompt is to the UNet; with guidance above 1 the negative prompt's row comes
-    /// before it.
+    /// What the run's prompt is to the UNet, one row; with guidance above 1 the negative prompt's comes before it. Where padding is
+    /// masked each has its own number of tokens.
     ///
     /// # Errors
     /// The text encoder cannot be read, or its result is not finite.
@@ -37,7 +44,7 @@ impl Prompts {
         model: &ModelFiles,
         placement: &Placement,
         on_event: OnEvent,
-    ) -> Result<Conditioning> {
+    ) -> Result<Vec<Conditioning>> {
         let prompt = match settings.guidance {
             0.0 => "",
             _ => &*settings.prompt,
@@ -55,23 +62,30 @@ impl Prompts {
                 Ok((Tokenizer::new(model, encoder.positions())?, encoder))
             })?;
             on_event(Event::Started(Stage::Text))?;
-            let conditioning = encode(text, tokenizer, encoder, placement.dtype, on_event)?;
-            self.keep(text, conditioning, &texts);
+            let encoded = encode(text, tokenizer, encoder, placement.dtype, on_event)?;
+            self.keep(text, encoded, &texts);
         }
-        let positive = self.kept[prompt].clone();
-        match negative {
-            Some(negative) => self.kept[negative].cat(&positive),
-            None => Ok(positive),
-        }
+        let row = |text: &str| {
+            let Encoded {
+                conditioning,
+                visible,
+            } = &self.kept[text];
+            if settings.mask_padding {
+                conditioning.masked(*visible)
+            } else {
+                Ok(conditioning.clone())
+            }
+        };
+        negative.into_iter().chain([prompt]).map(row).collect()
     }
 
     /// Keeps a conditioning, beside at most [`PROMPTS_KEPT`] others: a folder may bring a prompt a file, each of a
     /// quarter of a megabyte. Those `in_use` stay.
-    fn keep(&mut self, text: &str, conditioning: Conditioning, in_use: &[&str]) {
+    fn keep(&mut self, text: &str, encoded: Encoded, in_use: &[&str]) {
         if self.kept.len() >= PROMPTS_KEPT {
             self.kept.retain(|kept, _| in_use.contains(&&**kept));
         }
-        self.kept.insert(text.to_string(), conditioning);
+        self.kept.insert(text.to_string(), encoded);
     }
 }
 
@@ -81,7 +95,7 @@ fn encode(
     encoder: &TextEncoder,
     dtype: DType,
     on_event: OnEvent,
-) -> Result<Conditioning> {
+) -> Result<Encoded> {
     let tokens = tokenizer.encode(text)?;
     if let Some(cut) = &tokens.cut {
         on_event(Event::Warning(format!(
@@ -93,5 +107,8 @@ fn encode(
     }
     let conditioning = encoder.encode(&tokens)?;
     check_finite(&floats(&conditioning.pooled)?, Stage::Text, dtype)?;
-    Ok(conditioning)
+    Ok(Encoded {
+        conditioning,
+        visible: tokens.visible,
+    })
 }

@@ -106,6 +106,32 @@ impl FromStr for Enlargement {
     }
 }
 
+/// The highest noise level: what the original's notebook offers.
+pub const MAX_NOISE_LEVEL: f64 = 0.6;
+
+/// What a noise level does to the low-res latents, of which the network is told the level either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoiseType {
+    /// Normal noise of that spread is added to them.
+    #[default]
+    Gaussian,
+    /// They stay as they are.
+    Fake,
+}
+
+impl NoiseType {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Gaussian, Self::Fake];
+
+    /// As the command line and metadata call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gaussian => "gaussian",
+            Self::Fake => "fake",
+        }
+    }
+}
+
 /// How to upscale one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -131,6 +157,14 @@ pub struct Settings {
     /// The error that [`Sampler::DpmAdaptive`] allows in a step, as the original's `tol_scale`: [`MIN_TOLERANCE`] to [`MAX_TOLERANCE`],
     /// less is closer and takes more evaluations.
     pub tolerance: f64,
+    /// Noise augmentation of the low-res latents, 0 (none) to [`MAX_NOISE_LEVEL`]: the network takes them to have noise of this spread,
+    /// and keeps less to them. Above 0 it needs a model with `low_res_noise_embed.weight` ([`Upscaler::check`](super::Upscaler::check)).
+    pub noise_level: f64,
+    /// What the noise level does to the latents. Its noise is the seed's next draw behind the posterior's and before the starting noise.
+    pub noise_type: NoiseType,
+    /// Whether the picture attends to a prompt's own tokens alone, as the model was trained, and not to the padding behind them, as
+    /// diffusers' pipeline does.
+    pub mask_padding: bool,
 }
 
 /// The smallest tolerance: what it allows is float32's rounding.
@@ -147,6 +181,7 @@ impl Settings {
             ("a guidance", self.guidance, 0.0, MAX_GUIDANCE),
             ("an eta", self.eta, 0.0, 1.0),
             ("a tolerance", self.tolerance, MIN_TOLERANCE, MAX_TOLERANCE),
+            ("a noise level", self.noise_level, 0.0, MAX_NOISE_LEVEL),
         ] {
             ensure!(
                 (from..=to).contains(&value),
@@ -170,6 +205,9 @@ impl Default for Settings {
             sampler: Sampler::Euler,
             eta: 1.0,
             tolerance: 0.25,
+            noise_level: 0.0,
+            noise_type: NoiseType::Gaussian,
+            mask_padding: false,
         }
     }
 }

@@ -66,6 +66,7 @@ fn text_encoder() {
             let ids = ids.flatten_all().unwrap().to_dtype(DType::U32).unwrap();
             let tokens = Tokens {
                 ids: ids.to_vec1().unwrap(),
+                visible: 77,
                 cut: None,
             };
             let result = encoder.encode(&tokens).unwrap();

@@ -9,7 +9,7 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, Valu
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
-use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_TOLERANCE, MIN_TOLERANCE};
+use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOLERANCE};
 use sd_upscale::plan::{Shard, Template};
 use sd_upscale::{Enlargement, Sampler, Settings};
 
@@ -79,6 +79,20 @@ pub struct Args {
     /// Of dpm-adaptive: the error allowed in a step; less is closer and takes longer
     #[arg(long, value_name = "X", default_value_t = Settings::default().tolerance, value_parser = tolerance, allow_negative_numbers = true)]
     pub tolerance: f64,
+    /// Take the input to have noise of this spread, 0 to 0.6: the result keeps less to it, and more of what is wrong with it goes
+    ///
+    /// The original's noise augmentation. It may help with inputs unlike those that the model knows; mostly it makes results match
+    /// them less. It needs the original checkpoint, or a folder that --convert made of it.
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = noise_level, allow_negative_numbers = true)]
+    pub noise_level: f64,
+
+    /// gaussian: noise of the level is added, from which new detail grows; fake: none is, and the picture stays smoother [default: gaussian]
+    #[arg(long, value_enum)]
+    pub noise_type: Option<NoiseTypeName>,
+
+    /// Let the picture see a prompt's words alone, as the model was trained: without the padding behind them a short prompt weighs more
+    #[arg(long)]
+    pub mask_padding: bool,
 
     /// Folder in the diffusers layout, Hub repository, `tiny`, the small built-in model, or the original checkpoint (FILE.pth)
     #[arg(long, value_name = "DIR|REPO|tiny|FILE.pth", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
@@ -291,6 +305,12 @@ pub enum ScheduleName {
     LogLinear,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum NoiseTypeName {
+    Gaussian,
+    Fake,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
     Auto,
@@ -339,6 +359,13 @@ fn tolerance(text: &str) -> Result<f64, String> {
         _ => Err(format!(
             "expected a number above 0, from {MIN_TOLERANCE} to {MAX_TOLERANCE}"
         )),
+    }
+}
+
+fn noise_level(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=MAX_NOISE_LEVEL).contains(&value) => Ok(value),
+        _ => Err(format!("expected a number from 0 to {MAX_NOISE_LEVEL}")),
     }
 }
 

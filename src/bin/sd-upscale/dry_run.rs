@@ -39,6 +39,7 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
         format!("model: {}", weights(&job)),
         format!("sampler: {}", course(&job.settings, &facts)),
     ];
+    about.extend(original_settings(&job.settings));
     about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {
@@ -190,6 +191,16 @@ fn course(settings: &Settings, facts: &Facts) -> String {
         None => "as many evaluations of the UNet as that takes".into(),
     };
     format!("{}; {evaluations}", parts.join(", "))
+}
+
+/// What the original implementation can do besides, where it is asked for.
+fn original_settings(settings: &Settings) -> Vec<String> {
+    let (level, kind) = (settings.noise_level, settings.noise_type.name());
+    let noise = (level > 0.0).then(|| format!("noise level: {level} ({kind})"));
+    let mask = settings
+        .mask_padding
+        .then(|| "padding of prompts: masked".into());
+    noise.into_iter().chain(mask).collect()
 }
 
 fn weights(job: &Job) -> String {

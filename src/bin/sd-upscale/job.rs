@@ -9,9 +9,9 @@ use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{self, TINY, hub};
 use sd_upscale::plan::{Output, Request, Source, UsageError};
-use sd_upscale::{Memory, Sampler, Schedule, Settings};
+use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
-use crate::args::{Args, ColorFix, DtypeName, ScaleName, ScheduleName};
+use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, ScaleName, ScheduleName};
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,6 +131,12 @@ impl TryFrom<Args> for Job {
                 sampler: args.sampler,
                 eta: args.eta,
                 tolerance: args.tolerance,
+                noise_level: args.noise_level,
+                noise_type: match args.noise_type {
+                    None | Some(NoiseTypeName::Gaussian) => NoiseType::Gaussian,
+                    Some(NoiseTypeName::Fake) => NoiseType::Fake,
+                },
+                mask_padding: args.mask_padding,
             },
             prompt: args.prompt,
             model: args.model,
@@ -243,6 +249,14 @@ fn without_effect(args: &Args) -> Vec<String> {
         built_in
             && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
         "the prompt and the guidance do nothing in the built-in model: it was trained without words",
+    );
+    note(
+        args.noise_type.is_some() && args.noise_level == 0.0,
+        "--noise-type has no effect at noise level 0: give --noise-level a value above 0",
+    );
+    note(
+        built_in && args.mask_padding,
+        "--mask-padding does nothing in the built-in model: it was trained without words",
     );
     let original = model::is_checkpoint(&args.model);
     let parts = args.model_parts.as_deref();

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use sd_upscale::model::hub::Part;
-use sd_upscale::model::{self, Checkpoint, Hub, PartFiles, TINY};
+use sd_upscale::model::{self, Checkpoint, Hub, PartFiles, TINY, hub};
+use sd_upscale::networks::unet::NO_NOISE_LEVEL;
 use sd_upscale::pipeline::{PlanFor, StagePlan};
 use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, ModelFiles, Options, Settings, Upscaler, device};
@@ -119,7 +120,15 @@ impl Model {
     /// # Errors
     /// The model cannot be had, or is no latent upscaler.
     pub fn load(&self, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
-        self.upscaler(self.find()?, device, keep_loaded)
+        let upscaler = self.upscaler(self.find()?, device, keep_loaded)?;
+        self.check(&upscaler)?;
+        Ok(upscaler)
+    }
+
+    /// Whether the model can do what is asked of it.
+    fn check(&self, upscaler: &Upscaler) -> Result<()> {
+        let name = || format!("the model {}", self.job.model);
+        upscaler.check(&self.job.settings).with_context(name)
     }
 
     fn upscaler(&self, found: Found, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
@@ -179,8 +188,13 @@ impl Model {
         let job = &self.job;
         let local = |name: &str| name == TINY || Path::new(name).is_dir();
         if !model::is_checkpoint(&job.model) {
-            let facts = local(&job.model).then(|| self.facts().ok()).flatten();
-            return facts.map_or_else(|| self.published_facts(), Ok);
+            let at_hand =
+                local(&job.model).then(|| self.upscaler(self.find()?, &self.device, false));
+            let Some(Ok(upscaler)) = at_hand else {
+                return self.published_facts();
+            };
+            self.check(&upscaler)?;
+            return Ok(self.facts_of(upscaler));
         }
         if local(&job.model_parts) && job.vae.is_none() {
             return self.facts();
@@ -188,6 +202,7 @@ impl Model {
         let files =
             ModelFiles::original(job.model.as_ref(), ModelFiles::published_configurations())?;
         let upscaler = self.upscaler(Found { files, vae: None }, &self.device, false)?;
+        self.check(&upscaler)?;
         Ok(self.facts_of(upscaler))
     }
 
@@ -221,6 +236,13 @@ pub fn files(job: &Job, hub: impl Fn() -> Result<Hub>) -> Result<ModelFiles> {
     };
     let parts: Vec<Part> = Part::PIPELINE.into_iter().filter(is_wanted).collect();
     if !original {
+        let published = job.model == hub::DEFAULT_REPO && job.revision == hub::DEFAULT_REVISION;
+        // Of this one it is known before gigabytes are fetched.
+        ensure!(
+            !published || job.settings.noise_level == 0.0,
+            "the model {}: {NO_NOISE_LEVEL}",
+            job.model
+        );
         return model::locate("--model", &job.model, &job.revision, &parts, hub);
     }
     // Before anything is fetched for it.

@@ -517,6 +517,9 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         ("Seed", Some(settings.seed.to_string())),
         ("Eta", stated_eta(settings)),
         ("Tolerance", stated_tolerance(settings)),
+        ("Noise level", stated_noise_level(settings)),
+        ("Noise type", stated_noise_type(settings)),
+        ("Padding", stated_mask(settings)),
         ("Size", Some(format!("{}x{}", size.width, size.height))),
         ("Scale", written_scale(settings)),
         ("Model", Some(job.model_name())),
@@ -553,6 +556,21 @@ fn stated_eta(settings: &Settings) -> Option<String> {
 fn stated_tolerance(settings: &Settings) -> Option<String> {
     let takes = settings.sampler.takes_a_tolerance();
     takes.then(|| settings.tolerance.to_string())
+}
+
+/// Of the settings of the original implementation those that are in use.
+fn stated_noise_level(settings: &Settings) -> Option<String> {
+    let level = settings.noise_level;
+    (level > 0.0).then(|| level.to_string())
+}
+
+fn stated_noise_type(settings: &Settings) -> Option<String> {
+    let name = settings.noise_type.name();
+    (settings.noise_level > 0.0).then(|| name.into())
+}
+
+fn stated_mask(settings: &Settings) -> Option<String> {
+    settings.mask_padding.then(|| "masked".into())
 }
 
 /// The scale where it is another than the model's own.
@@ -592,6 +610,9 @@ fn latents_metadata(
         ("sampler", Some(settings.sampler.to_string())),
         ("eta", stated_eta(settings)),
         ("tolerance", stated_tolerance(settings)),
+        ("noise_level", stated_noise_level(settings)),
+        ("noise_type", stated_noise_type(settings)),
+        ("padding", stated_mask(settings)),
         ("scale", written_scale(settings)),
         ("model", Some(job.model_name())),
     ] {

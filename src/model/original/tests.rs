@@ -15,6 +15,9 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 use super::super::published::PUBLISHED_CONFIGURATIONS;
 use super::*;
 
+/// Tensors by name, of which the shape alone counts.
+type Shapes = HashMap<String, Vec<usize>>;
+
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
@@ -433,13 +436,13 @@ fn a_damaged_file_is_refused_or_sound() {
 // ---- the latent upscaler --------------------------------------------------------------------------------------------
 
 /// The published network's tensors by name, each alone in a storage of its own.
-fn published(side: &str) -> HashMap<String, Vec<usize>> {
+fn published(side: &str) -> Shapes {
     let text = fs::read(data("original/published.json")).unwrap();
     let mut both: Value = serde_json::from_slice(&text).unwrap();
     serde_json::from_value(both[side].take()).unwrap()
 }
 
-fn entries(shapes: HashMap<String, Vec<usize>>) -> HashMap<String, Entry> {
+fn entries(shapes: Shapes) -> HashMap<String, Entry> {
     let entry = |(key, shape): (String, Vec<usize>)| {
         let count: usize = shape.iter().product();
         let mut strides = vec![1; shape.len()];
@@ -476,7 +479,7 @@ fn the_published_sizes_give_the_published_configuration_and_its_names() {
 
 #[test]
 fn a_checkpoint_of_another_model_is_refused_by_its_tensor() {
-    let changed = |change: &dyn Fn(&mut HashMap<String, Vec<usize>>)| {
+    let changed = |change: &dyn Fn(&mut Shapes)| {
         let mut shapes = published("original");
         change(&mut shapes);
         let error = names::to_diffusers(entries(shapes))

@@ -26,11 +26,38 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
-    /// The rows of `self`, then those of `other`.
-    pub fn cat(&self, other: &Self) -> Result<Self> {
+    /// The rows of all, one after the other, which have as many tokens each.
+    ///
+    /// # Errors
+    /// They have not, or there are none.
+    pub fn cat(all: &[&Self]) -> Result<Self> {
+        let joined = |part: fn(&Self) -> &Tensor| {
+            let parts: Vec<&Tensor> = all.iter().map(|one| part(one)).collect();
+            Tensor::cat(&parts, 0)
+        };
         Ok(Self {
-            context: Tensor::cat(&[&self.context, &other.context], 0)?,
-            pooled: Tensor::cat(&[&self.pooled, &other.pooled], 0)?,
+            context: joined(|one| &one.context)?,
+            pooled: joined(|one| &one.pooled)?,
+        })
+    }
+
+    /// Tokens that the picture attends to.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn tokens(&self) -> Result<usize> {
+        Ok(self.context.dim(1)?)
+    }
+
+    /// The same with the first `visible` tokens alone. The original adds -10000 to the scores of the others, padding at the end, whose
+    /// weights exp(-10000) are then 0 in float32: to leave them out is the same, without a mask in any kernel.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub fn masked(&self, visible: usize) -> Result<Self> {
+        Ok(Self {
+            context: self.context.narrow(1, 0, visible)?.contiguous()?,
+            pooled: self.pooled.clone(),
         })
     }
 }

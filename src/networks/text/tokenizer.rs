@@ -23,6 +23,8 @@ const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 pub struct Tokens {
     /// Start token, text, end token, padding: always of the model's full length.
     pub ids: Vec<u32>,
+    /// How many of them are no padding, which stands behind: start token, text, end token. Where transformers' attention mask is 1.
+    pub visible: usize,
     /// What was left out, where the prompt was too long to be used whole.
     pub cut: Option<Cut>,
 }
@@ -170,8 +172,9 @@ impl Tokenizer {
         ids.push(self.start);
         ids.extend(words.iter().take(room));
         ids.push(self.end);
+        let visible = ids.len();
         ids.resize(self.length, self.pad);
-        Ok(Tokens { ids, cut })
+        Ok(Tokens { ids, visible, cut })
     }
 }
 

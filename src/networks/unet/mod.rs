@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 
+use std::f64::consts::TAU;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +24,8 @@ use crate::networks::text::Conditioning;
 /// Fourier features of the noise level are this many cosines and as many sines (the original's
 /// `low_res_noise_embed` has 64 frequencies).
 const NOISE_LEVEL_FEATURES: usize = 64;
+/// Its frequencies, which diffusers' conversion leaves out.
+const NOISE_LEVEL: &str = "low_res_noise_embed.weight";
 
 /// Everything that holds for one image at all its steps.
 pub struct Prompted {
@@ -59,6 +62,8 @@ struct TimeEmbedding {
 pub struct UNet {
     conv_in: Conv2d,
     time: TimeEmbedding,
+    /// Frequencies of the noise level's Fourier features, where the checkpoint has them.
+    noise_level: Option<Vec<f32>>,
     /// Scales and shifts of all adaptive norms.
     norms: Modulations,
     down_blocks: Vec<Block>,
@@ -71,6 +76,27 @@ pub struct UNet {
     number: u64,
 }
 
+/// Holds weights of a UNet to what a noise level needs.
+///
+/// # Errors
+/// They lack it; the message names the tensor.
+pub fn has_noise_level(w: &Weights) -> Result<()> {
+    ensure!(w.contains(NOISE_LEVEL), NO_NOISE_LEVEL);
+    Ok(())
+}
+
+/// What is said of a model without it.
+pub const NO_NOISE_LEVEL: &str = "a noise level needs the tensor `low_res_noise_embed.weight` in unet/, which this model lacks: \
+     diffusers' conversion leaves it out. Take the original checkpoint (--model FILE.pth), or a folder that --convert made of it";
+
+/// (features / 2), where the checkpoint has them.
+fn noise_level_frequencies(w: &Weights) -> Result<Option<Vec<f32>>> {
+    let Some(&[count, _]) = w.shape(NOISE_LEVEL) else {
+        return Ok(None);
+    };
+    Ok(Some(w.f32(&[count, 1], NOISE_LEVEL)?.to_vec()))
+}
+
 /// Networks made so far.
 static NETWORKS: AtomicU64 = AtomicU64::new(0);
 
@@ -81,8 +107,15 @@ impl UNet {
     /// A file is missing or damaged, a tensor does not fit config.json, or the configuration is not a latent upscaler's.
     pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config: UNetConfig = files.json("unet/config.json")?;
-        let w = files.weights("unet", "diffusion_pytorch_model", placement)?;
-        Self::new(config, &w)
+        Self::new(config, &Self::weights(files, placement)?)
+    }
+
+    /// The weights of `unet/`, of which nothing is read yet.
+    ///
+    /// # Errors
+    /// They are missing or damaged.
+    pub fn weights(files: &ModelFiles, placement: &Placement) -> Result<Weights> {
+        files.weights("unet", "diffusion_pytorch_model", placement)
     }
 
     /// Of shapes alone, for planning what a run in `placement` takes.
@@ -153,6 +186,7 @@ impl UNet {
                 None => Activation::None,
             },
         };
+        let noise_level = noise_level_frequencies(w)?;
         let levels = 0..config.block_out_channels.len();
         let down_blocks = levels
             .clone()
@@ -175,6 +209,7 @@ impl UNet {
                 &w.pp("conv_in"),
             )?,
             time,
+            noise_level,
             norms,
             down_blocks,
             up_blocks,
@@ -191,12 +226,21 @@ impl UNet {
 
     /// What holds for all steps of an image: keys and values of its prompt, the projected condition.
     ///
-    /// The condition is the Fourier features of noise level 0, 64 ones (cosines) and 64 zeros (sines), before
-    /// the pooled prompt (pipeline_stable_diffusion_latent_upscale.py, diffusers 0.42).
-    ///
     /// # Errors
     /// The prompt's width is not what this network was made for.
     pub fn prompted(&self, conditioning: &Conditioning) -> Result<Prompted> {
+        self.prompted_at(conditioning, 0.0)
+    }
+
+    /// The same for low-res latents with noise of `noise_level` in them.
+    ///
+    /// The condition is the Fourier features of log1p(noise level), cosines first, before the pooled prompt (the original's
+    /// NoiseLevelAndTextConditionedUpscaler). At level 0 these are ones and zeros, whatever the frequencies, which is all that diffusers
+    /// has (pipeline_stable_diffusion_latent_upscale.py, 0.42).
+    ///
+    /// # Errors
+    /// As [`prompted`](Self::prompted), or the level is above 0 and the checkpoint lacks its frequencies.
+    pub fn prompted_at(&self, conditioning: &Conditioning, noise_level: f64) -> Result<Prompted> {
         let placement = &self.placement;
         let place = |t: &Tensor, dtype| t.to_device(&placement.device)?.to_dtype(dtype);
         let context = place(&conditioning.context, placement.dtype)?;
@@ -208,16 +252,14 @@ impl UNet {
             );
         };
         let expected = self.config.time_cond_proj_dim.unwrap_or(0);
-        let features = 2 * NOISE_LEVEL_FEATURES;
+        let level = self.noise_level_features(noise_level)?;
+        let features = level.len();
         ensure!(
             features + width == expected,
             "unet/config.json: time_cond_proj_dim is {expected}, expected {features} + {width}, the text encoder's width"
         );
-        let level = [(1.0, b), (0.0, b)].map(|(value, b)| {
-            Tensor::full(value as f32, (b, NOISE_LEVEL_FEATURES), &placement.device)
-        });
-        let [ones, zeros] = level;
-        let condition = Tensor::cat(&[&ones?, &zeros?, &pooled], 1)?;
+        let level = Tensor::from_vec(level.repeat(b), (b, features), &placement.device)?;
+        let condition = Tensor::cat(&[&level, &pooled], 1)?;
         Ok(Prompted {
             keys_values: self
                 .blocks()
@@ -230,6 +272,24 @@ impl UNet {
         })
     }
 
+    /// Of one picture: cosines, then sines.
+    fn noise_level_features(&self, level: f64) -> Result<Vec<f32>> {
+        let none = [0.0; NOISE_LEVEL_FEATURES];
+        let frequencies = match &self.noise_level {
+            Some(frequencies) => frequencies,
+            None if level == 0.0 => &none[..],
+            None => bail!(NO_NOISE_LEVEL),
+        };
+        let angle = |frequency: &f32| TAU * level.ln_1p() * f64::from(*frequency);
+        let cosines = frequencies
+            .iter()
+            .map(|frequency| angle(frequency).cos() as f32);
+        let sines = frequencies
+            .iter()
+            .map(|frequency| angle(frequency).sin() as f32);
+        Ok(cosines.chain(sines).collect())
+    }
+
     fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.down_blocks.iter().chain(&self.up_blocks)
     }
@@ -237,7 +297,7 @@ impl UNet {
     /// The time embedding (b, time width), float32, for one network time, 0.25 ln(sigma).
     fn embed_time(&self, time: f32, prompted: &Prompted) -> Result<Tensor> {
         let parts = &self.time;
-        let angle = f64::from(time) * std::f64::consts::TAU;
+        let angle = f64::from(time) * TAU;
         let x = time_features(
             &prompted.condition,
             &parts.frequencies,

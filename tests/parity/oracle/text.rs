@@ -24,6 +24,7 @@ fn ours(folder: &TempDir, placement: &Placement, ids: &[u32]) -> Conditioning {
     let files = ModelFiles::Folder(folder.path().to_path_buf());
     let tokens = Tokens {
         ids: ids.to_vec(),
+        visible: ids.len(),
         cut: None,
     };
     let encoder = TextEncoder::load(&files, placement).unwrap();
