@@ -167,6 +167,14 @@ pub fn filter(shape: &ConvShape) -> Filter {
     }
 }
 
+pub fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    let held = Held::of(x)?;
+    let mut shape = x.dims().to_vec();
+    let width = shape.pop().unwrap_or(0) / 2;
+    shape.push(width);
+    with_dtype!(x.dtype(), V => tensor(kernels::gate(held.typed::<V>()?, width, activation), shape))
+}
+
 pub fn linear_in_place(
     x: &Tensor,
     layer: &LinearInPlace,

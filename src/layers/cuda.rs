@@ -158,6 +158,14 @@ impl Conv2d {
         })
     }
 
+    /// The same weights with `shift` added to the bias.
+    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
+        Ok(Self {
+            conv: self.conv.shifted(shift)?,
+            activation: self.activation,
+        })
+    }
+
     /// `conv(norm(x)) + residual`, the normalised map in the memory of `x`, which nobody else has.
     pub fn forward_normed_over(
         &self,

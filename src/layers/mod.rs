@@ -148,6 +148,27 @@ impl FeatureMap {
         Ok(self.like(tensor))
     }
 
+    /// The map enlarged to (h, w), at most twice as high and wide, by repeating values: what `conv(…).upsampled()` reads, for sides that are
+    /// not exactly doubled.
+    pub fn enlarged_to(&self, h: usize, w: usize) -> Result<Self> {
+        let (b, c, low_h, low_w) = self.dims()?;
+        if self.is_of_shapes() {
+            return Ok(self.like(shapes::result((b, h, w, c), self.tensor.dtype())?));
+        }
+        let (first, all) = if self.channels_last() {
+            (1, (b, 2 * low_h, 2 * low_w, c))
+        } else {
+            (2, (b, c, 2 * low_h, 2 * low_w))
+        };
+        // Each line and column twice: an axis of two behind each.
+        let x = self.tensor.unsqueeze(first + 1)?.unsqueeze(first + 3)?;
+        let mut twice = x.dims().to_vec();
+        (twice[first + 1], twice[first + 3]) = (2, 2);
+        let x = x.broadcast_as(twice)?.contiguous()?.reshape(all)?;
+        let x = x.narrow(first, 0, h)?.narrow(first + 1, 0, w)?;
+        Ok(self.like(x.contiguous()?))
+    }
+
     /// This map's channels, then the other's.
     pub fn cat_channels(&self, other: &Self) -> Result<Self> {
         let (left, right) = (&self.tensor, &other.tensor);
@@ -274,6 +295,29 @@ impl Linear {
             (_, [w]) => Self::new(inputs, outputs.iter().sum(), w),
             _ => Self::joined(inputs, outputs, parts),
         }
+    }
+
+    /// The same as [`joined`](Self::joined) of layers without a bias.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn joined_without_bias(
+        inputs: usize,
+        outputs: &[usize],
+        parts: &[Weights],
+    ) -> Result<Self> {
+        let Some(first) = parts.first() else {
+            bail!("no layers to join");
+        };
+        let total = outputs.iter().sum();
+        if first.placement().is_of_shapes() {
+            return Ok(Self::of_shapes(inputs, total, first.placement()));
+        }
+        let mut weights = Vec::new();
+        for (w, &outputs) in parts.iter().zip(outputs) {
+            weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
+        }
+        Self::from_values(inputs, total, &weights, None, first.placement())
     }
 
     fn joined_bias(outputs: &[usize], parts: &[Weights]) -> Result<Vec<f32>> {
@@ -560,6 +604,34 @@ impl Conv2d {
             },
         };
         Ok(Self { shape, weights })
+    }
+
+    /// The same weights with `shift` (1, outputs), float32, added to the bias.
+    ///
+    /// # Errors
+    /// The convolution has no bias, or the shift another shape.
+    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
+        let weights = match &self.weights {
+            ConvWeights::Packed(packed) => {
+                ConvWeights::Packed(packed.shifted(&shift.flatten_all()?.to_vec1()?))
+            }
+            ConvWeights::Card(convolution) => ConvWeights::Card(convolution.shifted(shift)?),
+            ConvWeights::Shapes => ConvWeights::Shapes,
+            ConvWeights::Stock { weight, bias } => {
+                let Some(bias) = bias else {
+                    bail!("a convolution without a bias cannot be shifted");
+                };
+                let shift = shift.to_dtype(bias.dtype())?.reshape(bias.shape())?;
+                ConvWeights::Stock {
+                    weight: weight.clone(),
+                    bias: Some((bias + shift)?),
+                }
+            }
+        };
+        Ok(Self {
+            shape: self.shape,
+            weights,
+        })
     }
 
     /// (b, inputs, h, w) -> (b, outputs, h', w')
@@ -1017,6 +1089,22 @@ pub fn part(joined: &Tensor, width: usize, index: usize, placement: &Placement) 
         Backend::CpuKernels | Backend::Stock => part.contiguous()?,
         Backend::Shapes { .. } => shapes::result(part.dims(), part.dtype())?,
     })
+}
+
+/// `value * activation(gate)` of tokens (b, n, 2 * width), whose channels are the values, then their gates: (b, n, width).
+pub fn gate(x: &Tensor, activation: Activation, placement: &Placement) -> Result<Tensor> {
+    let width = x.dim(2)? / 2;
+    match placement.backend {
+        Backend::CpuKernels => cpu::gate(x, activation),
+        Backend::CardKernels | Backend::Stock => {
+            let half = |index: usize| x.narrow(2, index * width, width)?.contiguous();
+            Ok((half(0)? * activation.apply(&half(1)?, placement)?)?)
+        }
+        Backend::Shapes { .. } => {
+            let (b, n, _) = x.dims3()?;
+            shapes::result((b, n, width), x.dtype())
+        }
+    }
 }
 
 /// A map's tokens passed through `f`, (b, h * w, c) -> (b, h * w, c'), as a map again.

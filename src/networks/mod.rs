@@ -1,5 +1,6 @@
-//! What the checkpoints hold: the text encoder, the autoencoder and the upscaler's UNet.
+//! What the checkpoints hold: the text encoder, the autoencoder, the upscaler's UNet and Stable Diffusion's own.
 
+pub mod base_unet;
 pub mod text;
 pub mod unet;
 pub mod vae;

@@ -1,6 +1,8 @@
 //! The pipeline: encode the prompt and the picture, denoise, decode. Load once, upscale many.
 
 mod augment;
+#[doc(hidden)] // for the parity tests
+pub mod base;
 mod course;
 mod denoise;
 mod loaded;

@@ -174,6 +174,15 @@ impl SchedulerConfig {
         Ok(())
     }
 
+    /// Of every time of the training, the share of a picture's variance that is not noise.
+    ///
+    /// # Errors
+    /// A number of the file is none that a model can have.
+    pub(super) fn checked_alphas_cumprod(&self) -> Result<Vec<f32>> {
+        self.check_numbers()?;
+        self.alphas_cumprod()
+    }
+
     fn alphas_cumprod(&self) -> Result<Vec<f32>> {
         let steps = self.num_train_timesteps;
         let (start, end) = (self.beta_start, self.beta_end);

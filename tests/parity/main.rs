@@ -6,6 +6,7 @@
 //! (`make_reference.py --check`).
 
 mod bands;
+mod base;
 mod card;
 mod common;
 #[path = "../common/data.rs"]

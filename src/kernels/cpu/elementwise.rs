@@ -66,6 +66,69 @@ unsafe fn activate_chunk_with<S: Simd, V: Value, F: PointFn>(x: &[V], f: F, out:
     }
 }
 
+/// The first half of each row of `2 * width` values, times `act` of the second: (rows, width).
+///
+/// # Panics
+/// If the rows are not whole.
+pub fn gate<V: Value>(x: &[V], width: usize, act: Act) -> Vec<V> {
+    assert!(
+        width > 0 && x.len().is_multiple_of(2 * width),
+        "whole rows of two halves"
+    );
+    let isa = Isa::current();
+    let rows = (CHUNK / width).max(1);
+    let run = |out: Shared<V>| {
+        x.par_chunks(rows * 2 * width)
+            .enumerate()
+            .for_each(|(i, x)| {
+                let out = AnyMut::new(out.get()).at(i * rows * width);
+                // SAFETY: each task writes its own rows, of which there is room for all.
+                unsafe { gate_rows(isa, V::values(x), width, act, out) };
+            });
+    };
+    // SAFETY: every row is written.
+    unsafe { filled(x.len() / 2, run) }
+}
+
+isa_fn! {
+    /// [`gate`] of some rows, to `out`.
+    ///
+    /// # Safety
+    /// The rows are whole; there is room at `out` for half as many values as `x` has, of its type.
+    fn gate_rows = gate_rows_body(x: Values, width: usize, act: Act, out: AnyMut)
+}
+
+/// # Safety
+/// That of [`gate_rows`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn gate_rows_body<S: Simd>(x: Values, width: usize, act: Act, out: AnyMut) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        with_act!(act, f => match x {
+            Values::F32(x) => gate_rows_with::<S, _, _>(x, width, f, out.typed()),
+            Values::Bf16(x) => gate_rows_with::<S, _, _>(x, width, f, out.typed()),
+            Values::F16(x) => gate_rows_with::<S, _, _>(x, width, f, out.typed()),
+        })
+    }
+}
+
+/// # Safety
+/// That of [`gate_rows`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn gate_rows_with<S: Simd, V: Value, F: PointFn>(x: &[V], width: usize, f: F, out: *mut V) {
+    for (row, x) in x.chunks_exact(2 * width).enumerate() {
+        for i in (0..width).step_by(S::LANES) {
+            let n = width - i;
+            // SAFETY: `n` values are left of either half from `i` on, and room for as many of this row at `out`.
+            unsafe {
+                let value = V::load_up_to::<S>(x.as_ptr().add(i), n);
+                let gate = V::load_up_to::<S>(x.as_ptr().add(width + i), n);
+                V::store_up_to(value.mul(f.eval(gate)), out.add(row * width + i), n);
+            }
+        }
+    }
+}
+
 /// What an [`Input`] describes, written out: its parts side by side, through its prologue, upsampled. The shape is
 /// (b, h, w, c) of [`Input::shape`] and [`Input::channels`].
 pub fn materialise<V: Value>(input: &Input) -> Vec<V> {

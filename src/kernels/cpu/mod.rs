@@ -35,7 +35,7 @@ pub use self::act::Act;
 pub use self::attention::{AttentionShape, attention};
 pub use self::buf::zeros;
 pub use self::conv::{CONV_LINES, conv2d, conv2d_lines, linear};
-pub use self::elementwise::{activate, materialise, materialise_lines};
+pub use self::elementwise::{activate, gate, materialise, materialise_lines};
 pub use self::input::{Input, Prologue};
 pub use self::linear_in_place::LinearInPlace;
 pub use self::micro::gemm_rate;

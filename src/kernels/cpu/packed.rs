@@ -1,6 +1,7 @@
 //! Weights packed once for the GEMM register tile, or left where they are.
 
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -101,8 +102,9 @@ impl Padding {
 /// `(outputs / NB, height * width, inputs, NB)`, zeros filling up the last panel. In bfloat16, where no transform comes first, two
 /// inputs lie side by side, `(…, inputs / 2, NB, 2)`, as instructions for pairs take them. Weights that are transformed anyhow can
 /// stay where they are ([`in_place`](Self::in_place)).
+#[derive(Clone)]
 pub struct PackedConv {
-    panels: Panels,
+    panels: Arc<Panels>,
     /// (panels * NB), zero where there is none.
     bias: Vec<f32>,
     pub(super) filter: Filter,
@@ -189,7 +191,7 @@ impl PackedConv {
         };
         Self {
             // SAFETY: `pack` writes every panel in full.
-            panels: unsafe { Panels::filled(precision, panels * panel_len, pack) },
+            panels: Arc::new(unsafe { Panels::filled(precision, panels * panel_len, pack) }),
             bias: padded_bias(bias, outputs),
             filter,
             in_pairs,
@@ -211,7 +213,7 @@ impl PackedConv {
             "the weight is (outputs, inputs, height, width) of {filter:?}"
         );
         Self {
-            panels: Panels::Elsewhere(weight),
+            panels: Arc::new(Panels::Elsewhere(weight)),
             bias: padded_bias(bias, filter.outputs),
             filter,
             in_pairs: false,
@@ -224,6 +226,21 @@ impl PackedConv {
     /// As [`PackedConv::new`].
     pub fn linear(weight: &[f32], bias: Option<&[f32]>, inputs: usize, outputs: usize) -> Self {
         Self::new(weight, bias, Filter::linear(inputs, outputs))
+    }
+
+    /// The same weights, with `shift` (outputs) added to the bias.
+    ///
+    /// # Panics
+    /// If a length does not fit.
+    pub fn shifted(&self, shift: &[f32]) -> Self {
+        assert_eq!(shift.len(), self.filter.outputs, "a shift an output");
+        let mut shifted = self.clone();
+        shifted
+            .bias
+            .iter_mut()
+            .zip(shift)
+            .for_each(|(bias, shift)| *bias += shift);
+        shifted
     }
 
     /// Channels that it writes.
@@ -254,7 +271,7 @@ impl PackedConv {
 
     /// The weights of panel `nb` from input channel `c` on, for a convolution that is transformed.
     pub(super) fn taps(&self, nb: usize, c: usize) -> Taps {
-        match &self.panels {
+        match &*self.panels {
             Panels::Elsewhere(weight) => Taps::ByOutput {
                 first: weight[self.place(nb * NB, c)..].as_ptr(),
                 ld: self.place(1, 0),

@@ -49,6 +49,25 @@ impl Convolution {
         })
     }
 
+    /// The same weights with `shift` (outputs values) added to the bias.
+    ///
+    /// # Errors
+    /// It has no bias, or another number of outputs.
+    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
+        let Some(bias) = &self.bias else {
+            return Err(Error::Msg(
+                "a convolution without a bias cannot be shifted".into(),
+            ));
+        };
+        let shift = shift.reshape(bias.shape())?.to_dtype(bias.dtype())?;
+        Ok(Self {
+            filter: self.filter,
+            weight: self.weight.clone(),
+            bias: Some((bias + shift)?),
+            float32: self.float32,
+        })
+    }
+
     /// x (b, h, w, inputs) -> (b, h', w', outputs), plus `residual` of that shape, through `activation`.
     ///
     /// # Errors

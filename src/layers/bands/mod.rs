@@ -3,6 +3,7 @@
 //! bands, and our CPU kernels even give the same bits.
 
 mod norm;
+mod residual;
 mod room;
 mod source;
 mod spill;
@@ -14,6 +15,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 
 pub use self::norm::{Known, Moments, Norm, normed_lines};
+pub use self::residual::Residual;
 pub use self::room::{Limits, Room};
 pub use self::source::{BandReading, Beside, Convolved, Lines, Planes, Resampled, Source, conv};
 pub use self::stored::{Stored, keep_between, map_bands, store, store_both};

@@ -244,11 +244,28 @@ impl TextEncoder {
         self.config.max_position_embeddings
     }
 
-    /// One prompt: context (1, tokens, width) and pooled (1, width), in the placement's dtype.
+    /// One prompt as the upscaler takes it: context (1, tokens, width) and pooled (1, width), in the placement's dtype.
     ///
     /// # Errors
     /// A token id that the vocabulary does not have.
     pub fn encode(&self, tokens: &Tokens) -> Result<Conditioning> {
+        let x = self.hidden(tokens)?;
+        let end = self.end_position(&tokens.ids);
+        let last = x.narrow(1, end, 1)?.contiguous()?;
+        let pooled = self.final_layer_norm.forward(&last)?.squeeze(1)?;
+        Ok(Conditioning { context: x, pooled })
+    }
+
+    /// One prompt as Stable Diffusion takes it: the output after the final LayerNorm, (1, tokens, width), in the placement's dtype.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_normed(&self, tokens: &Tokens) -> Result<Tensor> {
+        self.final_layer_norm.forward(&self.hidden(tokens)?)
+    }
+
+    /// The output of the last layer.
+    fn hidden(&self, tokens: &Tokens) -> Result<Tensor> {
         let width = self.config.hidden_size;
         let count = tokens.ids.len();
         let config = &self.config;
@@ -290,10 +307,7 @@ impl TextEncoder {
             let hidden = self.activation.apply(&hidden, placement)?;
             x = layer.fc2.forward_add(&hidden, Some(&x))?;
         }
-        let end = self.end_position(&tokens.ids);
-        let last = x.narrow(1, end, 1)?.contiguous()?;
-        let pooled = self.final_layer_norm.forward(&last)?.squeeze(1)?;
-        Ok(Conditioning { context: x, pooled })
+        Ok(x)
     }
 
     /// The first end token. Configurations that still say `eos_token_id: 2` are older than CLIP's real

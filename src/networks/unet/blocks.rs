@@ -5,9 +5,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Prompted, UNetConfig};
 use crate::device::Placement;
-use crate::layers::bands::{
-    Norm, Resampled, Room, Source, Stored, conv, keep_between, map_bands, store, store_both,
-};
+use crate::layers::bands::{Norm, Resampled, Residual, Room, Source, Stored, map_bands, store};
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, LayerNorm, Linear, Mask, NormAct, ScaleShift,
     attention, map_tokens, part, shapes,
@@ -108,24 +106,14 @@ impl Resnet {
         norms: &[ScaleShift],
         room: &Room,
     ) -> Result<Source<'a>> {
-        let norm1 = Norm::of(&*x, self.norm1.then(norms, self.activation), room)?;
-        let norm2 = self.norm2.then(norms, self.activation);
-        let groups = Some(norm2.groups);
-        let hidden = conv(x.again(), &self.conv1).normed(norm1).boxed();
-        let (hidden, residual) = match &self.conv_shortcut {
-            Some(shortcut) => {
-                let residual = conv(x, shortcut).boxed();
-                if room.recomputes(hidden.size()) {
-                    (hidden, residual)
-                } else {
-                    store_both((hidden, groups), (residual, None), room)?
-                }
-            }
-            None => (keep_between(hidden, groups, room)?, x),
+        let block = Residual {
+            norm1: self.norm1.then(norms, self.activation),
+            conv1: &self.conv1,
+            norm2: self.norm2.then(norms, self.activation),
+            conv2: &self.conv2,
+            shortcut: self.conv_shortcut.as_ref(),
         };
-        let norm2 = Norm::of(&*hidden, norm2, room)?;
-        let sum = conv(hidden, &self.conv2).normed(norm2).plus(residual);
-        store(sum.boxed(), groups, room)
+        block.forward(x, room)
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use self::blocks::{AttentionBlock, Block, Builder};
-pub use self::config::UNetConfig;
+pub use self::config::{PerLevel, UNetConfig};
 use crate::device::Placement;
 pub use crate::layers::Sampling;
 use crate::layers::bands::{Beside, Norm, Room, Stored, conv, store};

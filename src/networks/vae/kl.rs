@@ -9,8 +9,8 @@ use serde::Deserialize;
 use super::{Posterior, lines_of_picture, original_names};
 use crate::device::Placement;
 use crate::layers::bands::{
-    Norm, Planes, Room, Size, Source, Stored, conv, keep_between, map_bands, normed_lines, store,
-    store_both,
+    Norm, Planes, Residual, Room, Size, Source, Stored, conv, keep_between, map_bands,
+    normed_lines, store,
 };
 use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
@@ -180,28 +180,14 @@ impl Resnet {
 
     /// `x` is this resnet's own: its lines go as soon as nothing else reads them.
     fn forward<'a>(&'a self, x: Source<'a>, room: &Room) -> Result<Source<'a>> {
-        let norm1 = Norm::of(&*x, self.norm1.clone(), room)?;
-        let groups = Some(self.norm2.groups);
-        let (hidden, residual) = match &self.conv_shortcut {
-            Some(shortcut) => {
-                let residual = conv(x.again(), shortcut).boxed();
-                let hidden = conv(x, &self.conv1).normed(norm1).boxed();
-                if room.recomputes(hidden.size()) {
-                    (hidden, residual)
-                } else {
-                    // The one that owns the map last: where it is whole, it is normed in its own memory.
-                    let (residual, hidden) = store_both((residual, None), (hidden, groups), room)?;
-                    (hidden, residual)
-                }
-            }
-            None => {
-                let hidden = conv(x.again(), &self.conv1).normed(norm1).boxed();
-                (keep_between(hidden, groups, room)?, x)
-            }
+        let block = Residual {
+            norm1: self.norm1.clone(),
+            conv1: &self.conv1,
+            norm2: self.norm2.clone(),
+            conv2: &self.conv2,
+            shortcut: self.conv_shortcut.as_ref(),
         };
-        let norm2 = Norm::of(&*hidden, self.norm2.clone(), room)?;
-        let sum = conv(hidden, &self.conv2).normed(norm2).plus(residual);
-        store(sum.boxed(), groups, room)
+        block.forward(x, room)
     }
 }
 

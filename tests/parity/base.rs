@@ -1,0 +1,115 @@
+//! Stable Diffusion's own networks and samplers against diffusers (tests/data/make_base_reference.py).
+
+use candle_core::{DType, Device, Tensor};
+use sd_upscale::ModelFiles;
+use sd_upscale::networks::Room;
+use sd_upscale::networks::base_unet::BaseUNet;
+use sd_upscale::networks::text::{TextEncoder, Tokenizer};
+use sd_upscale::pipeline::base::BaseScheduler;
+use serde_json::{Map, Value};
+
+use crate::STAGE;
+use crate::common::*;
+
+const MODELS: [&str; 2] = ["sd1", "sd2"];
+const PROMPT: &str = "a cat on a red sofa, wow!!";
+
+fn base(model: &str) -> ModelFiles {
+    ModelFiles::Folder(data(&format!("base/{model}")))
+}
+
+#[test]
+fn prompts_are_tokenized_and_encoded_as_each_version_does() {
+    let reference = Reference::read("base_networks");
+    for model in MODELS {
+        for (name, placement) in placements(DType::F32) {
+            let encoder = TextEncoder::load(&base(model), &placement).unwrap();
+            let tokenizer = Tokenizer::new(&base(model), encoder.positions()).unwrap();
+            for (label, prompt) in [("prompt", PROMPT), ("empty", "")] {
+                let tokens = tokenizer.encode(prompt).unwrap();
+                let expected = reference.get(&format!("{model}.{label}.ids"));
+                let expected: Vec<i64> = expected.flatten_all().unwrap().to_vec1().unwrap();
+                let ids: Vec<i64> = tokens.ids.iter().map(|&id| id.into()).collect();
+                assert_eq!(ids, expected, "{model} {label}");
+                let context = encoder.encode_normed(&tokens).unwrap();
+                let expected = reference.get(&format!("{model}.{label}.context"));
+                assert_close(
+                    &format!("{name} {model} {label}"),
+                    &context,
+                    &expected,
+                    STAGE,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn base_unet_call() {
+    let reference = Reference::read("base_networks");
+    for model in MODELS {
+        let context = |label: &str| reference.get(&format!("{model}.{label}.context"));
+        let both = Tensor::cat(&[context("empty"), context("prompt")], 0).unwrap();
+        for (name, placement) in placements(DType::F32) {
+            let unet = BaseUNet::load(&base(model), &placement).unwrap();
+            for case in ["b1", "b2", "odd"] {
+                let get = |key: &str| reference.get(&format!("{model}.{case}.{key}"));
+                let x = get("x");
+                let batch = x.dim(0).unwrap();
+                let rows = both.narrow(0, 2 - batch, batch).unwrap();
+                let prompted = unet.prompted(&rows).unwrap();
+                let time = values(&get("time"))[0];
+                let output = unet
+                    .forward(&x, time, &prompted, &Room::unlimited())
+                    .unwrap();
+                let what = format!("{name} {model} {case}");
+                assert_close(&what, &output, &get("output"), STAGE);
+            }
+        }
+    }
+}
+
+/// What stands for the network in the reference.
+fn predicted(x: &Tensor, time: f32) -> Tensor {
+    let values = values(x);
+    let y: Vec<f32> = values
+        .iter()
+        .map(|&x| 0.8 * x / (1.0 + x * x).sqrt() + 0.3 * (time / 1000.0 - 0.5))
+        .collect();
+    Tensor::from_vec(y, x.shape(), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn every_sampler_leads_where_diffusers_does() {
+    let text = std::fs::read(data("reference/base_schedules.json")).unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&text).unwrap();
+    let (mut cases, mut worst) = (0, 0f32);
+    for row in rows {
+        let config: Map<String, Value> = row["config"].as_object().unwrap().clone();
+        let what = Value::Object(config.clone());
+        let scheduler = BaseScheduler::from_json(config).unwrap();
+        for result in row["results"].as_array().unwrap() {
+            let number = |i: usize| result[i].as_f64().unwrap();
+            let (steps, start) = (number(0) as usize, number(1) as usize);
+            let times = scheduler.times(steps);
+            let spread = scheduler.initial_spread(&times);
+            let x = Tensor::new(&[0.7 * spread, -1.1 * spread], &Device::Cpu).unwrap();
+            let x = scheduler
+                .run(x, &times, start, |x, time| Ok(predicted(x, time)))
+                .unwrap();
+            for (i, value) in values(&x).into_iter().enumerate() {
+                let expected = number(2 + i) as f32;
+                // What float32 loses where numbers of this size are subtracted, over up to 20 steps.
+                let error = (value - expected).abs() / (1.0 + expected.abs());
+                worst = worst.max(error);
+                assert!(
+                    error <= 1e-5,
+                    "{what} {steps} steps from {start}: {value}, expected {expected}"
+                );
+                cases += 1;
+            }
+        }
+    }
+    println!("{cases} numbers, at most {worst:.1e} off");
+    assert!(cases > 2500, "{cases}");
+}
