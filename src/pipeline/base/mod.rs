@@ -3,4 +3,241 @@
 mod samplers;
 mod scheduler;
 
+use std::collections::HashMap;
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+
 pub use self::scheduler::{BaseScheduler, Times};
+use super::noise::Generator;
+use super::types::MAX_GUIDANCE;
+use crate::device::Placement;
+use crate::model::ModelFiles;
+use crate::networks::Room;
+use crate::networks::base_unet::{BaseUNet, BaseUNetConfig, Prompted};
+use crate::networks::text::{TextEncoder, Tokenizer};
+
+/// How the base checkpoint is run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseSettings {
+    /// What the picture shows.
+    pub prompt: String,
+    /// What to steer away from; used with a guidance above 1 alone.
+    pub negative_prompt: String,
+    /// Steps of the sampler, 1 to 1000.
+    pub steps: usize,
+    /// Up to 1 the prompt alone, in one pass; above, up to 100, classifier-free guidance in two.
+    pub guidance: f64,
+}
+
+impl Default for BaseSettings {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            steps: 50,
+            guidance: 7.5,
+        }
+    }
+}
+
+impl BaseSettings {
+    fn is_guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            (1..=1000).contains(&self.steps),
+            "{} steps of the base checkpoint were asked for; expected 1 to 1000",
+            self.steps
+        );
+        ensure!(
+            (0.0..=MAX_GUIDANCE).contains(&self.guidance),
+            "a guidance of {} was given for the base checkpoint; expected 0 to {MAX_GUIDANCE}",
+            self.guidance
+        );
+        Ok(())
+    }
+}
+
+/// A Stable Diffusion 1.x or 2.x checkpoint: its text encoder, UNet and sampler. Its VAE is a part like any other.
+pub struct BaseModel {
+    files: ModelFiles,
+    placement: Placement,
+    scheduler: BaseScheduler,
+    config: BaseUNetConfig,
+    /// Contexts of the prompts of the run, (1, tokens, width).
+    contexts: HashMap<String, Tensor>,
+    unet: Option<BaseUNet>,
+}
+
+/// The network, and how far a sampler has come with it.
+struct Guided<'a> {
+    unet: &'a BaseUNet,
+    prompted: Prompted,
+    guidance: Option<f64>,
+    room: &'a Room,
+}
+
+impl Guided<'_> {
+    /// What the network predicts for `x` (b, 4, h, w) at a time, both prompts of guidance put together.
+    fn predict(&self, x: &Tensor, time: f32) -> Result<Tensor> {
+        let Some(guidance) = self.guidance else {
+            return self.unet.forward(x, time, &self.prompted, self.room);
+        };
+        let both = self
+            .unet
+            .forward(&Tensor::cat(&[x, x], 0)?, time, &self.prompted, self.room)?;
+        let rows = x.dim(0)?;
+        let (without, with) = (both.narrow(0, 0, rows)?, both.narrow(0, rows, rows)?);
+        Ok((&without + ((with - &without)? * guidance)?)?)
+    }
+}
+
+impl BaseModel {
+    /// Reads the configurations; weights are read when they are first needed.
+    ///
+    /// # Errors
+    /// A configuration is missing or damaged, or is not a Stable Diffusion 1's or 2's.
+    pub fn new(files: ModelFiles, placement: &Placement) -> Result<Self> {
+        let config: BaseUNetConfig = files.json("unet/config.json")?;
+        config.check()?;
+        Ok(Self {
+            scheduler: BaseScheduler::load(&files)?,
+            placement: placement.clone(),
+            files,
+            config,
+            contexts: HashMap::new(),
+            unet: None,
+        })
+    }
+
+    /// The checkpoint's sampler.
+    pub fn scheduler(&self) -> &BaseScheduler {
+        &self.scheduler
+    }
+
+    /// Side of the latents that it was trained on.
+    pub fn latent_size(&self) -> usize {
+        const OF_STABLE_DIFFUSION_1: usize = 64;
+        self.config.sample_size.unwrap_or(OF_STABLE_DIFFUSION_1)
+    }
+
+    /// Lets go of the weights.
+    pub fn forget(&mut self) {
+        self.unet = None;
+    }
+
+    /// Latents (1, 4, h, w), scaled, float32, on the device, of what the prompt says: `generator` gives their first noise.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, settings out of range, or the device gives up.
+    pub fn generate(
+        &mut self,
+        (h, w): (usize, usize),
+        settings: &BaseSettings,
+        generator: &mut Generator,
+        room: &Room,
+        mut on_step: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Tensor> {
+        settings.check()?;
+        let times = self.scheduler.times(settings.steps);
+        let spread = f64::from(self.scheduler.initial_spread(&times));
+        let x = (self.noise((1, self.config.in_channels, h, w), generator)? * spread)?;
+        self.sample(x, &times, 0, settings, room, &mut on_step)
+    }
+
+    /// The same picture again, lightly: `latents` (1, 4, h, w), scaled, float32, are given the noise of a share `strength` of the steps, which
+    /// is then taken away. `generator` gives that noise.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); a strength that leaves no step to do.
+    pub fn refine(
+        &mut self,
+        latents: &Tensor,
+        strength: f64,
+        settings: &BaseSettings,
+        generator: &mut Generator,
+        room: &Room,
+        mut on_step: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Tensor> {
+        settings.check()?;
+        // In double precision, as there: 50 * 0.58 is 28.
+        let steps = ((settings.steps as f64 * strength) as usize).min(settings.steps);
+        if steps == 0 {
+            bail!(
+                "refining at a strength of {strength} over {} steps leaves no step to do: raise --refine or --base-steps",
+                settings.steps
+            );
+        }
+        let start = settings.steps - steps;
+        let times = self.scheduler.times(settings.steps);
+        let latents = latents.to_device(&self.placement.device)?;
+        let noise = self.noise(latents.dims4()?, generator)?;
+        let x = self.scheduler.noised(&latents, &noise, &times, start)?;
+        self.sample(x, &times, start, settings, room, &mut on_step)
+    }
+
+    fn noise(
+        &self,
+        shape: (usize, usize, usize, usize),
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let (b, c, h, w) = shape;
+        let noise = Tensor::from_vec(generator.randn(b * c * h * w), shape, &Device::Cpu)?;
+        Ok(noise.to_device(&self.placement.device)?)
+    }
+
+    fn sample(
+        &mut self,
+        x: Tensor,
+        times: &Times,
+        start: usize,
+        settings: &BaseSettings,
+        room: &Room,
+        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Tensor> {
+        let context = self.context(settings)?;
+        let unet = match &mut self.unet {
+            Some(unet) => unet,
+            slot => slot.insert(BaseUNet::load(&self.files, &self.placement)?),
+        };
+        let guided = Guided {
+            prompted: unet.prompted(&context)?,
+            unet,
+            guidance: settings.is_guided().then_some(settings.guidance),
+            room,
+        };
+        let calls = times.timesteps.len() - start;
+        let mut done = 0;
+        self.scheduler.run(x, times, start, |x, time| {
+            let predicted = guided.predict(x, time)?;
+            done += 1;
+            on_step(done, calls)?;
+            Ok(predicted)
+        })
+    }
+
+    /// The prompts of a run, (1 or 2, tokens, width): the negative one first, where there is guidance.
+    fn context(&mut self, settings: &BaseSettings) -> Result<Tensor> {
+        let negative = settings.is_guided().then_some(&*settings.negative_prompt);
+        let texts: Vec<&str> = negative.into_iter().chain([&*settings.prompt]).collect();
+        self.contexts.retain(|text, _| texts.contains(&&**text));
+        if texts.iter().any(|&text| !self.contexts.contains_key(text)) {
+            // In float32 at least, as the upscaler's: all steps share its error.
+            let placement = Placement {
+                dtype: DType::F32,
+                ..self.placement.clone()
+            };
+            let encoder = TextEncoder::load(&self.files, &placement)?;
+            let tokenizer = Tokenizer::new(&self.files, encoder.positions())?;
+            for &text in &texts {
+                let context = encoder.encode_normed(&tokenizer.encode(text)?)?;
+                self.contexts.insert(text.to_owned(), context);
+            }
+        }
+        let each: Vec<&Tensor> = texts.iter().map(|&text| &self.contexts[text]).collect();
+        Ok(Tensor::cat(&each, 0)?)
+    }
+}
