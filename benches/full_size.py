@@ -1,6 +1,7 @@
 """The published configuration at its full size with random weights, and what diffusers makes of it on the CPU.
 
     python benches/full_size.py make DIR                                       2.3 GB of weights
+    python benches/full_size.py make-base DIR                                  a Stable Diffusion 1.4 of the published size, 4.3 GB
     python benches/full_size.py make-taesd DIR                                 an AutoencoderTiny of the published size, 10 MB
     python benches/full_size.py prepare assets/astronaut.png --size 256 --out small.png
     python benches/full_size.py run DIR --image small.png --steps 4 --out ref.png --latents ref.safetensors
@@ -58,11 +59,30 @@ UNET = dict(
 )
 VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, sample_size=512)
 
+# unet/config.json of CompVis/stable-diffusion-v1-4
+BASE_UNET = dict(sample_size=64, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8, cross_attention_dim=768)
+
+
+def sample_image():
+    """(1, 3, 64, 96) in [-1, 1]."""
+    image = np.asarray(Image.open(DATA / "inputs" / "wide-96x64.png").convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def make_base(args):
+    text, unet, vae = random_model.build_base(CLIPTextConfig(**TEXT), BASE_UNET, VAE, sample_image(), SEED + 1)
+    text.save_pretrained(args.folder / "text_encoder")
+    unet.save_pretrained(args.folder / "unet")
+    vae.save_pretrained(args.folder / "vae")
+    shutil.copytree(DATA / "base" / "sd1" / "scheduler", args.folder / "scheduler", dirs_exist_ok=True)
+    shutil.copytree(DATA / "tokenizer", args.folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copyfile(DATA / "base" / "sd1" / "model_index.json", args.folder / "model_index.json")
+    for name, module in (("text_encoder", text), ("unet", unet), ("vae", vae)):
+        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters")
+
 
 def make(args):
-    image = np.asarray(Image.open(DATA / "inputs" / "wide-96x64.png").convert("RGB"), dtype=np.float32)
-    image = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
-    text, unet, vae = random_model.build(CLIPTextConfig(**TEXT), UNET, VAE, image, SEED)
+    text, unet, vae = random_model.build(CLIPTextConfig(**TEXT), UNET, VAE, sample_image(), SEED)
     text.save_pretrained(args.folder / "text_encoder")
     unet.save_pretrained(args.folder / "unet")
     vae.save_pretrained(args.folder / "vae")
@@ -75,9 +95,7 @@ def make(args):
 
 def make_taesd(args):
     # diffusers' defaults are madebyollin/taesd's config.json.
-    image = np.asarray(Image.open(DATA / "inputs" / "wide-96x64.png").convert("RGB"), dtype=np.float32)
-    image = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
-    vae = random_model.build_tiny_vae({}, image, SEED)
+    vae = random_model.build_tiny_vae({}, sample_image(), SEED)
     vae.save_pretrained(args.folder)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
 
@@ -183,6 +201,10 @@ def main():
     command = commands.add_parser("make", help="write the model")
     command.add_argument("folder", type=Path)
     command.set_defaults(do=make)
+
+    command = commands.add_parser("make-base", help="write a Stable Diffusion 1.4")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(do=make_base)
 
     command = commands.add_parser("make-taesd", help="write an AutoencoderTiny")
     command.add_argument("folder", type=Path)

@@ -62,8 +62,6 @@ PUBLISHED = {
     ),
 }
 
-STREAM = 0.01  # of the UNet's residual streams: variance 1e-4, where every epsilon of its norms shows
-
 # What each end-to-end case asks: a sampler by its configuration's changes, and the pipeline's arguments.
 EULER = dict(_class_name="EulerDiscreteScheduler")
 DPM = dict(_class_name="DPMSolverMultistepScheduler")
@@ -89,23 +87,6 @@ PROMPT, NEGATIVE = "a cat on a red sofa, wow!!", "blurry"
 # ---- the checkpoints ------------------------------------------------------------------------------------------------
 
 
-def gain(name):
-    """Standard deviation of a layer's output for an input of standard deviation 1."""
-    if name.startswith("time_embedding"):
-        return 1.5
-    if name.startswith("conv_in") or "conv1" in name or "time_emb_proj" in name or "proj_in" in name:
-        return STREAM
-    if "conv2" in name or "to_out" in name:
-        return 0.8 * STREAM
-    if "net.2" in name:
-        return 8 * STREAM
-    if "proj_out" in name:
-        return 3.0
-    if "to_q" in name or "to_k" in name:
-        return 1.5
-    return 1.0
-
-
 @torch.no_grad()
 def write_checkpoint(name, index):
     folder = BASE / name
@@ -116,45 +97,31 @@ def write_checkpoint(name, index):
         path = folder / "tokenizer" / "special_tokens_map.json"
         special = json.loads(path.read_text())
         path.write_text(json.dumps(special | {"pad_token": "!"}, indent=2) + "\n")
-    draw = torch.Generator("cpu").manual_seed(SEED + index)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocab_size,
-            hidden_size=HIDDEN,
-            intermediate_size=96,
-            num_hidden_layers=3 if second else 2,
-            num_attention_heads=3,
-            projection_dim=HIDDEN,
-            hidden_act="gelu" if second else "quick_gelu",
-            bos_token_id=0,
-            eos_token_id=2,
-            pad_token_id=1,
-        )
-    ).eval()
-    random_model.fill(text, random_model.text_gain, draw)
-    unet = UNet2DConditionModel(
+    text_config = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=HIDDEN,
+        intermediate_size=96,
+        num_hidden_layers=3 if second else 2,
+        num_attention_heads=3,
+        projection_dim=HIDDEN,
+        hidden_act="gelu" if second else "quick_gelu",
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    unet_config = dict(
         sample_size=8,
         block_out_channels=(16, 32, 32, 32),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         layers_per_block=1 if second else 2,
         attention_head_dim=[2, 4, 4, 8] if second else 4,
         cross_attention_dim=HIDDEN,
         norm_num_groups=8,
         use_linear_projection=second,
         upcast_attention=second,
-    ).eval()
-    random_model.fill(unet, gain, draw)
-    x, context = torch.randn(1, 4, 16, 24, generator=draw), text(torch.arange(77)[None]).last_hidden_state
-    out = unet(x, 500, encoder_hidden_states=context).sample
-    random_model.scale_output(unet.conv_out, slice(0, 4), out, mean=0.0, std=0.7)
-    vae = AutoencoderKL(**random_model.VAE, block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, sample_size=64).eval()
-    random_model.fill(vae, random_model.vae_gain, draw)
+    )
+    vae_config = dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, sample_size=64)
     image = pixels(INPUTS / "wide-96x64.png")
-    moments = vae.quant_conv(vae.encoder(image))
-    random_model.scale_output(vae.quant_conv, slice(0, 4), moments[:, :4], mean=0.0, std=5.5)
-    decoded = vae.decode(vae.encode(image).latent_dist.mode()).sample[..., 16:-16, 16:-16]
-    random_model.scale_output(vae.decoder.conv_out, slice(0, 3), decoded, mean=0.0, std=0.4)
+    text, unet, vae = random_model.build_base(text_config, unet_config, vae_config, image, SEED + index)
     text.save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")
     unet.half().save_pretrained(folder / "unet")

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel
 
 UNET_STREAM = 0.01  # variance 1e-4, norm eps 1e-5
 VAE_STREAM = 0.005  # variance 2.5e-5, norm eps 1e-6
+BASE_STREAM = 0.01  # variance 1e-4, norm eps 1e-5 and 1e-6
 TEXT_STREAM = 0.005  # variance 2.5e-5, norm eps 1e-5
 
 # stabilityai/sd-x2-latent-upscaler scheduler/scheduler_config.json
@@ -99,6 +100,23 @@ def text_gain(name):
     return 1.0
 
 
+def base_unet_gain(name):
+    """Standard deviation of a layer's output for an input of standard deviation 1."""
+    if name.startswith("time_embedding"):
+        return 1.5
+    if name.startswith("conv_in") or "conv1" in name or "time_emb_proj" in name or "proj_in" in name:
+        return BASE_STREAM
+    if "conv2" in name or "to_out" in name:
+        return 0.8 * BASE_STREAM
+    if "net.2" in name:
+        return 8 * BASE_STREAM
+    if "proj_out" in name:
+        return 3.0
+    if "to_q" in name or "to_k" in name:
+        return 1.5
+    return 1.0
+
+
 def tiny_vae_gain(name):
     if name.endswith("conv.4"):
         return 0.5  # of a residual block's own part
@@ -168,6 +186,29 @@ def build_tiny_vae(config, image, seed):
     # Of what diffusers makes [-1, 1] after it.
     scale_output(vae.decoder.layers[-1], slice(0, 3), decoded / 2 + 0.5, mean=0.5, std=0.2)
     return vae
+
+
+@torch.no_grad()
+def build_base(text_config, unet_config, vae_config, image, seed):
+    """(text encoder, UNet, VAE) of a Stable Diffusion 1 or 2 of the given configurations with random weights."""
+    draw = torch.Generator("cpu").manual_seed(seed)
+    text = CLIPTextModel(text_config).eval()
+    fill(text, text_gain, draw)
+    blocks = dict(
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+    unet = UNet2DConditionModel(**blocks, **unet_config).eval()
+    fill(unet, base_unet_gain, draw)
+    x, context = torch.randn(1, 4, 16, 24, generator=draw), text(torch.arange(77)[None]).last_hidden_state
+    scale_output(unet.conv_out, slice(0, 4), unet(x, 500, encoder_hidden_states=context).sample, mean=0.0, std=0.7)
+    vae = AutoencoderKL(**VAE, **vae_config).eval()
+    fill(vae, vae_gain, draw)
+    moments = vae.quant_conv(vae.encoder(image))
+    scale_output(vae.quant_conv, slice(0, 4), moments[:, :4], mean=0.0, std=5.5)
+    decoded = vae.decode(vae.encode(image).latent_dist.mode()).sample[..., 16:-16, 16:-16]
+    scale_output(vae.decoder.conv_out, slice(0, 3), decoded, mean=0.0, std=0.4)
+    return text, unet, vae
 
 
 def build(text_config, unet_config, vae_config, image, seed):
