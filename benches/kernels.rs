@@ -80,6 +80,9 @@ fn main() {
     bench.attention("UNet, self", 12, 256, 256, 64);
     bench.attention("UNet, cross", 6, 4096, 77, 64);
     bench.attention("text", 12, 77, 77, 64);
+    bench.attention("base UNet, self", 8, 4096, 4096, 40);
+    bench.attention("base UNet, self", 8, 1024, 1024, 80);
+    bench.attention("base UNet, cross", 8, 4096, 77, 40);
     bench.linear(4096, 3456, 384);
     bench.linear(77, 768, 3072);
     bench.linear(1, 768, 768);
