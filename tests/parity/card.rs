@@ -11,6 +11,7 @@ use sd_upscale::{Event, LowRes, Settings};
 
 use crate::STAGE;
 use crate::common::*;
+use crate::original::{OriginalCase, original};
 use crate::samplers::assert_latents_are_k_diffusions;
 use crate::whole::{Case, assert_same_picture, upscaler_on};
 
@@ -161,4 +162,26 @@ fn every_sampler_gives_k_diffusions_latents() {
     };
     let done = assert_latents_are_k_diffusions(&mut upscaler, of);
     assert!(done >= 20, "only {done} cases");
+}
+
+/// Noise levels and masked padding: of a mask the keys are as many as a prompt has tokens, from two on, where kernels else meet 77.
+#[test]
+fn the_original_implementation_in_every_precision() {
+    let Some(device) = card_or_word("the original implementation") else {
+        return;
+    };
+    let reference = Reference::read("original");
+    for (dtype, plain, guided) in LATENTS {
+        let mut upscaler = upscaler_on(device.clone(), original(), dtype);
+        for case in OriginalCase::all() {
+            let what = format!("{} {dtype:?}", case.case.name);
+            let tolerance = if case.case.guidance > 1.0 {
+                guided
+            } else {
+                plain
+            };
+            let expected = reference.get(&case.case.name);
+            assert_close(&what, &case.run(&mut upscaler), &expected, tolerance);
+        }
+    }
 }

@@ -7,31 +7,31 @@ use sd_upscale::networks::unet::UNet;
 use sd_upscale::{LowRes, ModelFiles, NoiseType, Settings, Upscaler};
 
 use crate::common::*;
-use crate::whole::{Case, upscaler, upscaler_on};
+use crate::whole::{Case, upscaler};
 
 /// Of the final latents. 2e-6 is seen, after twenty steps too; what is to be told apart (noise of a tenth, another kind of noise, a mask)
 /// differs by 5e-3 at least, which original.py checks.
 const ORIGINAL: f64 = 1e-4;
 /// The same in half precision, plain and with guidance, which multiplies what two prompts differ by: what the other models are held to
-/// (`precision.rs`, `card.rs`).
+/// (`precision.rs`).
 const HALF: [(DType, f64, f64); 2] = [(DType::F16, 4e-3, 1.2e-2), (DType::BF16, 4e-2, 1e-1)];
 
-fn original() -> ModelFiles {
+pub fn original() -> ModelFiles {
     ModelFiles::original(&data("original/upscaler.pth"), model()).unwrap()
 }
 
 /// One case of original.json.
 #[derive(serde::Deserialize)]
-struct OriginalCase {
+pub struct OriginalCase {
     #[serde(flatten)]
-    case: Case,
+    pub case: Case,
     noise_level: f64,
     noise_type: String,
     mask_padding: bool,
 }
 
 impl OriginalCase {
-    fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         let text = std::fs::read(data("reference/original.json")).unwrap();
         serde_json::from_slice(&text).unwrap()
     }
@@ -51,7 +51,7 @@ impl OriginalCase {
         }
     }
 
-    fn run(&self, upscaler: &mut Upscaler) -> Tensor {
+    pub fn run(&self, upscaler: &mut Upscaler) -> Tensor {
         let upscaled = upscaler
             .upscale(&[self.case.low_res()], &self.settings(), &mut |_| Ok(()))
             .unwrap();
@@ -100,28 +100,6 @@ fn half_precision_stays_near_the_original_implementation() {
     for (dtype, plain, guided) in HALF {
         let mut upscaler = upscaler(original(), dtype);
         for case in names.map(OriginalCase::called) {
-            let name = &case.case.name;
-            let bound = if case.case.guidance > 1.0 {
-                guided
-            } else {
-                plain
-            };
-            let what = format!("{name} {dtype:?}");
-            assert_close(&what, &case.run(&mut upscaler), &reference.get(name), bound);
-        }
-    }
-}
-
-#[test]
-fn a_card_gives_the_latents_of_the_original_implementation() {
-    let Some(device) = card_or_word("the original implementation") else {
-        return;
-    };
-    let reference = Reference::read("original");
-    let whole = (DType::F32, ORIGINAL, ORIGINAL);
-    for (dtype, plain, guided) in [whole].into_iter().chain(HALF) {
-        let mut upscaler = upscaler_on(device.clone(), original(), dtype);
-        for case in OriginalCase::all() {
             let name = &case.case.name;
             let bound = if case.case.guidance > 1.0 {
                 guided

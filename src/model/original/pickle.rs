@@ -211,6 +211,15 @@ impl<'a> Objects<'a> {
         storages.collect()
     }
 
+    /// Every tensor that the pickle puts together.
+    #[cfg(test)]
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor<'a>> {
+        self.all.iter().filter_map(|object| match object {
+            Object::Tensor(tensor) => Some(tensor),
+            _ => None,
+        })
+    }
+
     pub fn list(&self, id: Id) -> Option<&[Id]> {
         match &self.all[id] {
             Object::Tuple(items) | Object::List(items) => Some(items),

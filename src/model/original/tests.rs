@@ -100,6 +100,48 @@ fn what_would_run_something_is_named_wherever_it_stands() {
     }
 }
 
+/// Files of other programs' tests: tests/data/torch/others/README.md.
+#[test]
+fn files_that_others_wrote_are_read_or_refused_in_a_line() {
+    let (mut read, mut refused) = (Vec::new(), 0);
+    for entry in fs::read_dir(data("torch/others")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.starts_with("LICENSE") || name.starts_with("README") {
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        match Saved::read(&bytes) {
+            Ok(saved) => {
+                for tensor in saved.objects.tensors() {
+                    let place = saved.place(&tensor.storage).unwrap();
+                    assert!(extent(tensor, &place).unwrap().end <= bytes.len(), "{name}");
+                }
+                read.push((name, saved.objects.tensors().count()));
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(!text.contains('\n') && text.len() < 400, "{name}: {text}");
+                refused += 1;
+            }
+        }
+    }
+    read.sort();
+    let sound = [
+        "fortran_tensor_3d.pth",
+        "new_pytorch_model.bin",
+        "test.pt",
+        "test_with_key.pt",
+    ];
+    let names: Vec<&str> = read.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, sound);
+    assert!(
+        read.iter().filter(|(_, tensors)| *tensors > 0).count() >= 3,
+        "{read:?}"
+    );
+    assert_eq!(refused, 14);
+}
+
 /// A pickle of protocol 2 as it would be of a zip.
 fn zipped(pickle: &[u8], others: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
