@@ -173,10 +173,9 @@ fn at_level_0_nothing_is_drawn_and_a_model_without_the_weight_will_do() {
     }
 }
 
-/// 77 keys of which all but the first are given scores 10000 lower weigh, in float32, what those first ones alone do: what the padding mask
-/// of this program is.
+/// That keys which are left out weigh what keys with scores 10000 lower do, nothing, the masked cases show: the reference adds those.
 #[test]
-fn keys_left_out_are_keys_masked() {
+fn a_prompt_that_fills_all_positions_has_nothing_to_mask() {
     let unmasked = OriginalCase::called("masked-long");
     let mut upscaler = upscaler(original(), DType::F32);
     let masked = unmasked.run(&mut upscaler);
@@ -187,7 +186,6 @@ fn keys_left_out_are_keys_masked() {
     let upscaled = upscaler
         .upscale(&[unmasked.case.low_res()], &settings, &mut |_| Ok(()))
         .unwrap();
-    // A prompt that fills all positions has no padding.
     assert_eq!(values(&masked), values(&upscaled[0].latents().unwrap()));
 }
 

@@ -89,12 +89,12 @@ pub fn has_noise_level(w: &Weights) -> Result<()> {
 pub const NO_NOISE_LEVEL: &str = "a noise level needs the tensor `low_res_noise_embed.weight` in unet/, which this model lacks: \
      diffusers' conversion leaves it out. Take the original checkpoint (--model FILE.pth), or a folder that --convert made of it";
 
-/// (features / 2), where the checkpoint has them.
+/// (features / 2), where the checkpoint has them, as a column or flat.
 fn noise_level_frequencies(w: &Weights) -> Result<Option<Vec<f32>>> {
-    let Some(&[count, _]) = w.shape(NOISE_LEVEL) else {
+    let Some(shape) = w.shape(NOISE_LEVEL).map(<[usize]>::to_vec) else {
         return Ok(None);
     };
-    Ok(Some(w.f32(&[count, 1], NOISE_LEVEL)?.to_vec()))
+    Ok(Some(w.f32(&shape, NOISE_LEVEL)?.to_vec()))
 }
 
 /// Networks made so far.
