@@ -63,6 +63,7 @@ fn one(upscaler: &mut Upscaler, task: &Task, mut say: impl FnMut(&str)) -> Resul
             Event::Step { .. }
             | Event::Started(_)
             | Event::Loading(_)
+            | Event::BaseStep { .. }
             | Event::Preview { .. }
             | Event::Finished { .. } => {}
         }

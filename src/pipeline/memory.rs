@@ -12,6 +12,7 @@ use candle_core::Device;
 
 use self::best::{Bounds, Folder, Subject};
 pub use self::stage_plan::{StagePlan, TooLittle};
+use super::base::BaseModel;
 use super::denoise::Passes;
 use super::padding::padded_side;
 use super::{LowRes, Sampler, Settings, Stage, Upscaler, preview};
@@ -154,7 +155,7 @@ impl Upscaler {
         Ok(self.subject(Stage::Decode, sides)?.best(&bounds).ok())
     }
 
-    fn room(&mut self, stage: Stage, sides: Sides) -> Result<Room> {
+    pub(super) fn room(&mut self, stage: Stage, sides: Sides) -> Result<Room> {
         Ok(Room::new(self.plan_to_run(stage, sides)?.limits))
     }
 
@@ -195,8 +196,12 @@ impl Upscaler {
     }
 
     /// Which stages' networks are loaded.
-    fn loaded(&self) -> [(Stage, bool); 3] {
+    fn loaded(&self) -> [(Stage, bool); 4] {
         [
+            (
+                Stage::Base,
+                self.base.as_ref().is_some_and(BaseModel::is_loaded),
+            ),
             (Stage::Encode, self.encoder.is_some()),
             (Stage::Denoise, self.unet.is_some()),
             (Stage::Decode, self.decoder.is_some()),
@@ -204,6 +209,9 @@ impl Upscaler {
     }
 
     fn forget_others(&mut self, stage: Stage) {
+        if stage != Stage::Base {
+            self.base = None;
+        }
         if stage != Stage::Encode {
             self.encoder = None;
         }
@@ -267,7 +275,7 @@ impl Upscaler {
     }
 
     /// A stage for which plans are made.
-    fn subject(&self, stage: Stage, (b, h, w): Sides) -> Result<Subject<'static>> {
+    fn subject(&mut self, stage: Stage, (b, h, w): Sides) -> Result<Subject<'static>> {
         let on_card = !self.options.device.is_cpu();
         let factor = self.vae_config.factor();
         let window = |h: usize, w: usize| {
@@ -297,6 +305,16 @@ impl Upscaler {
                 }
             }
             Stage::Text => bail!("the text stage has no maps to plan for"),
+            Stage::Base => {
+                let unet = self.base()?.of_shapes()?;
+                Subject {
+                    stage,
+                    weights: counted().weights,
+                    window: None,
+                    on_card,
+                    measure: Box::new(move |room| unet.measure((b, h, w), room)),
+                }
+            }
             Stage::Denoise => {
                 let unet = UNet::of_shapes(self.unet_config.clone(), &self.placement)?;
                 Subject {
@@ -331,6 +349,7 @@ impl Upscaler {
         let factor = self.vae_config.factor();
         let pixels = match stage {
             Stage::Text | Stage::Encode => h * w,
+            Stage::Base => h * w * factor * factor,
             // Of the input, at half the size.
             Stage::Denoise | Stage::Decode => h * w * factor * factor / 4,
         } as u64;
@@ -389,6 +408,7 @@ impl Upscaler {
     /// Width and height of the picture `times` as large as the input, in pixels.
     pub(super) fn result_size(&self, input: &LowRes, times: usize) -> Result<(usize, usize)> {
         let (tensor, factor) = match input {
+            LowRes::Prompt { width, height } => return Ok((times * width, times * height)),
             LowRes::Image(image) => (image, 1),
             LowRes::Latents(latents) => (latents, self.vae_config.factor()),
         };

@@ -5,6 +5,7 @@ mod augment;
 pub mod base;
 mod course;
 mod denoise;
+mod generate;
 mod loaded;
 mod memory;
 #[doc(hidden)] // for the parity tests
@@ -30,6 +31,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use self::base::BaseModel;
 use self::course::Course;
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
@@ -53,7 +55,7 @@ pub use self::types::{
 };
 use self::types::{check_finite, floats};
 use crate::device::{Backend, Placement};
-use crate::model::PartFiles;
+use crate::model::{ModelFiles, PartFiles};
 use crate::networks;
 use crate::networks::Room;
 use crate::networks::text::Conditioning;
@@ -98,6 +100,8 @@ pub struct Upscaler {
     encoder: Option<Encoder>,
     unet: Option<UNet>,
     decoder: Option<Decoder>,
+    base_files: Option<ModelFiles>,
+    base: Option<BaseModel>,
     /// Of the layers' notes.
     notes_told: usize,
     /// What is too large for the card.
@@ -166,6 +170,8 @@ impl Upscaler {
             encoder: None,
             unet: None,
             decoder: None,
+            base_files: None,
+            base: None,
             notes_told: 0,
             on_cpu: OnCpu::default(),
             planner: Planner::default(),
@@ -253,6 +259,7 @@ impl Upscaler {
     fn forget(&mut self) {
         self.prompts.clear();
         (self.encoder, self.unet, self.decoder) = (None, None, None);
+        self.base = None;
     }
 
     /// Upscale a batch of inputs of one kind and size, each from the seed's own noise: the latents are those
@@ -353,7 +360,7 @@ impl Upscaler {
         self.check(settings)?;
         let conditioning = self.condition(settings, on_event)?;
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
-        let mut batch = self.low_res(inputs, &mut generators, on_event)?;
+        let mut batch = self.low_res(inputs, settings, &mut generators, on_event)?;
         batch.latents = augment::augmented(batch.latents, settings, &mut generators)?;
         let (latents, evaluations) = self.denoise(
             &batch,
@@ -363,6 +370,11 @@ impl Upscaler {
             pass,
             on_event,
         )?;
+        let latents = if pass.is_last() {
+            self.refined(latents, settings, &mut generators, on_event)?
+        } else {
+            latents
+        };
         let factor = self.vae_config.factor();
         let one = |(i, extent): (usize, Extent)| {
             let Extent { width, height } = extent.doubled();
@@ -404,6 +416,7 @@ impl Upscaler {
     fn low_res(
         &mut self,
         inputs: &[LowRes],
+        settings: &Settings,
         generators: &mut [Generator],
         on_event: OnEvent,
     ) -> Result<Batch> {
@@ -413,6 +426,9 @@ impl Upscaler {
             let (latents, extent) = match input {
                 LowRes::Latents(latents) => self.extended(latents)?,
                 LowRes::Image(image) => self.encode(image, generator, on_event)?,
+                &LowRes::Prompt { width, height } => {
+                    self.generate((width, height), settings, generator, on_event)?
+                }
             };
             batch.push(latents);
             extents.push(extent);

@@ -105,8 +105,12 @@ impl Upscaler {
 
     /// Drops the networks that are loaded; false where there are none.
     fn forget_networks(&mut self) -> bool {
-        let loaded = self.encoder.is_some() || self.unet.is_some() || self.decoder.is_some();
+        let loaded = self.encoder.is_some()
+            || self.unet.is_some()
+            || self.decoder.is_some()
+            || self.base.is_some();
         (self.encoder, self.unet, self.decoder) = (None, None, None);
+        self.base = None;
         loaded
     }
 
@@ -120,6 +124,7 @@ impl Upscaler {
             let upscaler = upscaler.context("the CPU in place of the card")?;
             self.on_cpu.upscaler = Some(Box::new(Self {
                 previews: self.previews,
+                base_files: self.base_files.clone(),
                 ..upscaler
             }));
         }

@@ -165,6 +165,12 @@ pub struct Settings {
     /// Whether the picture attends to a prompt's own tokens alone, as the model was trained, and not to the padding behind them, as
     /// diffusers' pipeline does.
     pub mask_padding: bool,
+    /// Steps of the base checkpoint's sampler, 1 to 1000, where one is used.
+    pub base_steps: usize,
+    /// Guidance of the base checkpoint, 0 to [`MAX_GUIDANCE`]: above 1 in two passes, else the prompt alone.
+    pub base_guidance: f64,
+    /// Refine the result by the base checkpoint at this strength, above 0 to 1: that share of [`base_steps`](Self::base_steps) is done again.
+    pub refine: Option<f64>,
 }
 
 /// The smallest tolerance: what it allows is float32's rounding.
@@ -188,6 +194,12 @@ impl Settings {
                 "{name} of {value} was given; expected {from} to {to}"
             );
         }
+        ensure!(
+            self.refine
+                .is_none_or(|strength| strength > 0.0 && strength <= 1.0),
+            "a strength of {} was given to refine by; expected above 0, up to 1",
+            self.refine.unwrap_or_default()
+        );
         Ok(())
     }
 }
@@ -205,6 +217,9 @@ impl Default for Settings {
             sampler: Sampler::Euler,
             eta: 1.0,
             tolerance: 0.25,
+            base_steps: 50,
+            base_guidance: 7.5,
+            refine: None,
             noise_level: 0.0,
             noise_type: NoiseType::Gaussian,
             mask_padding: false,
@@ -219,6 +234,14 @@ pub enum LowRes {
     Image(Tensor),
     /// (1, 4, h, w), scaled latents, float32, on the CPU; any h and w from 1.
     Latents(Tensor),
+    /// Nothing: a picture of so many pixels, multiples of 8, is first made of [`Settings::prompt`] by the base checkpoint
+    /// ([`Upscaler::set_base`](super::Upscaler::set_base)).
+    Prompt {
+        /// In pixels.
+        width: usize,
+        /// In pixels.
+        height: usize,
+    },
 }
 
 impl LowRes {
@@ -288,6 +311,8 @@ impl UpscaledLatents {
 /// The parts of the work, for progress and messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// The base checkpoint: noise, or upscaled latents with some noise, to latents.
+    Base,
     /// Prompt to conditioning.
     Text,
     /// Image to latents.
@@ -302,6 +327,7 @@ impl Stage {
     /// For messages.
     pub fn name(self) -> &'static str {
         match self {
+            Stage::Base => "base",
             Stage::Text => "text",
             Stage::Encode => "encode",
             Stage::Denoise => "denoise",
@@ -327,6 +353,13 @@ pub enum Event {
         way: f64,
         /// Of this evaluation alone.
         seconds: f64,
+    },
+    /// The base checkpoint's UNet was called once more.
+    BaseStep {
+        /// Calls so far, from 1.
+        done: usize,
+        /// Calls in all.
+        total: usize,
     },
     /// What a step shows so far, where that was asked for ([`Upscaler::send_previews`](super::Upscaler::send_previews)).
     Preview {

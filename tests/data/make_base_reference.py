@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import random_model
-from make_reference import HERE, HIDDEN, INPUTS, REFERENCE, generator, pixels, write_tokenizer
+from make_reference import HERE, HIDDEN, INPUTS, REFERENCE, generator, load_pipe, pixels, write_tokenizer
 
 BASE = HERE / "base"
 SEED = 20250714
@@ -80,6 +80,13 @@ REFINED = [
     dict(name="sd1-ddim-0.58", model="sd1", scheduler=dict(_class_name="DDIMScheduler"), steps=10, strength=0.58, guidance=3.0, seed=12),
     dict(name="sd2-euler-0.3", model="sd2", scheduler=EULER, steps=10, strength=0.3, guidance=7.5, seed=13),
     dict(name="sd2-dpm-0.6", model="sd2", scheduler=dict(**DPM, use_karras_sigmas=True), steps=10, strength=0.6, guidance=1.0, seed=14),
+]
+# From a prompt to upscaled latents, as the upscaler's model card has it, and refined.
+WHOLE = [
+    dict(CASES[0], name="sd1-card", upscaler_steps=4, upscaler_guidance=0.0, schedule="log-linear", strength=None),
+    dict(CASES[6], name="sd2-guided", upscaler_steps=5, upscaler_guidance=3.0, schedule="karras", strength=None),
+    dict(CASES[2], name="sd1-refined-0.4", upscaler_steps=4, upscaler_guidance=1.0, schedule="karras", strength=0.4),
+    dict(CASES[7], name="sd2-refined-0.25", upscaler_steps=4, upscaler_guidance=0.0, schedule="log-linear", strength=0.25),
 ]
 PROMPT, NEGATIVE = "a cat on a red sofa, wow!!", "blurry"
 
@@ -241,7 +248,7 @@ def schedule_reference():
 
 
 @torch.no_grad()
-def generated(models, case):
+def generated(models, case, draw=None):
     pipe = StableDiffusionPipeline(**models[case["model"]], scheduler=scheduler(case["model"], case["scheduler"]))
     pipe.set_progress_bar_config(disable=True)
     width, height = case["size"]
@@ -250,7 +257,7 @@ def generated(models, case):
         negative_prompt=NEGATIVE,
         num_inference_steps=case["steps"],
         guidance_scale=case["guidance"],
-        generator=generator(case["seed"]),
+        generator=draw or generator(case["seed"]),
         width=width,
         height=height,
         output_type="latent",
@@ -258,7 +265,7 @@ def generated(models, case):
 
 
 @torch.no_grad()
-def refined(models, case, latents):
+def refined(models, case, latents, draw=None):
     pipe = StableDiffusionImg2ImgPipeline(**models[case["model"]], scheduler=scheduler(case["model"], case["scheduler"]))
     pipe.set_progress_bar_config(disable=True)
     return pipe(
@@ -268,9 +275,28 @@ def refined(models, case, latents):
         strength=case["strength"],
         num_inference_steps=case["steps"],
         guidance_scale=case["guidance"],
-        generator=generator(case["seed"]),
+        generator=draw or generator(case["seed"]),
         output_type="latent",
     ).images
+
+
+@torch.no_grad()
+def whole(models, case):
+    """Base latents, upscaled and, where the case says so, refined: one generator runs through all of it."""
+    draw = generator(case["seed"])
+    latents = generated(models, case, draw)
+    upscale = load_pipe()
+    upscale.scheduler = random_model.scheduler(case["schedule"])
+    latents = upscale(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        image=latents,
+        num_inference_steps=case["upscaler_steps"],
+        guidance_scale=case["upscaler_guidance"],
+        generator=draw,
+        output_type="latent",
+    ).images
+    return refined(models, case, latents, draw) if case["strength"] else latents
 
 
 def end_to_end_reference(models):
@@ -280,8 +306,10 @@ def end_to_end_reference(models):
         out[case["name"]] = generated(models, case)
     for case in REFINED:
         out[f"refine.{case['name']}"] = refined(models, case, latents)
+    for case in WHOLE:
+        out[f"whole.{case['name']}"] = whole(models, case)
     save_file({k: v.contiguous() for k, v in out.items()}, REFERENCE / "base_end_to_end.safetensors")
-    cases = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "generated": CASES, "refined": REFINED}
+    cases = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "generated": CASES, "refined": REFINED, "whole": WHOLE}
     (REFERENCE / "base_end_to_end.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 

@@ -1,12 +1,12 @@
 //! Stable Diffusion's own networks and samplers against diffusers (tests/data/make_base_reference.py).
 
 use candle_core::{DType, Device, Tensor};
-use sd_upscale::ModelFiles;
 use sd_upscale::networks::Room;
 use sd_upscale::networks::base_unet::BaseUNet;
 use sd_upscale::networks::text::{TextEncoder, Tokenizer};
 use sd_upscale::pipeline::base::{BaseModel, BaseScheduler, BaseSettings};
 use sd_upscale::pipeline::noise::Generator;
+use sd_upscale::{Event, LowRes, Memory, ModelFiles, Options, Schedule, Settings, Upscaler};
 use serde_json::{Map, Value};
 
 use crate::STAGE;
@@ -172,7 +172,7 @@ fn base_latents() {
                     &settings(&all, case),
                     &mut generator,
                     &Room::unlimited(),
-                    |_, _| Ok(()),
+                    &mut |_, _| Ok(()),
                 )
                 .unwrap();
             assert_close(
@@ -202,7 +202,7 @@ fn refined_latents() {
                     &settings(&all, case),
                     &mut generator,
                     &Room::unlimited(),
-                    |_, _| Ok(()),
+                    &mut |_, _| Ok(()),
                 )
                 .unwrap();
             assert_close(
@@ -213,4 +213,102 @@ fn refined_latents() {
             );
         }
     }
+}
+
+/// One generator runs through the base checkpoint, the upscaler and the refining pass, as it does where diffusers' pipelines share one.
+#[test]
+fn from_a_prompt_to_upscaled_and_refined_latents() {
+    let reference = Reference::read("base_end_to_end");
+    let all = end_to_end();
+    for case in all["whole"].as_array().unwrap() {
+        let name = format!("whole.{}", case["name"].as_str().unwrap());
+        let (_folder, files) = checkpoint(case);
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let side = |i: usize| case["size"][i].as_u64().unwrap() as usize;
+        let base = settings(&all, case);
+        let settings = Settings {
+            prompt: base.prompt,
+            negative_prompt: base.negative_prompt,
+            steps: number("upscaler_steps") as usize,
+            guidance: number("upscaler_guidance"),
+            seed: number("seed") as u64,
+            schedule: match case["schedule"].as_str().unwrap() {
+                "karras" => Schedule::Karras,
+                _ => Schedule::LogLinear,
+            },
+            base_steps: base.steps,
+            base_guidance: base.guidance,
+            refine: case["strength"].as_f64(),
+            ..Settings::default()
+        };
+        for keep_loaded in [true, false] {
+            let mut upscaler = Upscaler::new(Options {
+                model: model(),
+                vae: None,
+                device: Device::Cpu,
+                dtype: DType::F32,
+                keep_loaded,
+                memory: Memory::default(),
+            })
+            .unwrap();
+            upscaler.set_base(files.clone()).unwrap();
+            let low_res = LowRes::Prompt {
+                width: side(0),
+                height: side(1),
+            };
+            let mut steps = Vec::new();
+            let upscaled = upscaler
+                .upscale(&[low_res.clone(), low_res], &settings, &mut |event| {
+                    if let Event::BaseStep { done, total } = event {
+                        steps.push((done, total));
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            for upscaled in &upscaled {
+                let latents = upscaled.latents().unwrap();
+                assert_close(&name, &latents, &reference.get(&name), BASE);
+            }
+            let calls = steps.iter().filter(|(done, total)| done == total).count();
+            // Each of the two pictures, and each once more where it is refined.
+            assert_eq!(calls, if settings.refine.is_some() { 4 } else { 2 });
+        }
+    }
+}
+
+#[test]
+fn without_a_base_checkpoint_a_prompt_alone_is_refused() {
+    let mut upscaler = Upscaler::new(Options::new(model())).unwrap();
+    let low_res = LowRes::Prompt {
+        width: 64,
+        height: 64,
+    };
+    let error = upscaler
+        .upscale(
+            std::slice::from_ref(&low_res),
+            &Settings::default(),
+            &mut |_| Ok(()),
+        )
+        .unwrap_err();
+    assert!(format!("{error:#}").contains("set_base"), "{error:#}");
+    upscaler.set_base(base("sd1")).unwrap();
+    let odd = LowRes::Prompt {
+        width: 60,
+        height: 64,
+    };
+    let error = upscaler
+        .upscale(&[odd], &Settings::default(), &mut |_| Ok(()))
+        .unwrap_err();
+    assert!(format!("{error:#}").contains("multiples of 8"), "{error:#}");
+    let too_much = Settings {
+        refine: Some(1.5),
+        ..Settings::default()
+    };
+    let error = upscaler
+        .upscale(&[low_res], &too_much, &mut |_| Ok(()))
+        .unwrap_err();
+    assert!(format!("{error:#}").contains("1.5"), "{error:#}");
+    // The upscaler's own folder is no base checkpoint.
+    let error = upscaler.set_base(model()).unwrap_err();
+    assert!(format!("{error:#}").contains("in_channels 8"), "{error:#}");
 }

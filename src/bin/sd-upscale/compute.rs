@@ -306,6 +306,8 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
             let stage = stage.name();
             say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
         }
+        // Its stage is told.
+        Event::BaseStep { .. } => Ok(()),
         // Shown beside the output of one item, where there is a place for it.
         Event::Preview { .. } => Ok(()),
         Event::Warning(text) => say(Message::Warning(format!("{name}: {text}"))),
@@ -315,6 +317,7 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
 /// What is shown while a stage goes on.
 fn doing(stage: Stage) -> &'static str {
     match stage {
+        Stage::Base => "base picture",
         Stage::Text => "reading the prompt",
         Stage::Encode => "encoding",
         Stage::Denoise => "first step",
@@ -324,6 +327,7 @@ fn doing(stage: Stage) -> &'static str {
 
 fn loading(stage: Stage) -> &'static str {
     match stage {
+        Stage::Base => "loading the base checkpoint",
         Stage::Text => "loading the text encoder",
         Stage::Encode => "loading the encoder",
         Stage::Denoise => "loading the UNet",

@@ -137,6 +137,7 @@ impl TryFrom<Args> for Job {
                     Some(NoiseTypeName::Fake) => NoiseType::Fake,
                 },
                 mask_padding: args.mask_padding,
+                ..Settings::default()
             },
             prompt: args.prompt,
             model: args.model,

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Weights, within};
+use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, ModelFiles, Weights, within};
 use crate::networks::unet::PerLevel;
 
 /// `unet/config.json`; absent keys take diffusers' defaults.
@@ -30,15 +30,11 @@ pub struct BaseUNetConfig {
     pub(super) flip_sin_to_cos: bool,
     pub(super) freq_shift: f64,
     center_input_sample: bool,
-    addition_embed_type: Option<Value>,
-    class_embed_type: Option<Value>,
-    time_cond_proj_dim: Option<Value>,
     time_embedding_type: String,
     transformer_layers_per_block: Value,
     dual_cross_attention: bool,
     only_cross_attention: Value,
     resnet_time_scale_shift: String,
-    encoder_hid_dim_type: Option<Value>,
     conv_in_kernel: usize,
     conv_out_kernel: usize,
 }
@@ -64,15 +60,11 @@ impl Default for BaseUNetConfig {
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             center_input_sample: false,
-            addition_embed_type: None,
-            class_embed_type: None,
-            time_cond_proj_dim: None,
             time_embedding_type: "positional".into(),
             transformer_layers_per_block: Value::from(1),
             dual_cross_attention: false,
             only_cross_attention: Value::Bool(false),
             resnet_time_scale_shift: "default".into(),
-            encoder_hid_dim_type: None,
             conv_in_kernel: 3,
             conv_out_kernel: 3,
         }
@@ -104,6 +96,19 @@ impl BaseUNetConfig {
             .get(level, "attention_head_dim")
     }
 
+    /// Reads `unet/config.json`.
+    ///
+    /// # Errors
+    /// It is missing or damaged, or [another's](Self::check).
+    pub fn load(files: &ModelFiles) -> Result<Self> {
+        const FILE: &str = "unet/config.json";
+        // Before anything is said of a value that another kind of checkpoint may have.
+        refuse_other_kinds(&files.json(FILE)?)?;
+        let config: Self = files.json(FILE)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Whether this is the network of a Stable Diffusion 1 or 2, of numbers that a network can have.
     ///
     /// # Errors
@@ -114,49 +119,6 @@ impl BaseUNetConfig {
     }
 
     fn check_kind(&self) -> Result<()> {
-        let refuse = |key: &str, what: &str| -> Result<()> {
-            bail!(
-                "unet/config.json: {key}: this is {what}; expected a Stable Diffusion 1.x or 2.x checkpoint for text to image"
-            )
-        };
-        match self.in_channels {
-            4 => {}
-            9 => refuse("in_channels 9", "an inpainting checkpoint")?,
-            8 => refuse(
-                "in_channels 8",
-                "a checkpoint that edits or upscales a picture",
-            )?,
-            other => refuse(
-                &format!("in_channels {other}"),
-                "no text-to-image checkpoint",
-            )?,
-        }
-        for (key, value, what) in [
-            (
-                "addition_embed_type",
-                &self.addition_embed_type,
-                "a Stable Diffusion XL checkpoint",
-            ),
-            (
-                "time_cond_proj_dim",
-                &self.time_cond_proj_dim,
-                "a latent consistency model, or the upscaler itself",
-            ),
-            (
-                "class_embed_type",
-                &self.class_embed_type,
-                "a checkpoint that is told a class or a noise level",
-            ),
-            (
-                "encoder_hid_dim_type",
-                &self.encoder_hid_dim_type,
-                "a checkpoint that projects its prompt",
-            ),
-        ] {
-            if value.as_ref().is_some_and(|value| !value.is_null()) {
-                refuse(key, what)?;
-            }
-        }
         let blocks = self
             .down_block_types
             .iter()
@@ -202,7 +164,7 @@ impl BaseUNetConfig {
             ("conv_out_kernel", self.conv_out_kernel == 3),
         ] {
             if !plain {
-                refuse(key, "set as in no Stable Diffusion 1.x or 2.x")?;
+                return refuse(key, "set as in no Stable Diffusion 1.x or 2.x");
             }
         }
         Ok(())
@@ -292,11 +254,100 @@ impl BaseUNetConfig {
     }
 }
 
+/// What is said of a checkpoint that is another kind's by a key.
+fn refuse(key: &str, what: &str) -> Result<()> {
+    bail!(
+        "unet/config.json: {key}: this is {what}; expected a Stable Diffusion 1.x or 2.x checkpoint for text to image"
+    )
+}
+
+/// Names the kind of a checkpoint that is none of Stable Diffusion 1's or 2's for text to image, where a key tells it.
+fn refuse_other_kinds(all: &Map<String, Value>) -> Result<()> {
+    match all.get("in_channels").map_or(Some(4), Value::as_u64) {
+        Some(4) | None => {}
+        Some(9) => refuse("in_channels 9", "an inpainting checkpoint")?,
+        Some(8) => refuse(
+            "in_channels 8",
+            "a checkpoint that edits or upscales a picture",
+        )?,
+        Some(other) => refuse(
+            &format!("in_channels {other}"),
+            "no text-to-image checkpoint",
+        )?,
+    }
+    for (key, what) in [
+        ("addition_embed_type", "a Stable Diffusion XL checkpoint"),
+        ("time_cond_proj_dim", "a latent consistency model"),
+        (
+            "class_embed_type",
+            "a checkpoint that is told a class or a noise level",
+        ),
+        (
+            "encoder_hid_dim_type",
+            "a checkpoint that projects its prompt",
+        ),
+    ] {
+        if all.get(key).is_some_and(|value| !value.is_null()) {
+            refuse(key, what)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a boolean, or one of a list, is true.
 fn holds_true(value: &Value) -> bool {
     match value {
         Value::Bool(value) => *value,
         Value::Array(values) => values.iter().any(holds_true),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn other_checkpoints_are_refused_by_name() {
+        for (config, what) in [
+            (json!({"in_channels": 9}), "inpainting"),
+            (json!({"in_channels": 7}), "no text-to-image"),
+            (json!({"addition_embed_type": "text_time"}), "XL"),
+            (json!({"time_cond_proj_dim": 256}), "consistency"),
+            (json!({"class_embed_type": "timestep"}), "noise level"),
+        ] {
+            let all = config.as_object().unwrap();
+            let error = refuse_other_kinds(all).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        for (config, key) in [
+            (
+                json!({"down_block_types": ["DownBlock2D", "KDownBlock2D", "DownBlock2D", "DownBlock2D"]}),
+                "down_block_types",
+            ),
+            (json!({"mid_block_type": null}), "mid_block_type"),
+            (
+                json!({"transformer_layers_per_block": [1, 2, 10]}),
+                "transformer_layers_per_block",
+            ),
+            (
+                json!({"only_cross_attention": [false, true]}),
+                "only_cross_attention",
+            ),
+            (
+                json!({"block_out_channels": [320, 640]}),
+                "block_out_channels",
+            ),
+            (json!({"attention_head_dim": 7}), "attention_head_dim"),
+            (json!({"out_channels": 8}), "out_channels"),
+        ] {
+            let config = BaseUNetConfig::deserialize(&config).unwrap();
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        BaseUNetConfig::default().check().unwrap();
+        refuse_other_kinds(&Map::new()).unwrap();
     }
 }

@@ -64,8 +64,7 @@ impl BaseUNet {
     /// # Errors
     /// A file is missing or damaged, a tensor does not fit config.json, or the configuration is not a Stable Diffusion 1's or 2's.
     pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let config: BaseUNetConfig = files.json("unet/config.json")?;
-        config.check()?;
+        let config = BaseUNetConfig::load(files)?;
         let w = files.weights("unet", "diffusion_pytorch_model", placement)?;
         Self::new(config, &w)
     }

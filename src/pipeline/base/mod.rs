@@ -42,7 +42,8 @@ impl Default for BaseSettings {
 }
 
 impl BaseSettings {
-    fn is_guided(&self) -> bool {
+    /// Whether there are two passes.
+    pub fn is_guided(&self) -> bool {
         self.guidance > 1.0
     }
 
@@ -101,8 +102,7 @@ impl BaseModel {
     /// # Errors
     /// A configuration is missing or damaged, or is not a Stable Diffusion 1's or 2's.
     pub fn new(files: ModelFiles, placement: &Placement) -> Result<Self> {
-        let config: BaseUNetConfig = files.json("unet/config.json")?;
-        config.check()?;
+        let config = BaseUNetConfig::load(&files)?;
         Ok(Self {
             scheduler: BaseScheduler::load(&files)?,
             placement: placement.clone(),
@@ -118,15 +118,28 @@ impl BaseModel {
         &self.scheduler
     }
 
+    /// Channels of its latents.
+    pub fn channels(&self) -> usize {
+        self.config.in_channels
+    }
+
+    /// What it would take, of shapes alone.
+    ///
+    /// # Errors
+    /// As [`BaseUNet::of_shapes`].
+    pub fn of_shapes(&self) -> Result<BaseUNet> {
+        BaseUNet::of_shapes(self.config.clone(), &self.placement)
+    }
+
     /// Side of the latents that it was trained on.
     pub fn latent_size(&self) -> usize {
         const OF_STABLE_DIFFUSION_1: usize = 64;
         self.config.sample_size.unwrap_or(OF_STABLE_DIFFUSION_1)
     }
 
-    /// Lets go of the weights.
-    pub fn forget(&mut self) {
-        self.unet = None;
+    /// Whether its UNet's weights are in memory.
+    pub fn is_loaded(&self) -> bool {
+        self.unet.is_some()
     }
 
     /// Latents (1, 4, h, w), scaled, float32, on the device, of what the prompt says: `generator` gives their first noise.
@@ -139,13 +152,13 @@ impl BaseModel {
         settings: &BaseSettings,
         generator: &mut Generator,
         room: &Room,
-        mut on_step: impl FnMut(usize, usize) -> Result<()>,
+        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Tensor> {
         settings.check()?;
         let times = self.scheduler.times(settings.steps);
         let spread = f64::from(self.scheduler.initial_spread(&times));
         let x = (self.noise((1, self.config.in_channels, h, w), generator)? * spread)?;
-        self.sample(x, &times, 0, settings, room, &mut on_step)
+        self.sample(x, &times, 0, settings, room, on_step)
     }
 
     /// The same picture again, lightly: `latents` (1, 4, h, w), scaled, float32, are given the noise of a share `strength` of the steps, which
@@ -160,7 +173,7 @@ impl BaseModel {
         settings: &BaseSettings,
         generator: &mut Generator,
         room: &Room,
-        mut on_step: impl FnMut(usize, usize) -> Result<()>,
+        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Tensor> {
         settings.check()?;
         // In double precision, as there: 50 * 0.58 is 28.
@@ -176,7 +189,7 @@ impl BaseModel {
         let latents = latents.to_device(&self.placement.device)?;
         let noise = self.noise(latents.dims4()?, generator)?;
         let x = self.scheduler.noised(&latents, &noise, &times, start)?;
-        self.sample(x, &times, start, settings, room, &mut on_step)
+        self.sample(x, &times, start, settings, room, on_step)
     }
 
     fn noise(
