@@ -18,9 +18,9 @@ fn is_path(name: &str) -> bool {
         || name.matches('/').count() != 1
 }
 
-/// Whether `--model` names the original checkpoint: any file.
+/// Whether `--model` names the original checkpoint: any file, but for one called as the built-in model is.
 pub fn is_checkpoint(name: &str) -> bool {
-    Path::new(name).is_file()
+    name != TINY && Path::new(name).is_file()
 }
 
 /// The model that `option` calls `name`: `tiny`, a folder in the diffusers layout, or a repository at `revision`, of which `parts` are wanted. Of a

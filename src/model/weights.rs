@@ -139,7 +139,8 @@ impl Entry {
             .rev()
             .all(|(size, stride)| {
                 let fits = *size == 1 || *stride == expected;
-                expected *= size;
+                // Beyond all numbers where another size is 0.
+                expected = expected.saturating_mul(*size);
                 fits
             });
         Self {

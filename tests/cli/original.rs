@@ -116,6 +116,13 @@ fn a_dry_run_knows_the_checkpoint_and_fetches_nothing() {
 }
 
 #[test]
+fn a_file_called_tiny_is_not_taken_for_the_built_in_model() {
+    let folder = folder_of(&[("in.png", 32, 32)]);
+    fs::write(folder.path().join("tiny"), "").unwrap();
+    plain(folder.path(), "in.png -o out.png -s 1 --model tiny").ends_in(0);
+}
+
+#[test]
 fn parts_without_a_checkpoint_have_no_effect_and_that_is_said() {
     let folder = folder_of(&[("in.png", 32, 32)]);
     run(folder.path(), "in.png -o out.png --model-parts tiny")

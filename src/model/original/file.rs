@@ -10,8 +10,8 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, Objects, Storage};
 
-/// The numbers that legacy files begin with, and their version (`torch.serialization`): the lowest eight bytes of the first.
-const LEGACY_MAGIC: i64 = 0xa86a_20f9_469c_fc6c_u64.cast_signed();
+/// The numbers that legacy files begin with (`torch.serialization`): one of ten bytes, the lowest first, and their version.
+const LEGACY_MAGIC: &[u8] = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
 const LEGACY_VERSION: i64 = 1001;
 
 /// A file's objects, and where its storages lie in it.
@@ -103,7 +103,7 @@ impl<'a> Saved<'a> {
         let mut head = Objects::default();
         let magic = read(&mut head)?;
         ensure!(
-            head.int(magic) == Some(LEGACY_MAGIC),
+            head.long(magic) == Some(LEGACY_MAGIC),
             "it is a pickle, but not PyTorch's; expected what torch.save wrote"
         );
         let version = read(&mut head)?;

@@ -33,6 +33,8 @@ pub struct Objects<'a> {
 #[derive(Clone)]
 enum Object<'a> {
     Int(i64),
+    /// A number of more than eight bytes, the lowest first.
+    Long(&'a [u8]),
     Text(&'a str),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -190,6 +192,14 @@ impl<'a> Objects<'a> {
         }
     }
 
+    /// A number of more than eight bytes, the lowest first.
+    pub fn long(&self, id: Id) -> Option<&'a [u8]> {
+        match &self.all[id] {
+            Object::Long(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     pub fn int(&self, id: Id) -> Option<i64> {
         match &self.all[id] {
             Object::Int(value) => Some(*value),
@@ -297,7 +307,7 @@ impl<'a> Machine<'a, '_> {
                 let value = self.number(4)? as u32;
                 Object::Int(i64::from(value.cast_signed()))
             }
-            0x8a => Object::Int(self.long()?),
+            0x8a => self.long()?,
             b'X' => self.text(4)?,
             0x8c => self.text(1)?,
             0x8d => self.text(8)?,
@@ -409,15 +419,18 @@ impl<'a> Machine<'a, '_> {
         i64::try_from(u64::from_le_bytes(all)).context("a number that is too large")
     }
 
-    /// A number with a sign, of as many bytes as the first says. PyTorch's file numbers have more than 8: none of those is a size,
-    /// and they are told by their first.
-    fn long(&mut self) -> Result<i64> {
+    /// A number with a sign, of as many bytes as the first says.
+    fn long(&mut self) -> Result<Object<'a>> {
         let bytes = self.prefixed(1)?;
         let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
         let mut all = [if negative { 0xff } else { 0 }; 8];
-        let count = bytes.len().min(8);
-        all[..count].copy_from_slice(&bytes[..count]);
-        Ok(i64::from_le_bytes(all))
+        Ok(match all.get_mut(..bytes.len()) {
+            Some(low) => {
+                low.copy_from_slice(bytes);
+                Object::Int(i64::from_le_bytes(all))
+            }
+            None => Object::Long(bytes),
+        })
     }
 
     /// Bytes behind their number, itself of `width` bytes.

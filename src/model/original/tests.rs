@@ -200,6 +200,11 @@ fn a_tensor_is_read_only_where_it_lies_within_its_storage() {
     )));
     assert_eq!(none.unwrap()["w"].shape(), [0]);
 
+    let large = b"\x8a\x07\0\0\0\0\0\0\x10";
+    let none = [b"K\x00", &large[..], large, b"\x87"].concat();
+    let none = tensors(&stored(&tensor(sixteen, b"K\x00", &none, &none)));
+    assert_eq!(none.unwrap()["w"].bytes(), 0);
+
     let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
     let twice_huge = [&huge[..], huge, b"\x86"].concat();
     let negative = b"J\xff\xff\xff\xff";
@@ -238,6 +243,16 @@ fn a_tensor_is_read_only_where_it_lies_within_its_storage() {
             "a huge storage",
             tensor(huge, b"K\x00", b"K\x04\x85", b"K\x01\x85"),
             "cut short",
+        ),
+        (
+            "a size of nine bytes",
+            tensor(
+                sixteen,
+                b"K\x00",
+                b"\x8a\x09\x04\0\0\0\0\0\0\0\x01\x85",
+                b"K\x01\x85",
+            ),
+            "put together",
         ),
         (
             "a negative offset",
