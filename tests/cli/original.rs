@@ -260,3 +260,20 @@ fn options_of_the_original_that_do_nothing_are_said() {
     .ends_in(0)
     .says(&["--mask-padding does nothing in the built-in model"]);
 }
+
+#[test]
+fn every_pass_has_the_level_and_the_mask() {
+    let folder = folder_of(&[("in.png", 64, 32)]);
+    let checkpoint = data(UPSCALER);
+    let latents = |arguments: &str, out: &str| {
+        let level = "-s 1 -p cat --noise-level 0.3 --mask-padding";
+        let all = format!("{arguments} {level} -o {out}");
+        original(folder.path(), &checkpoint, &all).ends_in(0);
+        fs::read(folder.path().join(out)).unwrap()
+    };
+    let at_once = latents("in.png --scale 4", "four.safetensors");
+    latents("in.png", "two.safetensors");
+    let again = latents("two.safetensors", "again.safetensors");
+    let values = |bytes: &[u8]| tensor(bytes, "latents");
+    assert!(values(&at_once) == values(&again));
+}
