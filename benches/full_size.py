@@ -69,28 +69,23 @@ def sample_image():
     return torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def make_base(args):
-    text, unet, vae = random_model.build_base(CLIPTextConfig(**TEXT), BASE_UNET, VAE, sample_image(), SEED + 1)
-    text.save_pretrained(args.folder / "text_encoder")
-    unet.save_pretrained(args.folder / "unet")
-    vae.save_pretrained(args.folder / "vae")
-    shutil.copytree(DATA / "base" / "sd1" / "scheduler", args.folder / "scheduler", dirs_exist_ok=True)
-    shutil.copytree(DATA / "tokenizer", args.folder / "tokenizer", dirs_exist_ok=True)
-    shutil.copyfile(DATA / "base" / "sd1" / "model_index.json", args.folder / "model_index.json")
-    for name, module in (("text_encoder", text), ("unet", unet), ("vae", vae)):
+def write(folder, parts, layout):
+    """Text encoder, UNet and VAE beside the tokenizer of the tests and the index of one of their models."""
+    for name, module in zip(("text_encoder", "unet", "vae"), parts):
+        module.save_pretrained(folder / name)
         print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters")
+    shutil.copytree(DATA / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copyfile(DATA / layout / "model_index.json", folder / "model_index.json")
+
+
+def make_base(args):
+    write(args.folder, random_model.build_base(CLIPTextConfig(**TEXT), BASE_UNET, VAE, sample_image(), SEED + 1), "base/sd1")
+    shutil.copytree(DATA / "base" / "sd1" / "scheduler", args.folder / "scheduler", dirs_exist_ok=True)
 
 
 def make(args):
-    text, unet, vae = random_model.build(CLIPTextConfig(**TEXT), UNET, VAE, sample_image(), SEED)
-    text.save_pretrained(args.folder / "text_encoder")
-    unet.save_pretrained(args.folder / "unet")
-    vae.save_pretrained(args.folder / "vae")
+    write(args.folder, random_model.build(CLIPTextConfig(**TEXT), UNET, VAE, sample_image(), SEED), "model")
     random_model.scheduler("log-linear").save_pretrained(args.folder / "scheduler")
-    shutil.copytree(DATA / "tokenizer", args.folder / "tokenizer", dirs_exist_ok=True)
-    shutil.copyfile(DATA / "model" / "model_index.json", args.folder / "model_index.json")
-    for name, module in (("text_encoder", text), ("unet", unet), ("vae", vae)):
-        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters")
 
 
 def make_taesd(args):

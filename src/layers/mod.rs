@@ -297,29 +297,6 @@ impl Linear {
         }
     }
 
-    /// The same as [`joined`](Self::joined) of layers without a bias.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn joined_without_bias(
-        inputs: usize,
-        outputs: &[usize],
-        parts: &[Weights],
-    ) -> Result<Self> {
-        let Some(first) = parts.first() else {
-            bail!("no layers to join");
-        };
-        let total = outputs.iter().sum();
-        if first.placement().is_of_shapes() {
-            return Ok(Self::of_shapes(inputs, total, first.placement()));
-        }
-        let mut weights = Vec::new();
-        for (w, &outputs) in parts.iter().zip(outputs) {
-            weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
-        }
-        Self::from_values(inputs, total, &weights, None, first.placement())
-    }
-
     fn joined_bias(outputs: &[usize], parts: &[Weights]) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for (w, &outputs) in parts.iter().zip(outputs) {
@@ -350,19 +327,42 @@ impl Linear {
     /// # Errors
     /// There is none, or as [`new`](Self::new).
     pub fn joined(inputs: usize, outputs: &[usize], parts: &[Weights]) -> Result<Self> {
-        if let Some(w) = parts.first().filter(|w| w.placement().is_of_shapes()) {
-            return Ok(Self::of_shapes(inputs, outputs.iter().sum(), w.placement()));
-        }
-        let Some(first) = parts.first() else {
+        Self::joined_with(inputs, outputs, parts, true)
+    }
+
+    /// The same of layers without a bias.
+    ///
+    /// # Errors
+    /// As [`joined`](Self::joined).
+    pub fn joined_without_bias(
+        inputs: usize,
+        outputs: &[usize],
+        parts: &[Weights],
+    ) -> Result<Self> {
+        Self::joined_with(inputs, outputs, parts, false)
+    }
+
+    fn joined_with(
+        inputs: usize,
+        outputs: &[usize],
+        parts: &[Weights],
+        biased: bool,
+    ) -> Result<Self> {
+        let Some(placement) = parts.first().map(Weights::placement) else {
             bail!("no layers to join");
         };
+        let total = outputs.iter().sum();
+        if placement.is_of_shapes() {
+            return Ok(Self::of_shapes(inputs, total, placement));
+        }
         let mut weights = Vec::new();
         for (w, &outputs) in parts.iter().zip(outputs) {
             weights.extend_from_slice(&w.f32(&[outputs, inputs], "weight")?);
         }
-        let biases = Self::joined_bias(outputs, parts)?;
-        let total = outputs.iter().sum();
-        Self::from_values(inputs, total, &weights, Some(&biases), first.placement())
+        let bias = biased
+            .then(|| Self::joined_bias(outputs, parts))
+            .transpose()?;
+        Self::from_values(inputs, total, &weights, bias.as_deref(), placement)
     }
 
     fn from_values(

@@ -196,41 +196,37 @@ fn header(tensors: &[Written]) -> Vec<u8> {
 /// # Errors
 /// One is beyond what the type holds.
 fn converted(values: &[f32], to: Dtype) -> Result<Vec<u8>> {
-    let each = |halves: &mut dyn Iterator<Item = (f32, [u8; 2])>| -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(2 * values.len());
-        for ((half, own), value) in halves.zip(values) {
-            ensure!(
-                half.is_finite() || !value.is_finite(),
-                "it holds {value}, which {to:?} does not: take --dtype bf16 or f32"
-            );
-            bytes.extend_from_slice(&own);
-        }
-        Ok(bytes)
-    };
     match to {
-        Dtype::F16 => {
-            let mut halves = vec![f16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            each(
-                &mut halves
-                    .iter()
-                    .map(|half| (half.to_f32(), half.to_le_bytes())),
-            )
-        }
-        Dtype::BF16 => {
-            let mut halves = vec![bf16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            each(
-                &mut halves
-                    .iter()
-                    .map(|half| (half.to_f32(), half.to_le_bytes())),
-            )
-        }
+        Dtype::F16 => halves(values, to, |half: f16| (half.to_f32(), half.to_le_bytes())),
+        Dtype::BF16 => halves(values, to, |half: bf16| (half.to_f32(), half.to_le_bytes())),
         _ => Ok(values
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect()),
     }
+}
+
+/// The same of a type of 16 bits: `own` gives what a number of it is, and its bytes.
+fn halves<T: Copy + Default>(
+    values: &[f32],
+    to: Dtype,
+    own: impl Fn(T) -> (f32, [u8; 2]),
+) -> Result<Vec<u8>>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut rounded = vec![T::default(); values.len()];
+    rounded.convert_from_f32_slice(values);
+    let mut bytes = Vec::with_capacity(2 * values.len());
+    for (half, value) in rounded.into_iter().zip(values) {
+        let (half, own) = own(half);
+        ensure!(
+            half.is_finite() || !value.is_finite(),
+            "it holds {value}, which {to:?} does not: take --dtype bf16 or f32"
+        );
+        bytes.extend_from_slice(&own);
+    }
+    Ok(bytes)
 }
 
 /// A folder that is being written under a temporary name beside its own. Dropped, it goes, and with it the folders that were made to

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use candle_core::Device;
 
-use self::best::{Bounds, Folder, Subject};
+use self::best::{Bounds, Folder, Measure, Subject};
 pub use self::stage_plan::{StagePlan, TooLittle};
 use super::base::BaseModel;
 use super::denoise::Passes;
@@ -287,60 +287,45 @@ impl Upscaler {
         };
         // What is counted from here on are the network's weights.
         counted();
-        Ok(match stage {
+        let (window, measure): (_, Measure) = match stage {
             Stage::Encode => {
                 let placement = &self.encoder_placement;
                 let encoder = Encoder::of_shapes(&self.vae_config, placement)?;
                 let image = zeros(self.vae_config.image_channels(), placement)?;
-                Subject {
-                    stage,
-                    weights: counted().weights,
-                    window: window(h / factor, w / factor),
-                    on_card,
-                    measure: Box::new(move |room| {
-                        encoder.encode_within(&image, room)?;
-                        room.passing();
-                        Ok(())
-                    }),
-                }
+                let measure = move |room: &Room| {
+                    encoder.encode_within(&image, room)?;
+                    room.passing();
+                    Ok(())
+                };
+                (window(h / factor, w / factor), Box::new(measure))
             }
             Stage::Text => bail!("the text stage has no maps to plan for"),
             Stage::Base => {
                 let unet = self.base()?.of_shapes()?;
-                Subject {
-                    stage,
-                    weights: counted().weights,
-                    window: None,
-                    on_card,
-                    measure: Box::new(move |room| unet.measure((b, h, w), room)),
-                }
+                (None, Box::new(move |room| unet.measure((b, h, w), room)))
             }
             Stage::Denoise => {
                 let unet = UNet::of_shapes(self.unet_config.clone(), &self.placement)?;
-                Subject {
-                    stage,
-                    weights: counted().weights,
-                    window: None,
-                    on_card,
-                    measure: Box::new(move |room| unet.measure((b, h, w), room)),
-                }
+                (None, Box::new(move |room| unet.measure((b, h, w), room)))
             }
             Stage::Decode => {
                 let placement = &self.vae_placement;
                 let decoder = Decoder::of_shapes(&self.vae_config, placement)?;
                 let latents = zeros(self.vae_config.latent_channels(), placement)?;
-                Subject {
-                    stage,
-                    weights: counted().weights,
-                    window: window(h, w),
-                    on_card,
-                    measure: Box::new(move |room| {
-                        decoder.decode_within(&latents, room, |_| Ok(()))?;
-                        room.passing();
-                        Ok(())
-                    }),
-                }
+                let measure = move |room: &Room| {
+                    decoder.decode_within(&latents, room, |_| Ok(()))?;
+                    room.passing();
+                    Ok(())
+                };
+                (window(h, w), Box::new(measure))
             }
+        };
+        Ok(Subject {
+            stage,
+            weights: counted().weights,
+            window,
+            on_card,
+            measure,
         })
     }
 

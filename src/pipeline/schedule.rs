@@ -115,8 +115,6 @@ impl SchedulerConfig {
             );
         }
         let alphas_cumprod = self.alphas_cumprod()?;
-        // torch computes ((1 - a) / a) ** 0.5 in float32
-        let sigma = |a: f32| ((1.0 - a) / a).sqrt();
         let (Some(&first), Some(&last)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
             bail!("scheduler_config.json: num_train_timesteps is 0");
         };
@@ -268,18 +266,27 @@ pub fn sigmas(schedule: Schedule, steps: usize, range: &SigmaRange) -> Vec<f32> 
             .map(f32::exp)
             .collect(),
         Schedule::Karras => {
-            const RHO: f64 = 7.0; // the paper's value, and diffusers'
-            let (min, max) = range.karras;
-            let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
-            let ramp = |i: usize| match steps {
-                1 => 0.0,
-                _ => i as f64 / (steps - 1) as f64,
-            };
-            let mut sigmas: Vec<f32> = (0..steps)
-                .map(|i| (max + ramp(i) * (min - max)).powf(RHO) as f32)
+            let mut sigmas: Vec<f32> = karras(range.karras, steps)
+                .map(|sigma| sigma as f32)
                 .collect();
             sigmas.push(range.last);
             sigmas
         }
     }
+}
+
+/// Karras et al. (2022), eq. 5: so many noise levels of a range, smallest and largest, from the largest down.
+pub(super) fn karras((min, max): (f64, f64), steps: usize) -> impl Iterator<Item = f64> {
+    const RHO: f64 = 7.0; // the paper's value, and diffusers'
+    let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
+    let ramp = move |i: usize| match steps {
+        1 => 0.0,
+        _ => i as f64 / (steps - 1) as f64,
+    };
+    (0..steps).map(move |i| (max + ramp(i) * (min - max)).powf(RHO))
+}
+
+/// The noise level of a cumulative product of alphas, in float32 as torch computes it.
+pub(super) fn sigma(alpha: f32) -> f32 {
+    ((1.0 - alpha) / alpha).sqrt()
 }

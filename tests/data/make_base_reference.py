@@ -248,36 +248,28 @@ def schedule_reference():
 
 
 @torch.no_grad()
+def asked(pipeline, models, case, draw, **more):
+    """Latents that a pipeline of diffusers gives for a case, with the draws of a generator, or of the case's own."""
+    pipe = pipeline(**models[case["model"]], scheduler=scheduler(case["model"], case["scheduler"]))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=case["steps"],
+        guidance_scale=case["guidance"],
+        generator=draw or generator(case["seed"]),
+        output_type="latent",
+        **more,
+    ).images
+
+
 def generated(models, case, draw=None):
-    pipe = StableDiffusionPipeline(**models[case["model"]], scheduler=scheduler(case["model"], case["scheduler"]))
-    pipe.set_progress_bar_config(disable=True)
     width, height = case["size"]
-    return pipe(
-        PROMPT,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=case["steps"],
-        guidance_scale=case["guidance"],
-        generator=draw or generator(case["seed"]),
-        width=width,
-        height=height,
-        output_type="latent",
-    ).images
+    return asked(StableDiffusionPipeline, models, case, draw, width=width, height=height)
 
 
-@torch.no_grad()
 def refined(models, case, latents, draw=None):
-    pipe = StableDiffusionImg2ImgPipeline(**models[case["model"]], scheduler=scheduler(case["model"], case["scheduler"]))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        PROMPT,
-        negative_prompt=NEGATIVE,
-        image=latents,
-        strength=case["strength"],
-        num_inference_steps=case["steps"],
-        guidance_scale=case["guidance"],
-        generator=draw or generator(case["seed"]),
-        output_type="latent",
-    ).images
+    return asked(StableDiffusionImg2ImgPipeline, models, case, draw, image=latents, strength=case["strength"])
 
 
 @torch.no_grad()

@@ -155,64 +155,52 @@ fn end_to_end() -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
-#[test]
-fn base_latents() {
+/// Every case of `list`, on every backend, against what the reference calls `prefix` and the case's name.
+fn each_case(
+    list: &str,
+    prefix: &str,
+    run: impl Fn(&mut BaseModel, &Value, &BaseSettings, &mut Generator) -> anyhow::Result<Tensor>,
+) {
     let reference = Reference::read("base_end_to_end");
     let all = end_to_end();
-    for case in all["generated"].as_array().unwrap() {
-        let name = case["name"].as_str().unwrap();
+    for case in all[list].as_array().unwrap() {
+        let name = format!("{prefix}{}", case["name"].as_str().unwrap());
         let (_folder, files) = checkpoint(case);
-        let side = |i: usize| case["size"][i].as_u64().unwrap() as usize / 8;
         for (backend, placement) in placements(DType::F32) {
             let mut base = BaseModel::new(files.clone(), &placement).unwrap();
             let mut generator = Generator::new(case["seed"].as_u64().unwrap());
-            let latents = base
-                .generate(
-                    (side(1), side(0)),
-                    &settings(&all, case),
-                    &mut generator,
-                    &Room::unlimited(),
-                    &mut |_, _| Ok(()),
-                )
-                .unwrap();
-            assert_close(
-                &format!("{backend} {name}"),
-                &latents,
-                &reference.get(name),
-                BASE,
-            );
+            let settings = settings(&all, case);
+            let latents = run(&mut base, case, &settings, &mut generator).unwrap();
+            let what = format!("{backend} {name}");
+            assert_close(&what, &latents, &reference.get(&name), BASE);
         }
     }
 }
 
 #[test]
+fn base_latents() {
+    each_case("generated", "", |base, case, settings, generator| {
+        let side = |i: usize| case["size"][i].as_u64().unwrap() as usize / 8;
+        let (room, sides) = (Room::unlimited(), (side(1), side(0)));
+        base.generate(sides, settings, generator, &room, &mut |_, _| Ok(()))
+    });
+}
+
+#[test]
 fn refined_latents() {
-    let reference = Reference::read("base_end_to_end");
-    let all = end_to_end();
-    for case in all["refined"].as_array().unwrap() {
-        let name = format!("refine.{}", case["name"].as_str().unwrap());
-        let (_folder, files) = checkpoint(case);
-        for (backend, placement) in placements(DType::F32) {
-            let mut base = BaseModel::new(files.clone(), &placement).unwrap();
-            let mut generator = Generator::new(case["seed"].as_u64().unwrap());
-            let latents = base
-                .refine(
-                    &reference.get("refine.latents"),
-                    case["strength"].as_f64().unwrap(),
-                    &settings(&all, case),
-                    &mut generator,
-                    &Room::unlimited(),
-                    &mut |_, _| Ok(()),
-                )
-                .unwrap();
-            assert_close(
-                &format!("{backend} {name}"),
-                &latents,
-                &reference.get(&name),
-                BASE,
-            );
-        }
-    }
+    let latents = Reference::read("base_end_to_end").get("refine.latents");
+    each_case("refined", "refine.", |base, case, settings, generator| {
+        let strength = case["strength"].as_f64().unwrap();
+        let room = Room::unlimited();
+        base.refine(
+            &latents,
+            strength,
+            settings,
+            generator,
+            &room,
+            &mut |_, _| Ok(()),
+        )
+    });
 }
 
 /// One generator runs through the base checkpoint, the upscaler and the refining pass, as it does where diffusers' pipelines share one.
@@ -292,6 +280,7 @@ fn without_a_base_checkpoint_a_prompt_alone_is_refused() {
         .unwrap_err();
     assert!(format!("{error:#}").contains("set_base"), "{error:#}");
     upscaler.set_base(base("sd1")).unwrap();
+    assert_eq!(upscaler.base_size().unwrap(), (64, 64));
     let odd = LowRes::Prompt {
         width: 60,
         height: 64,

@@ -1,6 +1,7 @@
 //! The command line: what can be said.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -79,6 +80,7 @@ pub struct Args {
     /// Of dpm-adaptive: the error allowed in a step; less is closer and takes longer
     #[arg(long, value_name = "X", default_value_t = Settings::default().tolerance, value_parser = tolerance, allow_negative_numbers = true)]
     pub tolerance: f64,
+
     /// Take the input to have noise of this spread, 0 to 0.6: the result keeps less to it, and more of what is wrong with it goes
     ///
     /// The original's noise augmentation. It may help with inputs unlike those that the model knows; mostly it makes results match
@@ -347,33 +349,39 @@ fn sampler() -> impl TypedValueParser<Value = Sampler> {
 }
 
 fn eta(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
-        _ => Err("expected a number from 0, no noise, to 1, all of it".into()),
-    }
+    number(text, 0.0..=1.0, || {
+        "expected a number from 0, no noise, to 1, all of it".into()
+    })
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (MIN_TOLERANCE..=MAX_TOLERANCE).contains(&value) => Ok(value),
-        _ => Err(format!(
-            "expected a number above 0, from {MIN_TOLERANCE} to {MAX_TOLERANCE}"
-        )),
-    }
+    number(text, MIN_TOLERANCE..=MAX_TOLERANCE, || {
+        format!("expected a number above 0, from {MIN_TOLERANCE} to {MAX_TOLERANCE}")
+    })
 }
 
 fn noise_level(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=MAX_NOISE_LEVEL).contains(&value) => Ok(value),
-        _ => Err(format!("expected a number from 0 to {MAX_NOISE_LEVEL}")),
-    }
+    number(text, 0.0..=MAX_NOISE_LEVEL, || {
+        format!("expected a number from 0 to {MAX_NOISE_LEVEL}")
+    })
 }
 
 fn guidance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=MAX_GUIDANCE).contains(&value) => Ok(value),
-        _ => Err(format!(
+    number(text, 0.0..=MAX_GUIDANCE, || {
+        format!(
             "expected a number of 0 or more, up to {MAX_GUIDANCE}; above 20 or so pictures burn out"
-        )),
-    }
+        )
+    })
+}
+
+/// A number of a range; what was expected, where it is none.
+fn number(
+    text: &str,
+    range: RangeInclusive<f64>,
+    expected: impl Fn() -> String,
+) -> Result<f64, String> {
+    let value = text.parse().ok();
+    value
+        .filter(|value| range.contains(value))
+        .ok_or_else(expected)
 }

@@ -1,5 +1,6 @@
 //! `--convert`: the model as a folder in the diffusers layout.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -32,7 +33,13 @@ pub fn convert(job: &Job, folder: &Path) -> Result<ExitCode> {
     }
     saved?;
     if job.verbosity > Verbosity::Quiet {
-        eprintln!("wrote {}: {}", folder.display(), job.model);
+        // Where no one reads standard error, the folder remains.
+        let _ = writeln!(
+            std::io::stderr(),
+            "wrote {}: {}",
+            folder.display(),
+            job.model
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

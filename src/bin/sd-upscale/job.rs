@@ -75,6 +75,7 @@ impl TryFrom<Args> for Job {
 
     fn try_from(args: Args) -> Result<Self, UsageError> {
         let warnings = without_effect(&args);
+        let revision = revision(&args);
         let output = args.output.map(Output::from);
         let to_stdout = output == Some(Output::Stdout);
         if args.json && to_stdout {
@@ -93,17 +94,6 @@ impl TryFrom<Args> for Job {
         if let Some(folder) = &args.temp_dir {
             try_temp_dir(folder)?;
         }
-        let model_parts = args.model_parts.unwrap_or(hub::DEFAULT_REPO.into());
-        let repository = if model::is_checkpoint(&args.model) {
-            &model_parts
-        } else {
-            &args.model
-        };
-        let revision = match (args.revision, &**repository) {
-            (Some(revision), _) => revision,
-            (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
-            (None, _) => "main".into(),
-        };
         Ok(Job {
             request: Request {
                 inputs: args.input.into_iter().map(Source::from).collect(),
@@ -141,7 +131,7 @@ impl TryFrom<Args> for Job {
             },
             prompt: args.prompt,
             model: args.model,
-            model_parts,
+            model_parts: args.model_parts.unwrap_or(hub::DEFAULT_REPO.into()),
             revision,
             vae: args.vae,
             device: args.device,
@@ -220,72 +210,86 @@ fn on_the_cpu(choice: &DeviceChoice) -> bool {
     }
 }
 
-/// Options that do nothing in this command, one sentence each.
-fn without_effect(args: &Args) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut note = |applies: bool, text: &str| {
-        if applies {
-            warnings.push(text.to_string());
-        }
-    };
-    note(
-        args.negative_prompt.is_some() && args.guidance <= 1.0,
-        &format!(
-            "--negative-prompt has no effect at guidance {}: give -g a value above 1",
-            args.guidance
-        ),
-    );
-    note(
-        args.prompt.is_some() && args.guidance == 0.0,
-        "guidance 0 ignores the prompt",
-    );
-    warnings.extend(without_effect_on_the_sampler(args));
-    let mut note = |applies: bool, text: &str| {
-        if applies {
-            warnings.push(text.to_string());
-        }
-    };
-    let built_in = args.model == TINY;
-    note(
-        built_in
-            && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
-        "the prompt and the guidance do nothing in the built-in model: it was trained without words",
-    );
-    note(
-        args.noise_type.is_some() && args.noise_level == 0.0,
-        "--noise-type has no effect at noise level 0: give --noise-level a value above 0",
-    );
-    note(
-        built_in && args.mask_padding,
-        "--mask-padding does nothing in the built-in model: it was trained without words",
-    );
-    let original = model::is_checkpoint(&args.model);
-    let parts = args.model_parts.as_deref();
-    let repository = if original {
-        parts.unwrap_or(hub::DEFAULT_REPO)
+/// What names the run's repository, where there is one: the model, or of the original checkpoint what goes with it.
+fn repository(args: &Args) -> &str {
+    if model::is_checkpoint(&args.model) {
+        args.model_parts.as_deref().unwrap_or(hub::DEFAULT_REPO)
     } else {
         &args.model
-    };
-    note(
-        args.revision.is_some() && (repository == TINY || Path::new(repository).exists()),
-        "--revision has no effect: it is of a Hub repository, and --model names none",
+    }
+}
+
+fn revision(args: &Args) -> String {
+    match (&args.revision, repository(args)) {
+        (Some(revision), _) => revision.clone(),
+        (None, hub::DEFAULT_REPO) => hub::DEFAULT_REVISION.into(),
+        (None, _) => "main".into(),
+    }
+}
+
+/// Options that do nothing in this command, one sentence each.
+fn without_effect(args: &Args) -> Vec<String> {
+    let negative = format!(
+        "--negative-prompt has no effect at guidance {}: give -g a value above 1",
+        args.guidance
     );
-    note(
-        parts.is_some() && !original,
-        "--model-parts has no effect: it goes with the original checkpoint, and --model names no file",
-    );
+    let of_prompts = [
+        (
+            args.negative_prompt.is_some() && args.guidance <= 1.0,
+            &*negative,
+        ),
+        (
+            args.prompt.is_some() && args.guidance == 0.0,
+            "guidance 0 ignores the prompt",
+        ),
+    ];
+    let built_in = args.model == TINY;
+    let original = model::is_checkpoint(&args.model);
+    let repository = repository(args);
     let folders = args.input.iter().any(|input| Path::new(input).is_dir());
-    note(
-        !folders && (args.recursive || !args.include.is_empty() || !args.exclude.is_empty()),
-        "--recursive, --include and --exclude have no effect: they choose within folders, and no input is one",
-    );
     let to_stdout = args.output.as_ref().is_some_and(|output| output == "-");
-    note(
-        to_stdout
-            && (args.skip_existing || args.save_low_res || args.preview || args.name.is_some()),
-        "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
-    );
-    warnings
+    let others = [
+        (
+            built_in
+                && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
+            "the prompt and the guidance do nothing in the built-in model: it was trained without words",
+        ),
+        (
+            args.noise_type.is_some() && args.noise_level == 0.0,
+            "--noise-type has no effect at noise level 0: give --noise-level a value above 0",
+        ),
+        (
+            built_in && args.mask_padding,
+            "--mask-padding does nothing in the built-in model: it was trained without words",
+        ),
+        (
+            args.revision.is_some() && (repository == TINY || Path::new(repository).exists()),
+            "--revision has no effect: it is of a Hub repository, and --model names none",
+        ),
+        (
+            args.model_parts.is_some() && !original,
+            "--model-parts has no effect: it goes with the original checkpoint, and --model names no file",
+        ),
+        (
+            !folders && (args.recursive || !args.include.is_empty() || !args.exclude.is_empty()),
+            "--recursive, --include and --exclude have no effect: they choose within folders, and no input is one",
+        ),
+        (
+            to_stdout
+                && (args.skip_existing || args.save_low_res || args.preview || args.name.is_some()),
+            "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
+        ),
+    ];
+    let said = |rows: &[(bool, &str)]| -> Vec<String> {
+        let applying = rows.iter().filter(|(applies, _)| *applies);
+        applying.map(|(_, text)| (*text).to_owned()).collect()
+    };
+    [
+        said(&of_prompts),
+        without_effect_on_the_sampler(args),
+        said(&others),
+    ]
+    .concat()
 }
 
 /// What is said of how to sample and does nothing in the sampler.

@@ -5,11 +5,7 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 
 use super::scheduler::{BaseScheduler, Dpm, Method, Prediction, Times};
-
-/// Two tensors' weighted sum.
-fn blend((a, x): (f32, &Tensor), (b, y): (f32, &Tensor)) -> Result<Tensor> {
-    Ok(((x * f64::from(a))? + (y * f64::from(b))?)?)
-}
+use crate::pipeline::sampler::step::{mixed, moved, slope};
 
 /// `alpha` and `sigma` of DPM-Solver++ for a noise level: the shares of sample and noise where their squares sum to 1.
 fn alpha_sigma(sigma: f32) -> (f32, f32) {
@@ -63,7 +59,7 @@ impl BaseScheduler {
             Method::Euler => (1.0, times.sigmas[start]),
             Method::Dpm(_) => alpha_sigma(times.sigmas[start]),
         };
-        blend((signal, x), (spread, noise))
+        mixed(signal, x, spread, noise)
     }
 
     /// The cumulative product at a time; before the first one the final one.
@@ -90,7 +86,7 @@ impl BaseScheduler {
             let time = time as i64;
             if counter == 1 {
                 let last = outputs.last().unwrap_or(&output);
-                let mean = blend((0.5, &output), (0.5, last))?;
+                let mean = mixed(0.5, &output, 0.5, last)?;
                 let from = first.take().unwrap_or(x);
                 x = self.transfer(&from, &mean, time + times.stride, time)?;
                 continue;
@@ -123,11 +119,11 @@ impl BaseScheduler {
         let (a, p) = (self.alpha(from), self.alpha(to));
         let (beta_a, beta_p) = (1.0 - a, 1.0 - p);
         let noise = match self.prediction {
-            Prediction::V => &blend((a.sqrt(), output), (beta_a.sqrt(), x))?,
+            Prediction::V => &mixed(a.sqrt(), output, beta_a.sqrt(), x)?,
             Prediction::Epsilon | Prediction::Sample => output,
         };
         let divisor = a * beta_p.sqrt() + (a * beta_a * p).sqrt();
-        blend(((p / a).sqrt(), x), (-(p - a) / divisor, noise))
+        mixed((p / a).sqrt(), x, -(p - a) / divisor, noise)
     }
 
     /// Song et al. (2021), eq. 12 with eta 0.
@@ -145,19 +141,19 @@ impl BaseScheduler {
             let (signal, spread) = (a.sqrt(), (1.0 - a).sqrt());
             let (denoised, noise) = match self.prediction {
                 Prediction::Epsilon => {
-                    let denoised = (blend((1.0, &x), (-spread, &output))? / f64::from(signal))?;
+                    let denoised = (moved(&x, &output, -spread)? / f64::from(signal))?;
                     (denoised, output)
                 }
                 Prediction::V => (
-                    blend((signal, &x), (-spread, &output))?,
-                    blend((signal, &output), (spread, &x))?,
+                    mixed(signal, &x, -spread, &output)?,
+                    mixed(signal, &output, spread, &x)?,
                 ),
                 Prediction::Sample => {
-                    let noise = (blend((1.0, &x), (-signal, &output))? / f64::from(spread))?;
+                    let noise = (moved(&x, &output, -signal)? / f64::from(spread))?;
                     (output, noise)
                 }
             };
-            x = blend((p.sqrt(), &denoised), ((1.0 - p).sqrt(), &noise))?;
+            x = mixed(p.sqrt(), &denoised, (1.0 - p).sqrt(), &noise)?;
         }
         Ok(x)
     }
@@ -180,12 +176,11 @@ impl BaseScheduler {
             let variance = sigma * sigma + 1.0;
             let output = predict(&(&x / f64::from(variance.sqrt()))?, time)?;
             let denoised = match self.prediction {
-                Prediction::Epsilon => blend((1.0, &x), (-sigma, &output))?,
-                Prediction::V => blend((1.0 / variance, &x), (-sigma / variance.sqrt(), &output))?,
+                Prediction::Epsilon => moved(&x, &output, -sigma)?,
+                Prediction::V => mixed(1.0 / variance, &x, -sigma / variance.sqrt(), &output)?,
                 Prediction::Sample => output,
             };
-            let derivative = ((&x - denoised)? / f64::from(sigma))?;
-            x = blend((1.0, &x), (next - sigma, &derivative))?;
+            x = moved(&x, &slope(&x, &denoised, sigma)?, next - sigma)?;
         }
         Ok(x)
     }
@@ -206,8 +201,8 @@ impl BaseScheduler {
             let (sigma, next) = (times.sigmas[index], times.sigmas[index + 1]);
             let (alpha, spread) = alpha_sigma(sigma);
             let denoised = match self.prediction {
-                Prediction::Epsilon => (blend((1.0, &x), (-spread, &output))? / f64::from(alpha))?,
-                Prediction::V => blend((alpha, &x), (-spread, &output))?,
+                Prediction::Epsilon => (moved(&x, &output, -spread)? / f64::from(alpha))?,
+                Prediction::V => mixed(alpha, &x, -spread, &output)?,
                 Prediction::Sample => output,
             };
             let last = index + 1 == count
@@ -217,7 +212,7 @@ impl BaseScheduler {
             let (next_alpha, next_spread) = alpha_sigma(next);
             let h = lambda(next) - lambda(sigma);
             let step = -next_alpha * ((-h).exp() - 1.0);
-            x = blend((next_spread / spread, &x), (step, &denoised))?;
+            x = mixed(next_spread / spread, &x, step, &denoised)?;
             if let Some(before) = before.filter(|_| kind.second_order && !last) {
                 let ratio = (lambda(sigma) - lambda(times.sigmas[index - 1])) / h;
                 let slope = ((&denoised - before)? / f64::from(ratio))?;
@@ -226,7 +221,7 @@ impl BaseScheduler {
                 } else {
                     0.5 * step
                 };
-                x = blend((1.0, &x), (weight, &slope))?;
+                x = moved(&x, &slope, weight)?;
             }
             before = Some(denoised);
         }

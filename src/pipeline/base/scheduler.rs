@@ -6,12 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::model::{ModelFiles, within};
-use crate::pipeline::schedule::SchedulerConfig;
+use crate::pipeline::schedule::{SchedulerConfig, karras, sigma};
 
 const FILE: &str = "scheduler/scheduler_config.json";
-
-/// Exponent of Karras et al. (2022), eq. 5: the paper's value, and diffusers'.
-const RHO: f64 = 7.0;
 
 /// What steps are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,18 +195,6 @@ impl BaseScheduler {
         })
     }
 
-    /// The sampler's name, as papers and programs have it.
-    pub fn name(&self) -> &'static str {
-        match (self.method, self.karras) {
-            (Method::Pndm, _) => "PNDM",
-            (Method::Ddim, _) => "DDIM",
-            (Method::Euler, false) => "Euler",
-            (Method::Euler, true) => "Euler Karras",
-            (Method::Dpm(_), false) => "DPM++ 2M",
-            (Method::Dpm(_), true) => "DPM++ 2M Karras",
-        }
-    }
-
     /// The times of a run of so many steps, of which there is one at least.
     pub fn times(&self, steps: usize) -> Times {
         let steps = steps.max(1);
@@ -319,21 +304,9 @@ impl BaseScheduler {
                 (at(timesteps.last()), at(timesteps.first()))
             }
         };
-        let (min, max) = (
-            self.sigma_range.0.unwrap_or(ends.0),
-            self.sigma_range.1.unwrap_or(ends.1),
-        );
-        let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
-        let ramp = |i: usize| {
-            if steps == 1 {
-                0.0
-            } else {
-                i as f64 / (steps - 1) as f64
-            }
-        };
-        let sigmas: Vec<f64> = (0..steps)
-            .map(|i| (max + ramp(i) * (min - max)).powf(RHO))
-            .collect();
+        let (min, max) = self.sigma_range;
+        let range = (min.unwrap_or(ends.0), max.unwrap_or(ends.1));
+        let sigmas: Vec<f64> = karras(range, steps).collect();
         let logs: Vec<f64> = table.iter().map(|&sigma| f64::from(sigma.ln())).collect();
         let times = sigmas.iter().map(|&sigma| {
             let time = time_of(sigma, &logs);
@@ -408,11 +381,6 @@ fn dpm(config: &Config, ends_at_zero: bool) -> Result<Dpm> {
         euler_at_final: config.euler_at_final,
         ends_at_zero,
     })
-}
-
-/// The noise level of a cumulative product, as torch computes it.
-pub(super) fn sigma(alpha: f32) -> f32 {
-    ((1.0 - alpha) / alpha).sqrt()
 }
 
 /// PNDM's list: the second entry twice, since the first step is done again.

@@ -63,7 +63,7 @@ pub struct Folder {
 }
 
 /// Runs a stage without values, its maps kept as a room says.
-type Measure<'a> = Box<dyn Fn(&Room) -> Result<()> + 'a>;
+pub type Measure<'a> = Box<dyn Fn(&Room) -> Result<()> + 'a>;
 
 /// A stage as plans are made for it.
 pub struct Subject<'a> {

@@ -11,17 +11,17 @@ pub type Denoise<'a> = &'a mut dyn FnMut(&Tensor, f32) -> Result<Tensor>;
 pub type Noise<'a> = &'a mut dyn FnMut() -> Result<Tensor>;
 
 /// dx / dsigma at a noise level: how `x` changes with it.
-pub(super) fn slope(x: &Tensor, denoised: &Tensor, sigma: f32) -> Result<Tensor> {
+pub(in crate::pipeline) fn slope(x: &Tensor, denoised: &Tensor, sigma: f32) -> Result<Tensor> {
     Ok(((x - denoised)? / f64::from(sigma))?)
 }
 
 /// `x + by * direction`.
-pub(super) fn moved(x: &Tensor, direction: &Tensor, by: f32) -> Result<Tensor> {
+pub(in crate::pipeline) fn moved(x: &Tensor, direction: &Tensor, by: f32) -> Result<Tensor> {
     Ok((x + (direction * f64::from(by))?)?)
 }
 
 /// `a * x + b * y`.
-pub(super) fn mixed(a: f32, x: &Tensor, b: f32, y: &Tensor) -> Result<Tensor> {
+pub(in crate::pipeline) fn mixed(a: f32, x: &Tensor, b: f32, y: &Tensor) -> Result<Tensor> {
     moved(&(x * f64::from(a))?, y, b)
 }
 
