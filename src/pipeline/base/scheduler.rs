@@ -140,7 +140,7 @@ impl BaseScheduler {
             );
         }
         let alphas_cumprod = table.checked_alphas_cumprod()?;
-        let (Some(&first), Some(_)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
+        let Some(&first) = alphas_cumprod.first() else {
             bail!("{FILE}: num_train_timesteps is 0");
         };
         let zero = match config.final_sigmas_type.as_deref() {
@@ -217,7 +217,7 @@ impl BaseScheduler {
             .iter()
             .map(|&alpha| sigma(alpha))
             .collect();
-        let (mut sigmas, timesteps) = if self.karras {
+        let (mut sigmas, timesteps): (Vec<f32>, _) = if self.karras {
             self.by_karras(&table, &timesteps, steps)
         } else {
             let sigmas = timesteps
@@ -226,15 +226,16 @@ impl BaseScheduler {
                 .collect();
             (sigmas, timesteps.iter().map(|&time| time as f32).collect())
         };
-        let sigmas: Vec<f32> = {
-            sigmas.push(self.final_sigma);
-            sigmas
-        };
+        sigmas.push(self.final_sigma);
         Times {
             timesteps,
             sigmas,
             stride,
         }
+    }
+
+    fn last_time(&self) -> f64 {
+        (self.trained() - 1) as f64
     }
 
     fn trained(&self) -> usize {
@@ -256,41 +257,22 @@ impl BaseScheduler {
                     .map(|k| (k * ratio + OFFSET) as f64)
                     .collect()
             }
-            Spacing::Linspace => {
-                let last = (trained - 1) as f64;
-                let count = steps + extra;
-                let at = |i: usize| {
-                    if count == 1 {
-                        0.0
-                    } else {
-                        i as f64 * (last / (count - 1) as f64)
-                    }
-                };
-                (extra..count)
-                    .rev()
-                    .map(|i| at(i).round_ties_even())
-                    .collect()
-            }
+            Spacing::Linspace => linspace(self.last_time(), steps + extra)
+                .skip(extra)
+                .map(f64::round_ties_even)
+                .rev()
+                .collect(),
             Spacing::Trailing => trailing(trained, steps),
         }
     }
 
     fn times_of_euler(&self, steps: usize) -> Vec<f64> {
         match self.spacing {
-            Spacing::Linspace => {
-                let last = (self.trained() - 1) as f32;
-                let mut times = if steps == 1 {
-                    vec![0.0]
-                } else {
-                    linspace_f64(f64::from(last), steps)
-                };
-                times.reverse();
-                // float32 there
-                times
-                    .into_iter()
-                    .map(|time| f64::from(time as f32))
-                    .collect()
-            }
+            // float32 there
+            Spacing::Linspace => linspace(self.last_time(), steps)
+                .map(|time| f64::from(time as f32))
+                .rev()
+                .collect(),
             Spacing::Leading | Spacing::Trailing => self.whole_times(steps),
         }
     }
@@ -401,17 +383,15 @@ fn trailing(trained: usize, steps: usize) -> Vec<f64> {
 }
 
 /// `numpy.linspace(0, last, count)`
-fn linspace_f64(last: f64, count: usize) -> Vec<f64> {
-    let step = last / (count - 1) as f64;
-    (0..count)
-        .map(|i| {
-            if i + 1 == count {
-                last
-            } else {
-                i as f64 * step
-            }
-        })
-        .collect()
+fn linspace(last: f64, count: usize) -> impl DoubleEndedIterator<Item = f64> + ExactSizeIterator {
+    let step = last / (count.max(2) - 1) as f64;
+    (0..count).map(move |i| {
+        if i > 0 && i + 1 == count {
+            last
+        } else {
+            i as f64 * step
+        }
+    })
 }
 
 /// `numpy.interp` in a table of values at 0, 1, 2 and so on.
