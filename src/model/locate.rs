@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
-use super::hub::{DEFAULT_REPO, Hub, Part};
+use super::hub::{DEFAULT_BASE, DEFAULT_REPO, Hub, Part};
 use super::{ModelFiles, PartFiles};
 
 /// The name of the built-in model.
@@ -46,6 +46,33 @@ pub fn locate(
             DEFAULT_REPO
         );
         return Ok(ModelFiles::Folder(folder));
+    }
+    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, parts)?))
+}
+
+/// The base checkpoint called `name`: a folder in the diffusers layout, or a repository at `revision`, of which `parts` are wanted; or its single
+/// file, which has no tokenizer and takes that of `model`.
+///
+/// # Errors
+/// As [`locate`].
+pub fn locate_base(
+    name: &str,
+    revision: &str,
+    parts: &[Part],
+    model: &ModelFiles,
+    hub: impl FnOnce() -> Result<Hub>,
+) -> Result<ModelFiles> {
+    let path = Path::new(name);
+    if path.is_file() {
+        let _ = model;
+        bail!("--base {name}: TODO");
+    }
+    if is_path(name) {
+        ensure!(
+            path.is_dir(),
+            "--base {name}: there is no such folder or file; expected a folder in the diffusers layout, a checkpoint's single file, or a repository such as {DEFAULT_BASE}"
+        );
+        return Ok(ModelFiles::Folder(path.to_owned()));
     }
     Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, parts)?))
 }

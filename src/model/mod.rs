@@ -20,9 +20,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use self::built_in::BUILT_IN_FILES;
 pub(crate) use self::config::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, within};
 pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
-pub use self::locate::{TINY, is_checkpoint, locate, locate_vae};
+pub use self::locate::{TINY, is_checkpoint, locate, locate_base, locate_vae};
 pub use self::original::Checkpoint;
-use self::published::PUBLISHED_CONFIGURATIONS;
+use self::published::{PUBLISHED_BASE_CONFIGURATIONS, PUBLISHED_CONFIGURATIONS};
 pub use self::weights::Weights;
 use crate::device::Placement;
 
@@ -68,6 +68,11 @@ impl ModelFiles {
     /// The published model's configurations, without weights, tokenizer and text encoder: enough to plan with.
     pub fn published_configurations() -> Self {
         ModelFiles::BuiltIn(PUBLISHED_CONFIGURATIONS)
+    }
+
+    /// The same of the base checkpoint that is taken where none is named, Stable Diffusion 1.4.
+    pub fn published_base_configurations() -> Self {
+        ModelFiles::BuiltIn(PUBLISHED_BASE_CONFIGURATIONS)
     }
 
     /// The content of a small file, e.g. `unet/config.json`.

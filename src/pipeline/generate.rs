@@ -8,14 +8,16 @@ use candle_core::Tensor;
 
 use super::base::{BaseModel, BaseSettings};
 use super::noise::Generator;
-use super::padding::{self, Extent};
-use super::types::{Event, OnEvent, Settings, Stage};
+use super::types::{OnEvent, Settings, Stage};
 use super::{Upscaler, finished};
 use crate::model::ModelFiles;
 use crate::networks::Room;
 
+/// Of Stable Diffusion 1.x and 2.x, in each direction.
+const PIXELS_PER_LATENT: usize = 8;
+
 /// What is said where there is none.
-const NO_BASE: &str = "there is no base checkpoint to make a picture from a prompt, or to refine one, with: name it by Upscaler::set_base";
+pub(super) const NO_BASE: &str = "there is no base checkpoint to make a picture from a prompt, or to refine one, with: name it by Upscaler::set_base";
 
 impl Upscaler {
     /// Names the Stable Diffusion 1.x or 2.x checkpoint that [`LowRes::Prompt`](super::LowRes::Prompt) and [`Settings::refine`] take. Its weights are read when
@@ -25,13 +27,18 @@ impl Upscaler {
     /// A configuration is missing or damaged, is another kind of checkpoint's, or its latents are not the upscaler's.
     pub fn set_base(&mut self, files: ModelFiles) -> Result<()> {
         let base = BaseModel::new(files.clone(), &self.placement)?;
-        let (theirs, ours) = (base.channels(), self.vae_config.latent_channels());
+        let theirs = (base.channels(), PIXELS_PER_LATENT);
+        let ours = (self.vae_config.latent_channels(), self.vae_config.factor());
         ensure!(
             theirs == ours,
-            "the base checkpoint's latents have {theirs} channels, the upscaler's {ours}; the two do not belong together"
+            "the base checkpoint's latents have {} channels for {1}x{1} pixels each, the upscaler's {2} for {3}x{3}; the two do not belong together",
+            theirs.0,
+            theirs.1,
+            ours.0,
+            ours.1
         );
         self.base_files = Some(files);
-        self.base = None;
+        (self.base, self.other_vae) = (None, None);
         Ok(())
     }
 
@@ -53,14 +60,14 @@ impl Upscaler {
         }
     }
 
-    /// Latents (1, 4, h, w), scaled, on the device, of what the prompt says, of a size that the UNet takes.
+    /// Latents (1, 4, h, w), scaled, on the device, of what the prompt says.
     pub(super) fn generate(
         &mut self,
         (width, height): (usize, usize),
         settings: &Settings,
         generator: &mut Generator,
         on_event: OnEvent,
-    ) -> Result<(Tensor, Extent)> {
+    ) -> Result<Tensor> {
         let factor = self.vae_config.factor();
         ensure!(
             width > 0
@@ -70,20 +77,14 @@ impl Upscaler {
             "a base picture of {width}x{height} was asked for; its sides must be multiples of {factor}"
         );
         let sides = (height / factor, width / factor);
-        let latents = self.with_base(
+        self.with_base(
             sides,
             settings,
             on_event,
-            |base, settings, room, on_step| {
-                base.generate(sides, settings, generator, room, on_step)
+            |base, settings, room, on_event| {
+                base.generate(sides, settings, generator, room, on_event)
             },
-        )?;
-        if !self.options.keep_loaded && settings.refine.is_none() {
-            self.base = None;
-        }
-        let (multiple, minimum) = self.low_res_sides();
-        let extent = Extent { width, height };
-        Ok((padding::extend(&latents, multiple, minimum)?, extent))
+        )
     }
 
     /// Upscaled latents (b, 4, h, w), each with the next draw of its generator as noise, refined where the settings say so.
@@ -105,8 +106,8 @@ impl Upscaler {
                 (h, w),
                 settings,
                 on_event,
-                |base, settings, room, on_step| {
-                    base.refine(&row, strength, settings, generator, room, on_step)
+                |base, settings, room, on_event| {
+                    base.refine(&row, strength, settings, generator, room, on_event)
                 },
             )?;
             rows.push(refined.to_device(latents.device())?);
@@ -123,25 +124,13 @@ impl Upscaler {
         (h, w): (usize, usize),
         settings: &Settings,
         on_event: OnEvent,
-        run: impl FnOnce(
-            &mut BaseModel,
-            &BaseSettings,
-            &Room,
-            &mut dyn FnMut(usize, usize) -> Result<()>,
-        ) -> Result<Tensor>,
+        run: impl FnOnce(&mut BaseModel, &BaseSettings, &Room, OnEvent) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let start = Instant::now();
-        let settings = BaseSettings {
-            prompt: settings.prompt.clone(),
-            negative_prompt: settings.negative_prompt.clone(),
-            steps: settings.base_steps,
-            guidance: settings.base_guidance,
-        };
+        let settings = settings.base();
         let rows = if settings.is_guided() { 2 } else { 1 };
         let room = self.room(Stage::Base, (rows, h, w))?;
-        on_event(Event::Started(Stage::Base))?;
-        let mut on_step = |done, total| on_event(Event::BaseStep { done, total });
-        let latents = run(self.base()?, &settings, &room, &mut on_step)?;
+        let latents = run(self.base()?, &settings, &room, on_event)?;
         finished(Stage::Base, start, on_event)?;
         Ok(latents)
     }

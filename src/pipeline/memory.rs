@@ -31,6 +31,17 @@ const SHARE: f64 = 0.9;
 /// Of the memory that `--max-memory` allows, what a plan takes: estimates are off by a few hundredths.
 const KEPT_TO: f64 = 0.96;
 
+/// What an upscale begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// An image, which is encoded first.
+    Image,
+    /// Latents.
+    Latents,
+    /// A prompt alone, of which the base checkpoint makes latents.
+    Prompt,
+}
+
 /// An upscale that a plan is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanFor {
@@ -38,8 +49,8 @@ pub struct PlanFor {
     pub width: usize,
     /// The same.
     pub height: usize,
-    /// Whether the input is an image, which is encoded first.
-    pub from_image: bool,
+    /// What it is made of.
+    pub input: InputKind,
     /// Whether the result is decoded to a picture.
     pub to_picture: bool,
 }
@@ -66,8 +77,9 @@ impl Planner {
 type Sides = (usize, usize, usize);
 
 impl Upscaler {
-    /// What an upscale would take and how, a stage after the other: the encoder where an image is to be encoded, the UNet's last pass,
-    /// the decoder where a picture is to be made.
+    /// What an upscale would take and how, a stage after the other: the encoder where an image is to be encoded, the base checkpoint's UNet
+    /// where a prompt alone is given, the UNet's last pass, the base checkpoint's again where the result is refined, the decoder where a
+    /// picture is to be made.
     ///
     /// # Errors
     /// [`TooLittle`], in the error's chain: one of the stages cannot be made to fit.
@@ -75,7 +87,7 @@ impl Upscaler {
         let PlanFor {
             width,
             height,
-            from_image,
+            input,
             to_picture,
         } = work;
         let factor = self.vae_config.factor();
@@ -83,9 +95,17 @@ impl Upscaler {
         let padded = |n: usize| padded_side(n, multiple, minimum);
         self.planner.plan_for(settings.sampler);
         let mut plans = Vec::new();
-        if from_image {
-            let side = |n: usize| factor * padded(n.div_ceil(factor));
-            plans.push(self.plan_stage(Stage::Encode, (1, side(height), side(width)))?);
+        let base_rows = if settings.base().is_guided() { 2 } else { 1 };
+        match input {
+            InputKind::Image => {
+                let side = |n: usize| factor * padded(n.div_ceil(factor));
+                plans.push(self.plan_stage(Stage::Encode, (1, side(height), side(width)))?);
+            }
+            InputKind::Prompt => {
+                let sides = (base_rows, height.div_ceil(factor), width.div_ceil(factor));
+                plans.push(self.plan_stage(Stage::Base, sides)?);
+            }
+            InputKind::Latents => {}
         }
         let before_last = |n: usize| match settings.scale.passes() {
             1 => n.div_ceil(factor),
@@ -104,8 +124,13 @@ impl Upscaler {
         if let (Some(preview), Some(steps)) = (self.plan_to_preview((h, w))?, plans.last_mut()) {
             steps.peak = steps.peak.max(preview.peak);
         }
+        if settings.refine.is_some() {
+            plans.push(self.plan_stage(Stage::Base, (base_rows, h, w))?);
+        }
         if to_picture {
-            plans.push(self.plan_stage(Stage::Decode, (1, h, w))?);
+            let whose = self.will_be_decoded_by(settings);
+            let decode = |upscaler: &mut Self| upscaler.plan_stage(Stage::Decode, (1, h, w));
+            plans.push(self.with_vae(whose, decode)?);
         }
         Ok(plans)
     }
@@ -192,6 +217,9 @@ impl Upscaler {
                 bytes += self.weights_of(other)?;
             }
         }
+        if self.has_other_decoder() {
+            bytes += self.weights_of(Stage::Decode)?;
+        }
         Ok(bytes)
     }
 
@@ -221,6 +249,7 @@ impl Upscaler {
         if stage != Stage::Decode {
             self.decoder = None;
         }
+        self.forget_other_decoder();
     }
 
     /// The plan that costs nothing, where it fits beside `others` bytes of other networks.

@@ -3,6 +3,7 @@
 mod augment;
 #[doc(hidden)] // for the parity tests
 pub mod base;
+mod base_vae;
 mod course;
 mod denoise;
 mod generate;
@@ -32,11 +33,12 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use self::base::BaseModel;
+use self::base_vae::{Other, Whose};
 use self::course::Course;
 use self::denoise::{Denoiser, Passes};
 use self::loaded::loaded;
 use self::memory::Planner;
-pub use self::memory::{PlanFor, StagePlan, TooLittle};
+pub use self::memory::{InputKind, PlanFor, StagePlan, TooLittle};
 use self::noise::Generator;
 use self::padding::Extent;
 use self::passes::Pass;
@@ -100,6 +102,7 @@ pub struct Upscaler {
     encoder: Option<Encoder>,
     unet: Option<UNet>,
     decoder: Option<Decoder>,
+    other_vae: Option<Other>,
     base_files: Option<ModelFiles>,
     base: Option<BaseModel>,
     /// Of the layers' notes.
@@ -170,6 +173,7 @@ impl Upscaler {
             encoder: None,
             unet: None,
             decoder: None,
+            other_vae: None,
             base_files: None,
             base: None,
             notes_told: 0,
@@ -258,8 +262,8 @@ impl Upscaler {
 
     fn forget(&mut self) {
         self.prompts.clear();
-        (self.encoder, self.unet, self.decoder) = (None, None, None);
-        self.base = None;
+        (self.encoder, self.unet, self.base) = (None, None, None);
+        self.forget_decoders();
     }
 
     /// Upscale a batch of inputs of one kind and size, each from the seed's own noise: the latents are those
@@ -303,10 +307,23 @@ impl Upscaler {
         sink: &mut dyn PictureSink,
         on_event: OnEvent,
     ) -> Result<()> {
-        let pixels = upscaled.width * upscaled.height;
+        let whose = self.decoded_by(upscaled.refined);
+        self.decode_by(whose, upscaled, sink, on_event)
+    }
+
+    fn decode_by(
+        &mut self,
+        whose: Whose,
+        latents: &UpscaledLatents,
+        sink: &mut dyn PictureSink,
+        on_event: OnEvent,
+    ) -> Result<()> {
+        let pixels = latents.width * latents.height;
         let mut sink = Guarded::new(sink);
         let decoded = self.recovering(Some(pixels), on_event, |upscaler, on_event| {
-            upscaler.decode_once(upscaled, &mut sink, on_event)
+            upscaler.with_vae(whose, |upscaler| {
+                upscaler.decode_once(latents, &mut sink, on_event)
+            })
         });
         sink.or_refusal(decoded)
     }
@@ -334,18 +351,7 @@ impl Upscaler {
         let LowRes::Latents(latents) = input else {
             bail!("only latents are decoded for comparison; an image is its own");
         };
-        let (_, _, h, w) = latents.dims4()?;
-        let factor = self.vae_config.factor();
-        let low_res = UpscaledLatents {
-            padded: latents.clone(),
-            width: w * factor,
-            height: h * factor,
-            positions: Extent {
-                width: w,
-                height: h,
-            },
-            evaluations: 0,
-        };
+        let low_res = self.as_they_are(latents)?;
         self.decode_to(&low_res, sink, on_event)
     }
 
@@ -362,6 +368,7 @@ impl Upscaler {
         let mut generators = vec![Generator::new(settings.seed); inputs.len()];
         let mut batch = self.low_res(inputs, settings, &mut generators, on_event)?;
         batch.latents = augment::augmented(batch.latents, settings, &mut generators)?;
+        let base = std::mem::take(&mut batch.base);
         let (latents, evaluations) = self.denoise(
             &batch,
             &mut generators,
@@ -376,7 +383,8 @@ impl Upscaler {
             latents
         };
         let factor = self.vae_config.factor();
-        let one = |(i, extent): (usize, Extent)| {
+        let refined = pass.is_last() && settings.refine.is_some();
+        let one = |(i, (extent, base)): (usize, (Extent, Option<Tensor>))| {
             let Extent { width, height } = extent.doubled();
             Ok(UpscaledLatents {
                 padded: latents.narrow(0, i, 1)?.contiguous()?,
@@ -387,9 +395,12 @@ impl Upscaler {
                     height: height.div_ceil(factor),
                 },
                 evaluations,
+                refined,
+                base,
             })
         };
-        batch.extents.into_iter().enumerate().map(one).collect()
+        let each = std::iter::zip(batch.extents, base);
+        each.enumerate().map(one).collect()
     }
 
     fn condition(&mut self, settings: &Settings, on_event: OnEvent) -> Result<Vec<Conditioning>> {
@@ -422,23 +433,34 @@ impl Upscaler {
     ) -> Result<Batch> {
         let mut batch = Vec::with_capacity(inputs.len());
         let mut extents = Vec::with_capacity(inputs.len());
+        let mut base = Vec::with_capacity(inputs.len());
         for (input, generator) in inputs.iter().zip(generators) {
+            let mut made = None;
             let (latents, extent) = match input {
                 LowRes::Latents(latents) => self.extended(latents)?,
                 LowRes::Image(image) => self.encode(image, generator, on_event)?,
                 &LowRes::Prompt { width, height } => {
-                    self.generate((width, height), settings, generator, on_event)?
+                    let latents = self.generate((width, height), settings, generator, on_event)?;
+                    self.extended(made.insert(latents))?
                 }
             };
             batch.push(latents);
             extents.push(extent);
+            base.push(made);
+        }
+        if !self.options.keep_loaded && settings.refine.is_none() {
+            self.base = None;
         }
         if !self.options.keep_loaded {
             self.encoder = None;
         }
         let latents =
             Tensor::cat(&batch, 0).context("the inputs of a batch must be of one size")?;
-        Ok(Batch { latents, extents })
+        Ok(Batch {
+            latents,
+            extents,
+            base,
+        })
     }
 
     /// What the sides of low-res latents must be a multiple of, and their least: half of the UNet's, which sees them
@@ -638,6 +660,8 @@ struct Batch {
     latents: Tensor,
     /// Of each, in pixels, what it stands for without its extension.
     extents: Vec<Extent>,
+    /// Of each that was made from a prompt, what the base checkpoint made: (1, 4, h, w).
+    base: Vec<Option<Tensor>>,
 }
 
 /// Tells of what a step shows. What goes wrong with that is no reason to end the work.

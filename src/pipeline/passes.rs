@@ -56,6 +56,7 @@ impl Upscaler {
                     width: 2 * before.width,
                     height: 2 * before.height,
                     evaluations: before.evaluations + doubled.evaluations,
+                    base: before.base,
                     ..doubled
                 })
                 .collect();

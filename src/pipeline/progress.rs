@@ -9,7 +9,7 @@ use crate::device::StepClock;
 
 /// Steps told to a card before the last of them is done: enough that it never waits for the program, and few enough that
 /// an interrupt ends the run soon.
-const AHEAD: usize = 2;
+pub const AHEAD: usize = 2;
 
 /// Counts the evaluations of a pass by its device's clock, and tells of each when it is done.
 pub struct Progress {

@@ -9,7 +9,7 @@ use super::loaded::loaded;
 use super::types::{Event, OnEvent, Settings, Stage, check_finite, floats};
 use crate::device::Placement;
 use crate::model::ModelFiles;
-use crate::networks::text::{Conditioning, TextEncoder, Tokenizer};
+use crate::networks::text::{Conditioning, TextEncoder, Tokenizer, Tokens};
 
 /// Prompts whose conditioning is kept between pictures.
 const PROMPTS_KEPT: usize = 16;
@@ -89,6 +89,22 @@ impl Prompts {
     }
 }
 
+/// Says what of a prompt `model` does not read.
+pub fn warn_of_cut(
+    model: &str,
+    tokens: &Tokens,
+    positions: usize,
+    on_event: OnEvent,
+) -> Result<()> {
+    let Some(cut) = &tokens.cut else {
+        return Ok(());
+    };
+    on_event(Event::Warning(format!(
+        "the prompt is longer than the {positions} tokens that the {model} reads; {} tokens were left out, from \"{}\"",
+        cut.tokens, cut.begins
+    )))
+}
+
 fn encode(
     text: &str,
     tokenizer: &Tokenizer,
@@ -97,14 +113,7 @@ fn encode(
     on_event: OnEvent,
 ) -> Result<Encoded> {
     let tokens = tokenizer.encode(text)?;
-    if let Some(cut) = &tokens.cut {
-        on_event(Event::Warning(format!(
-            "the prompt is longer than the {} tokens that the model reads; {} tokens were left out, from \"{}\"",
-            encoder.positions(),
-            cut.tokens,
-            cut.begins
-        )))?;
-    }
+    warn_of_cut("model", &tokens, encoder.positions(), on_event)?;
     let conditioning = encoder.encode(&tokens)?;
     check_finite(&floats(&conditioning.pooled)?, Stage::Text, dtype)?;
     Ok(Encoded {

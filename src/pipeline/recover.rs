@@ -89,7 +89,7 @@ impl Upscaler {
         let decoding = overflow.stage == Stage::Decode && overflow.dtype == DType::F16;
         let name = if decoding && device::has_bfloat16(&self.options.device)? {
             self.vae_placement.dtype = DType::BF16;
-            self.decoder = None;
+            self.forget_decoders();
             "bfloat16"
         } else {
             for placement in self.placements() {
@@ -108,9 +108,10 @@ impl Upscaler {
         let loaded = self.encoder.is_some()
             || self.unet.is_some()
             || self.decoder.is_some()
+            || self.has_other_decoder()
             || self.base.is_some();
-        (self.encoder, self.unet, self.decoder) = (None, None, None);
-        self.base = None;
+        (self.encoder, self.unet, self.base) = (None, None, None);
+        self.forget_decoders();
         loaded
     }
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::base::BaseSettings;
 use super::padding::Extent;
 use super::sampler::Sampler;
 use super::schedule::Schedule;
@@ -179,6 +180,16 @@ pub const MIN_TOLERANCE: f64 = 1e-6;
 pub const MAX_TOLERANCE: f64 = 20.0;
 
 impl Settings {
+    /// Of the base checkpoint, where it is used.
+    pub(super) fn base(&self) -> BaseSettings {
+        BaseSettings {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            steps: self.base_steps,
+            guidance: self.base_guidance,
+        }
+    }
+
     /// # Errors
     /// A number is out of its range.
     pub(super) fn check(&self) -> Result<()> {
@@ -291,6 +302,10 @@ pub struct UpscaledLatents {
     pub height: usize,
     /// How often the UNet was evaluated for it, in all passes: what was done again in another precision or on another device counts once.
     pub evaluations: usize,
+    /// Whether the base checkpoint had the last word on it, whose VAE decodes it then where no other was named.
+    pub(super) refined: bool,
+    /// Of a picture that was made from a prompt, the base checkpoint's latents: (1, 4, h, w), scaled, float32.
+    pub(super) base: Option<Tensor>,
     /// Latent positions without the extension: enough for the picture, and for an input whose sides are no multiples of
     /// theirs a few more.
     pub(super) positions: Extent,
@@ -305,6 +320,16 @@ impl UpscaledLatents {
         let Extent { width, height } = self.positions;
         let latents = self.padded.narrow(2, 0, height)?.narrow(3, 0, width)?;
         Ok(latents.contiguous()?)
+    }
+
+    /// The base checkpoint's latents that it was upscaled from: (1, 4, h, w), scaled, float32, on the CPU. None where it was not made
+    /// from a prompt alone.
+    ///
+    /// # Errors
+    /// candle's own only.
+    pub fn base_latents(&self) -> Result<Option<Tensor>> {
+        let base = self.base.as_ref();
+        Ok(base.map(|base| base.to_device(&Device::Cpu)).transpose()?)
     }
 }
 
@@ -360,6 +385,8 @@ pub enum Event {
         done: usize,
         /// Calls in all.
         total: usize,
+        /// Of this call alone.
+        seconds: f64,
     },
     /// What a step shows so far, where that was asked for ([`Upscaler::send_previews`](super::Upscaler::send_previews)).
     Preview {

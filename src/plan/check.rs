@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::claims::{Claims, Conflict, same_file};
 use super::walk::{Found, PassedOver};
-use super::{Naming, Request, Source, Target, Task, UsageError};
+use super::{Naming, Origin, Request, Source, Target, Task, UsageError};
 
 /// Refuses outputs that fall on inputs or on each other.
 pub(super) fn checked(
@@ -19,18 +19,29 @@ pub(super) fn checked(
     let mut conflicts = Vec::new();
     let mut lowercase: HashMap<String, PathBuf> = HashMap::new();
     let mut only_case_differs = Vec::new();
-    for (found, target) in work {
-        if let Some(path) = target.naming().map(Naming::pattern) {
-            let twice = match claims.take(&path, &found.source) {
+    let variants = |(found, target): (Found, Target)| {
+        let by = |&variant| Task {
+            source: found.source.clone(),
+            relative: found.relative.clone(),
+            place: found.order,
+            target: target.by(variant),
+            variant,
+        };
+        request.variants.iter().map(by).collect::<Vec<Task>>()
+    };
+    for task in work.into_iter().flat_map(variants) {
+        if let Some(path) = task.target.naming().map(Naming::pattern) {
+            let origin = task.origin();
+            let twice = match claims.take(&path, &origin) {
                 Ok(new) => !new,
-                Err(Conflict::Output(first)) if is_same(&first, &found.source) => true,
+                Err(Conflict::Output(first)) if is_same(&first, &origin) => true,
                 Err(conflict) => {
-                    conflicts.push((found.source.clone(), path.clone(), conflict));
+                    conflicts.push((origin, path.clone(), conflict));
                     false
                 }
             };
             if twice {
-                if let Source::Path(path) = found.source {
+                if let Source::Path(path) = task.source {
                     passed_over.push((path, PassedOver::NamedTwice));
                 }
                 continue;
@@ -42,11 +53,7 @@ pub(super) fn checked(
                 only_case_differs.push((other, path));
             }
         }
-        tasks.push(Task {
-            source: found.source,
-            relative: found.relative,
-            target,
-        });
+        tasks.push(task);
     }
     if !conflicts.is_empty() {
         return Err(refusal(&conflicts, request));
@@ -61,25 +68,33 @@ pub(super) fn checked(
     Ok((tasks, claims))
 }
 
-fn is_same(a: &Source, b: &Source) -> bool {
-    match (a, b) {
-        (Source::Path(a), Source::Path(b)) => same_file(a, b),
-        _ => a == b,
-    }
+fn is_same(a: &Origin, b: &Origin) -> bool {
+    a.variant == b.variant
+        && match (&a.source, &b.source) {
+            (Source::Path(a), Source::Path(b)) => same_file(a, b),
+            (a, b) => a == b,
+        }
 }
 
 /// Names the first few conflicts and the cures that apply.
-fn refusal(conflicts: &[(Source, PathBuf, Conflict)], request: &Request) -> UsageError {
+fn refusal(conflicts: &[(Origin, PathBuf, Conflict)], request: &Request) -> UsageError {
     const SHOWN: usize = 3;
     let mut text = String::from("nothing was done, as outputs would be lost:");
-    for (source, path, conflict) in conflicts.iter().take(SHOWN) {
+    let by_variants = |(origin, _, conflict): &(Origin, PathBuf, Conflict)| matches!(conflict, Conflict::Output(first) if first.source == origin.source);
+    for one in conflicts.iter().take(SHOWN) {
+        let (Origin { source, .. }, path, conflict) = one;
         let path = path.display();
         text += &match conflict {
             Conflict::Input(input) => format!(
                 "\n  {source} would be written to {path}, over the input {}",
                 input.display()
             ),
-            Conflict::Output(first) => {
+            Conflict::Output(_) if by_variants(one) => {
+                format!(
+                    "\n  what every seed and guidance makes of {source} would be written to {path}"
+                )
+            }
+            Conflict::Output(Origin { source: first, .. }) => {
                 format!("\n  {first} and {source} would both be written to {path}")
             }
         };
@@ -89,7 +104,12 @@ fn refusal(conflicts: &[(Source, PathBuf, Conflict)], request: &Request) -> Usag
     }
     let mut cures = Vec::new();
     let over_input = conflicts.iter().any(|c| matches!(c.2, Conflict::Input(_)));
-    let over_output = conflicts.iter().any(|c| matches!(c.2, Conflict::Output(_)));
+    let over_output = conflicts
+        .iter()
+        .any(|c| matches!(c.2, Conflict::Output(_)) && !by_variants(c));
+    if conflicts.iter().any(by_variants) {
+        cures.push("put {seed} or {guidance}, whichever has several values, into --name");
+    }
     if over_input {
         cures.push(match request.output {
             Some(_) => {

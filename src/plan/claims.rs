@@ -4,28 +4,37 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Source;
+use super::{Source, Variant};
 
 /// macOS and Windows ignore case in file names, so there `A.png` and `a.png` are one file. On other systems they are
 /// two, and refusing them would refuse folders that are in order.
 const IGNORES_CASE: bool = cfg!(any(windows, target_os = "macos"));
 
 /// Why a path cannot be written.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Conflict {
     /// The path is an input's.
     #[error("{} is an input and is never written over", .0.display())]
     Input(PathBuf),
     /// Another input's output goes there.
-    #[error("it is where the output of {0} goes")]
-    Output(Source),
+    #[error("it is where the output of {} goes", .0.source)]
+    Output(Origin),
+}
+
+/// What an output comes of: an input, done by one of the run's variants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    /// The input.
+    pub source: Source,
+    /// By what it is done.
+    pub variant: Variant,
 }
 
 /// The inputs of the run, and the outputs handed out so far.
 #[derive(Debug, Default)]
 pub struct Claims {
     inputs: HashMap<FileId, PathBuf>,
-    outputs: HashMap<PathBuf, Source>,
+    outputs: HashMap<PathBuf, Origin>,
     folders: Folders,
 }
 
@@ -33,7 +42,7 @@ impl Claims {
     pub(super) fn new<'a>(inputs: impl Iterator<Item = &'a Source>) -> Self {
         let inputs = inputs.filter_map(|source| match source {
             Source::Path(path) => Some((file_id(path)?, path.clone())),
-            Source::Stdin => None,
+            Source::Stdin | Source::Prompt(_) => None,
         });
         Self {
             inputs: inputs.collect(),
@@ -41,18 +50,18 @@ impl Claims {
         }
     }
 
-    /// Takes `path` for the output of `source`, or says whose it is. The same source may take a path again. [`super::plan`]
+    /// Takes `path` for an output of `origin`, or says whose it is. The same origin may take a path again. [`super::plan`]
     /// did this for every path it knew; names with a size or a batch's number are known only when the input was read,
     /// so call this before each write.
     ///
     /// # Errors
     /// The path is taken.
-    pub fn claim(&mut self, path: &Path, source: &Source) -> Result<(), Conflict> {
-        self.take(path, source).map(|_| ())
+    pub fn claim(&mut self, path: &Path, origin: &Origin) -> Result<(), Conflict> {
+        self.take(path, origin).map(|_| ())
     }
 
     /// As [`Self::claim`]; true where the path was not taken yet.
-    pub(super) fn take(&mut self, path: &Path, source: &Source) -> Result<bool, Conflict> {
+    pub(super) fn take(&mut self, path: &Path, origin: &Origin) -> Result<bool, Conflict> {
         // An output that does not exist yet is no input; one that does is compared as a file, whatever links, case or
         // `..` its name goes through.
         if let Some(input) = file_id(path).and_then(|id| self.inputs.get(&id)) {
@@ -60,10 +69,10 @@ impl Claims {
         }
         let key = self.folders.key(path);
         match self.outputs.get(&key) {
-            Some(holder) if holder != source => Err(Conflict::Output(holder.clone())),
+            Some(holder) if holder != origin => Err(Conflict::Output(holder.clone())),
             Some(_) => Ok(false),
             None => {
-                self.outputs.insert(key, source.clone());
+                self.outputs.insert(key, origin.clone());
                 Ok(true)
             }
         }

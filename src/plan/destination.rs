@@ -5,10 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::naming::{Naming, WRITTEN, Written, is_latents, is_readable, split_name};
+use super::naming::{
+    Naming, WRITTEN, Written, is_latents, is_readable, split_name, split_written_name,
+};
 use super::template::Template;
 use super::walk::Found;
-use super::{Output, Request, Source, Target, UsageError};
+use super::{Output, Request, Several, Source, Target, UsageError, Variant};
 
 #[derive(Debug)]
 pub(super) enum Destination {
@@ -31,7 +33,7 @@ fn usage<T>(text: String) -> Result<T, UsageError> {
 impl Destination {
     pub(super) fn of(request: &Request) -> Result<Self, UsageError> {
         let one_file = match request.inputs.as_slice() {
-            [Source::Stdin] => true,
+            [Source::Stdin | Source::Prompt(_)] => true,
             [Source::Path(path)] => !path.is_dir(),
             _ => false,
         };
@@ -45,6 +47,10 @@ impl Destination {
             None => beside(request),
             Some(Output::Stdout) if !one_file => usage(
                 "-o - writes one result: give one input that is a file or -, or a folder with -o"
+                    .into(),
+            ),
+            Some(Output::Stdout) if request.variants.len() > 1 => usage(
+                "-o - writes one result: give one seed and one guidance, or a file or folder with -o"
                     .into(),
             ),
             Some(Output::Stdout) if request.template.is_some() => {
@@ -71,9 +77,12 @@ impl Destination {
     ) -> Target {
         let path = match &found.source {
             Source::Path(path) => path,
-            Source::Stdin => &found.relative,
+            Source::Stdin | Source::Prompt(_) => &found.relative,
         };
-        let (stem, own) = split_name(path);
+        let (stem, own) = match &found.source {
+            Source::Prompt(_) => split_written_name(path),
+            Source::Path(_) | Source::Stdin => split_name(path),
+        };
         let in_extension = own.clone().unwrap_or_default();
         let stated = template.extension().or(request.format.as_deref());
         let own = own.filter(|e| !is_latents(e) && !e.eq_ignore_ascii_case("apng"));
@@ -108,16 +117,17 @@ impl Destination {
             extension: extension.unwrap_or_default(),
             in_extension,
             kind,
-            seed: request.seed,
+            variant: Variant::default(),
         })
     }
 
     /// The template of this run: the one given, or the one that fits.
     pub(super) fn template(&self, request: &Request) -> Arc<Template> {
+        let several = Several::of(&request.variants);
         Arc::new(match (&request.template, self) {
             (Some(template), _) => template.clone(),
-            (None, Destination::Beside) => Template::beside(request.times),
-            (None, _) => Template::same(),
+            (None, Destination::Beside) => Template::beside(request.times, several),
+            (None, _) => Template::same(several),
         })
     }
 }
@@ -126,7 +136,7 @@ impl Destination {
 fn beside(request: &Request) -> Result<Destination, UsageError> {
     for source in &request.inputs {
         let nowhere = match source {
-            Source::Stdin => true,
+            Source::Stdin | Source::Prompt(_) => true,
             Source::Path(path) => fs::metadata(path).is_ok_and(|m| !m.is_dir() && !m.is_file()),
         };
         if nowhere {
@@ -168,7 +178,7 @@ fn to_path(path: &Path, one_file: bool, request: &Request) -> Result<Destination
     }
     let (stem, extension) = split_name(path);
     let known = extension.as_deref().is_some_and(is_readable);
-    if !is_file && !known && (!one_file || request.template.is_some()) {
+    if !is_file && !known && (!one_file || request.listed || request.template.is_some()) {
         return folder();
     }
     if !one_file {

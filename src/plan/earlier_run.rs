@@ -21,7 +21,7 @@ pub(super) fn leave_out(
         .into_iter()
         .map(|origin| match inputs[origin?].0 {
             Source::Path(path) => Some(path.clone()),
-            Source::Stdin => Some("standard input".into()),
+            other => Some(other.to_string().into()),
         })
         .collect();
     let count = origins.iter().flatten().count();
@@ -48,6 +48,9 @@ pub(super) fn leave_out(
     left
 }
 
+/// What the name of a picture of the low-res latents, beside a result, ends in.
+const LOW_RES: &str = "-low-res";
+
 /// For each of the inputs, given with where its output goes, the index of the input whose output it is by its name.
 /// The extension, seed, size and scale may differ from this run's.
 fn outputs_of(inputs: &[(&Source, Option<&Naming>)]) -> Vec<Option<usize>> {
@@ -64,8 +67,9 @@ fn outputs_of(inputs: &[(&Source, Option<&Naming>)]) -> Vec<Option<usize>> {
             return None;
         };
         let (base, name) = placed(&mut folders, path, naming.template.depth())?;
+        let whole = name.strip_suffix(LOW_RES).unwrap_or(&name);
         for (numbered, stem) in [false, true].into_iter().flat_map(|numbered| {
-            let stems = naming.template.stems_of(&name, numbered);
+            let stems = naming.template.stems_of(whole, numbered);
             stems.into_iter().map(move |stem| (numbered, stem))
         }) {
             let sources = by_stem.get(&(base.clone(), stem.into()));
@@ -98,5 +102,6 @@ fn may_be_a_batch(source: &Source) -> bool {
     match source {
         Source::Path(path) => split_name(path).1.is_some_and(|e| is_latents(&e)),
         Source::Stdin => true,
+        Source::Prompt(_) => false,
     }
 }

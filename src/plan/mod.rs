@@ -13,17 +13,20 @@ mod task;
 mod template;
 #[cfg(test)]
 mod tests;
+mod variant;
 mod walk;
 
 use std::path::PathBuf;
 
-pub use self::claims::{Claims, Conflict};
+pub use self::claims::{Claims, Conflict, Origin};
 use self::destination::Destination;
 pub use self::naming::{Naming, Numbered, Written};
-pub use self::request::{Output, Request, Source, UsageError};
+pub use self::request::{Output, Prompt, Reads, Request, Source, UsageError};
 pub use self::shard::Shard;
 pub use self::task::{Target, Task};
 pub use self::template::Template;
+use self::variant::Several;
+pub use self::variant::Variant;
 use self::walk::Found;
 pub use self::walk::PassedOver;
 
@@ -38,6 +41,8 @@ pub struct Plan {
     pub failed: Vec<(PathBuf, String)>,
     /// What the user should be told before the work.
     pub warnings: Vec<String>,
+    /// How many inputs there are, those that cannot be read and those of other shards among them.
+    pub inputs: usize,
     /// How many inputs belong to other shares of `--shard`.
     pub in_other_shards: usize,
     /// To check the paths that are known only once an input was read.
@@ -71,17 +76,22 @@ pub fn plan(request: &Request) -> Result<Plan, UsageError> {
     let work: Vec<(Found, Target)> = found.into_iter().map(with_target).collect();
     let work = earlier_run::leave_out(work, &mut passed_over, &mut warnings);
     let (mut tasks, claims) = check::checked(work, request, &mut passed_over, &mut warnings)?;
+    let inputs = walk::number(&mut tasks, &failed);
 
     let all = tasks.len() + failed.len();
     if let Some(shard) = request.shard {
         tasks.retain(|task| shard.holds(&task.relative));
-        failed.retain(|(_, relative, _)| shard.holds(relative));
+        failed.retain(|failed| shard.holds(&failed.relative));
     }
     Ok(Plan {
         in_other_shards: all - tasks.len() - failed.len(),
         tasks,
         passed_over,
-        failed: failed.into_iter().map(|(path, _, e)| (path, e)).collect(),
+        failed: failed
+            .into_iter()
+            .map(|one| (one.path, one.error))
+            .collect(),
+        inputs,
         warnings,
         claims,
     })

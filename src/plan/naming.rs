@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::UsageError;
 use super::template::{Fields, Template};
+use super::{UsageError, Variant};
 use crate::picture::Format;
 
 /// What a file's extension says it holds, among what can be written.
@@ -79,7 +79,7 @@ pub struct Naming {
     /// Whether the name ends in the extension; not so where `-o` names a file without one and `--format` is given.
     pub(super) dotted: bool,
     pub(super) kind: Written,
-    pub(super) seed: u64,
+    pub(super) variant: Variant,
 }
 
 impl Naming {
@@ -104,7 +104,7 @@ impl Naming {
             stem: &self.stem,
             extension: &self.extension,
             in_extension: &self.in_extension,
-            seed: self.seed,
+            variant: self.variant,
             size,
         });
         if let Some(Numbered { number, count }) = numbered {
@@ -122,6 +122,19 @@ impl Naming {
 impl fmt::Debug for Naming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} as {:?}", self.pattern(), self.kind)
+    }
+}
+
+/// The same of a name that need not have an extension: one that says nothing of what is to be written is part of the name.
+pub(super) fn split_written_name(path: &Path) -> (OsString, Option<String>) {
+    match split_name(path) {
+        (stem, Some(extension)) if Written::from_extension(&extension).is_some() => {
+            (stem, Some(extension))
+        }
+        _ => (
+            path.file_name().unwrap_or(path.as_os_str()).to_owned(),
+            None,
+        ),
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Shard, Template};
+use super::{Shard, Template, Variant};
 
 /// A command line that cannot be followed, for exit status 2. Everything else that goes wrong is an input's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +18,29 @@ pub enum Source {
     Path(PathBuf),
     /// Standard input.
     Stdin,
+    /// No file: a picture that is made of words.
+    Prompt(Prompt),
+}
+
+/// What the files of a request are, which decides what folders are searched for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Images and latents.
+    #[default]
+    Pictures,
+    /// `.txt`, a prompt each.
+    Prompts,
+}
+
+/// What stands for an input where a picture is made of words alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// As messages call it.
+    pub name: String,
+    /// What the output is called: as if an input of this path were read from a folder. It may have an extension of something that is written.
+    pub relative: PathBuf,
+    /// The words.
+    pub text: String,
 }
 
 impl From<OsString> for Source {
@@ -36,6 +59,7 @@ impl fmt::Display for Source {
         match self {
             Source::Path(path) => path.display().fmt(f),
             Source::Stdin => f.write_str("standard input"),
+            Source::Prompt(prompt) => f.write_str(&prompt.name),
         }
     }
 }
@@ -80,8 +104,12 @@ pub struct Request {
     pub shard: Option<Shard>,
     /// `--format`: an extension of something that is written, without the dot.
     pub format: Option<String>,
-    /// For `{seed}` in names.
-    pub seed: u64,
+    /// What its files are.
+    pub reads: Reads,
+    /// Whether the inputs are of a list, as those of a folder are: an output that may be a folder is one, be there one alone.
+    pub listed: bool,
+    /// What every input is done by: one output each. Not empty.
+    pub variants: Vec<Variant>,
     /// How many times as large outputs are, which the names of those beside their input tell.
     pub times: usize,
 }
@@ -97,7 +125,9 @@ impl Default for Request {
             exclude: Vec::new(),
             shard: None,
             format: None,
-            seed: 0,
+            reads: Reads::default(),
+            listed: false,
+            variants: vec![Variant::default()],
             times: 2,
         }
     }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path};
 use std::str::FromStr;
 
-use super::{UsageError, Written};
+use super::{Several, UsageError, Variant, Written};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -14,6 +14,7 @@ enum Part {
     Ext,
     InExt,
     Seed,
+    Guidance,
     Width,
     Height,
     /// `2x`, of results twice as large. No template states it; names beside the input have it.
@@ -23,11 +24,12 @@ enum Part {
 /// What [`Part::Times`] of any run can have made.
 const TIMES: [&str; 3] = ["2x", "4x", "8x"];
 
-const FIELDS: [(&str, Part); 6] = [
+const FIELDS: [(&str, Part); 7] = [
     ("{stem}", Part::Stem),
     ("{ext}", Part::Ext),
     ("{in_ext}", Part::InExt),
     ("{seed}", Part::Seed),
+    ("{guidance}", Part::Guidance),
     ("{width}", Part::Width),
     ("{height}", Part::Height),
 ];
@@ -47,21 +49,23 @@ pub(super) struct Fields<'a> {
     pub extension: &'a str,
     /// The input's.
     pub in_extension: &'a str,
-    pub seed: u64,
+    pub variant: Variant,
     pub size: Option<(u32, u32)>,
 }
 
 impl Template {
     /// The names given beside the input, of results `times` as large: they must differ from it.
-    pub(super) fn beside(times: usize) -> Self {
-        let parts = vec![Part::Stem, Part::Text("-".into()), Part::Times(times)];
+    pub(super) fn beside(times: usize, several: Several) -> Self {
+        let mut parts = vec![Part::Stem, Part::Text("-".into()), Part::Times(times)];
+        parts.extend(values(several));
         let extension = None;
         Self { parts, extension }
     }
 
     /// The names given in another folder.
-    pub(super) fn same() -> Self {
-        let parts = vec![Part::Stem];
+    pub(super) fn same(several: Several) -> Self {
+        let mut parts = vec![Part::Stem];
+        parts.extend(values(several));
         let extension = None;
         Self { parts, extension }
     }
@@ -83,7 +87,8 @@ impl Template {
                 (Part::Stem, _) => name.push(fields.stem),
                 (Part::Ext, _) => name.push(fields.extension),
                 (Part::InExt, _) => name.push(fields.in_extension),
-                (Part::Seed, _) => name.push(fields.seed.to_string()),
+                (Part::Seed, _) => name.push(fields.variant.seed.to_string()),
+                (Part::Guidance, _) => name.push(fields.variant.guidance.to_string()),
                 (Part::Width, Some((width, _))) => name.push(width.to_string()),
                 (Part::Height, Some((_, height))) => name.push(height.to_string()),
                 (Part::Width, None) => name.push("{width}"),
@@ -92,6 +97,20 @@ impl Template {
             }
         }
         name
+    }
+
+    /// The parts of this template; of the names given beside the input, those of runs with other values as well.
+    fn of_any_run(&self) -> Vec<Vec<Part>> {
+        let is_times = |part: &Part| matches!(part, Part::Times(_));
+        let Some(at) = self.parts.iter().position(is_times) else {
+            return vec![self.parts.clone()];
+        };
+        let all = [(false, false), (true, false), (false, true), (true, true)];
+        let with = |(seeds, guidances)| {
+            let values = values(Several { seeds, guidances });
+            [&self.parts[..=at], &values].concat()
+        };
+        all.into_iter().map(with).collect()
     }
 
     /// How many folders the template adds above the name.
@@ -108,17 +127,34 @@ impl Template {
     pub(super) fn stems_of<'a>(&self, name: &'a str, numbered: bool) -> Vec<&'a str> {
         let mut stems = Vec::new();
         if self.has_stem() && self.parts != [Part::Stem] {
-            stems.extend(unmake(&self.parts, name));
+            let mut unmake = |name: &'a str| {
+                for parts in self.of_any_run() {
+                    stems.extend(unmake(&parts, name));
+                }
+            };
+            unmake(name);
             let unnumbered = name.trim_end_matches(|c: char| c.is_ascii_digit());
             if let Some(base) = unnumbered.strip_suffix('-')
                 && numbered
                 && unnumbered.len() < name.len()
             {
-                stems.extend(unmake(&self.parts, base));
+                unmake(base);
             }
         }
         stems
     }
+}
+
+/// What tells outputs of one input apart where the user names none.
+fn values(several: Several) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if several.seeds {
+        parts.extend([Part::Text("-".into()), Part::Seed]);
+    }
+    if several.guidances {
+        parts.extend([Part::Text("-g".into()), Part::Guidance]);
+    }
+    parts
 }
 
 /// Every value that the stem can have taken where `parts`, of which one is the stem, made `text`. Fields may touch, so
@@ -188,10 +224,13 @@ impl Part {
                 None => (1, 0),
             },
             Part::Text(_) | Part::Stem => (1, 0),
-            Part::Ext | Part::InExt | Part::Seed | Part::Width | Part::Height => {
+            Part::Ext | Part::InExt | Part::Seed | Part::Guidance | Part::Width | Part::Height => {
                 let lettered = matches!(self, Part::Ext | Part::InExt);
-                let alphabetic = |c: char| lettered && c.is_ascii_alphabetic();
-                let run = rest.find(|c: char| !c.is_ascii_digit() && !alphabetic(c));
+                let other = |c: char| match self {
+                    Part::Guidance => c == '.',
+                    _ => lettered && c.is_ascii_alphabetic(),
+                };
+                let run = rest.find(|c: char| !c.is_ascii_digit() && !other(c));
                 (1, run.unwrap_or(rest.len()))
             }
         };

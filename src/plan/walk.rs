@@ -1,5 +1,6 @@
 //! The inputs of the command line -> the files they stand for, and why the others were passed over.
 
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -7,7 +8,7 @@ use std::{fmt, fs, io};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::naming::{is_readable, split_name};
-use super::{Request, Source, UsageError, natural_order};
+use super::{Reads, Request, Source, Task, UsageError, natural_order};
 
 /// A file to upscale.
 #[derive(Clone, Debug)]
@@ -15,6 +16,19 @@ pub(super) struct Found {
     pub source: Source,
     /// To the folder given on the command line; for a file given there, its name.
     pub relative: PathBuf,
+    /// Among all inputs, those that cannot be read among them.
+    pub order: usize,
+}
+
+/// An input that cannot be read.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub path: PathBuf,
+    /// For sharding.
+    pub relative: PathBuf,
+    /// As [`Found::order`].
+    pub order: usize,
+    pub error: String,
 }
 
 /// Why a file or folder is not upscaled. Nothing is wrong with it.
@@ -68,15 +82,35 @@ impl fmt::Display for PassedOver {
 pub(super) struct Listing {
     pub found: Vec<Found>,
     pub passed_over: Vec<(PathBuf, PassedOver)>,
-    /// Path, relative path (for sharding) and error of what could not be read.
-    pub failed: Vec<(PathBuf, PathBuf, String)>,
+    pub failed: Vec<Failed>,
     pub warnings: Vec<String>,
+}
+
+impl Listing {
+    /// The order of what comes next.
+    fn next(&self) -> usize {
+        self.found.len() + self.failed.len()
+    }
+}
+
+/// Makes places among what is left of the order of all inputs, and says how many they are.
+pub(super) fn number(tasks: &mut [Task], failed: &[Failed]) -> usize {
+    let of_tasks = tasks.iter().map(|task| task.place);
+    let orders: BTreeSet<usize> = of_tasks
+        .chain(failed.iter().map(|failed| failed.order))
+        .collect();
+    let places: HashMap<usize, usize> = orders.iter().copied().zip(0..).collect();
+    for task in tasks {
+        task.place = places[&task.place];
+    }
+    places.len()
 }
 
 /// Lists the files of all inputs: inputs in the order given, folders in natural order. `output`, where outputs go, is
 /// not read when it lies inside a folder that is.
 pub(super) fn list(request: &Request, output: Option<&Path>) -> Result<Listing, UsageError> {
     let mut walk = Walk {
+        reads: request.reads,
         recursive: request.recursive,
         include: globs("--include", &request.include)?,
         exclude: globs("--exclude", &request.exclude)?,
@@ -114,6 +148,7 @@ fn matches(set: &GlobSet, relative: &Path) -> bool {
 }
 
 struct Walk {
+    reads: Reads,
     recursive: bool,
     include: Option<GlobSet>,
     exclude: Option<GlobSet>,
@@ -131,20 +166,30 @@ struct Folder<'a> {
 
 impl Walk {
     fn input(&mut self, source: &Source) {
+        let order = self.listing.next();
         let named = |relative: PathBuf| Found {
             source: source.clone(),
             relative,
+            order,
         };
-        let Source::Path(path) = source else {
-            return self.listing.found.push(named("stdin".into()));
+        let path = match source {
+            Source::Path(path) => path,
+            Source::Stdin => return self.listing.found.push(named("stdin".into())),
+            Source::Prompt(prompt) => {
+                return self.listing.found.push(named(prompt.relative.clone()));
+            }
         };
         let name = PathBuf::from(path.file_name().unwrap_or(path.as_os_str()));
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.root(path),
             Ok(_) => self.listing.found.push(named(name)),
             Err(error) => {
-                let error = explain(path, &error);
-                self.listing.failed.push((path.clone(), name, error));
+                self.listing.failed.push(Failed {
+                    path: path.clone(),
+                    relative: name,
+                    order,
+                    error: explain(path, &error),
+                });
             }
         }
     }
@@ -170,8 +215,9 @@ impl Walk {
                 ""
             };
             self.listing.warnings.push(format!(
-                "{} holds no image or latents{cure}",
-                path.display()
+                "{} holds no {}{cure}",
+                path.display(),
+                self.reads.name()
             ));
         }
     }
@@ -205,7 +251,7 @@ impl Walk {
                 Ok(kind) if kind.is_dir() => self.sub_folder(path, &relative, folder.chain),
                 Ok(kind) => self.file(path, relative, kind.is_file()),
                 // A broken link is lost work only where it is named like an image.
-                Err(error) if is_readable_name(&path) => self.fail(&path, &relative, &error),
+                Err(error) if self.reads.has_name(&path) => self.fail(&path, &relative, &error),
                 Err(_) => self.pass_over(path, PassedOver::NotAnImage),
             }
         }
@@ -249,7 +295,7 @@ impl Walk {
     }
 
     fn file(&mut self, path: PathBuf, relative: PathBuf, is_file: bool) {
-        if !is_readable_name(&path) {
+        if !self.reads.has_name(&path) {
             return self.pass_over(path, PassedOver::NotAnImage);
         }
         if !is_file {
@@ -262,6 +308,7 @@ impl Walk {
         self.listing.found.push(Found {
             source: Source::Path(path),
             relative,
+            order: self.listing.next(),
         });
     }
 
@@ -270,14 +317,30 @@ impl Walk {
     }
 
     fn fail(&mut self, path: &Path, relative: &Path, error: &io::Error) {
-        let error = explain(path, error);
-        let failed = (path.to_owned(), relative.to_owned(), error);
-        self.listing.failed.push(failed);
+        self.listing.failed.push(Failed {
+            path: path.to_owned(),
+            relative: relative.to_owned(),
+            order: self.listing.next(),
+            error: explain(path, error),
+        });
     }
 }
 
-fn is_readable_name(path: &Path) -> bool {
-    split_name(path).1.is_some_and(|e| is_readable(&e))
+impl Reads {
+    /// Whether a file is named like one of these.
+    fn has_name(self, path: &Path) -> bool {
+        split_name(path).1.is_some_and(|extension| match self {
+            Reads::Pictures => is_readable(&extension),
+            Reads::Prompts => extension.eq_ignore_ascii_case("txt"),
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Reads::Pictures => "image or latents",
+            Reads::Prompts => "prompt (.txt)",
+        }
+    }
 }
 
 /// An input that cannot be looked at, in words that say what to do.

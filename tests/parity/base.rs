@@ -182,7 +182,7 @@ fn base_latents() {
     each_case("generated", "", |base, case, settings, generator| {
         let side = |i: usize| case["size"][i].as_u64().unwrap() as usize / 8;
         let (room, sides) = (Room::unlimited(), (side(1), side(0)));
-        base.generate(sides, settings, generator, &room, &mut |_, _| Ok(()))
+        base.generate(sides, settings, generator, &room, &mut |_| Ok(()))
     });
 }
 
@@ -192,14 +192,9 @@ fn refined_latents() {
     each_case("refined", "refine.", |base, case, settings, generator| {
         let strength = case["strength"].as_f64().unwrap();
         let room = Room::unlimited();
-        base.refine(
-            &latents,
-            strength,
-            settings,
-            generator,
-            &room,
-            &mut |_, _| Ok(()),
-        )
+        base.refine(&latents, strength, settings, generator, &room, &mut |_| {
+            Ok(())
+        })
     });
 }
 
@@ -247,7 +242,7 @@ fn from_a_prompt_to_upscaled_and_refined_latents() {
             let mut steps = Vec::new();
             let upscaled = upscaler
                 .upscale(&[low_res.clone(), low_res], &settings, &mut |event| {
-                    if let Event::BaseStep { done, total } = event {
+                    if let Event::BaseStep { done, total, .. } = event {
                         steps.push((done, total));
                     }
                     Ok(())

@@ -3,12 +3,12 @@
 use std::cell::Cell;
 
 use candle_core::{DType, Device, Tensor};
-use sd_upscale::pipeline::PlanFor;
 use sd_upscale::pipeline::noise::Generator;
 use sd_upscale::pipeline::sampler::dpm::{self, Ends, Tolerance};
 use sd_upscale::pipeline::sampler::step::{Denoise, Noise};
 use sd_upscale::pipeline::sampler::{Sampler, dpmpp, euler};
 use sd_upscale::pipeline::schedule::{self, Schedule, SchedulerConfig, SigmaRange};
+use sd_upscale::pipeline::{InputKind, PlanFor};
 use sd_upscale::{Enlargement, Event, LowRes, ModelFiles, NotFinite, Settings, Upscaler};
 
 use crate::common::*;
@@ -476,7 +476,7 @@ fn what_a_sampler_keeps_is_planned_for() {
     let work = PlanFor {
         width: 256,
         height: 128,
-        from_image: false,
+        input: InputKind::Latents,
         to_picture: false,
     };
     let mut peak = |sampler| {

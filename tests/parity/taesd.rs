@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use sd_upscale::device::Placement;
 use sd_upscale::model::PartFiles;
 use sd_upscale::networks::vae::{Decoder, Encoder};
-use sd_upscale::pipeline::PlanFor;
+use sd_upscale::pipeline::{InputKind, PlanFor};
 use sd_upscale::{
     Enlargement, Event, LowRes, Memory, ModelFiles, Options, Pixels, Settings, UpscaledLatents,
     Upscaler,
@@ -236,7 +236,7 @@ fn previews_are_planned_for() {
     let work = PlanFor {
         width: 2048,
         height: 2048,
-        from_image: false,
+        input: InputKind::Latents,
         to_picture: false,
     };
     let steps = |most: u64, previews: bool| -> u64 {

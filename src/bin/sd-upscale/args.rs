@@ -1,10 +1,11 @@
 //! The command line: what can be said.
 
 use std::ffi::OsString;
+use std::num::ParseIntError;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
 use sd_upscale::device::DeviceChoice;
@@ -14,6 +15,7 @@ use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOL
 use sd_upscale::plan::{Shard, Template};
 use sd_upscale::{Enlargement, Sampler, Settings};
 
+use crate::item::Size;
 use crate::memory_size;
 
 /// Upscale images and latents 2x, 4x or 8x with the Stable Diffusion x2 latent upscaler
@@ -21,7 +23,7 @@ use crate::memory_size;
 #[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
 pub struct Args {
     /// Image, latents file (.safetensors, .latent, .npz), folder, or - for standard input
-    #[arg(required_unless_present_any = ["export_tiny", "check_device", "convert"])]
+    #[arg(required_unless_present_any = ["export_tiny", "check_device", "convert", "generate"])]
     pub input: Vec<OsString>,
 
     /// File (one input), folder (several inputs or a folder), or - for standard output
@@ -40,6 +42,13 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_prompt: Option<String>,
 
+    /// Prompts from a file, a line each: FILE NAME<tab>PROMPT, or in the order of the inputs; - for standard input
+    ///
+    /// With --generate each line is a picture, called FILE NAME or else by its line's number; or a folder, of whose .txt files each
+    /// is one.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
+
     /// How many times as large the result is; 4 and 8 repeat the upscaler on its own latents
     #[arg(long, value_name = "2|4|8", default_value_t)]
     pub scale: Enlargement,
@@ -48,18 +57,13 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub steps: u32,
 
-    /// 0: ignore the prompt; above 0 up to 1: one pass; above 1: classifier-free guidance, two passes
-    #[arg(short, long, value_name = "G", default_value_t = 1.0, value_parser = guidance, allow_negative_numbers = true)]
-    pub guidance: f64,
+    /// 0: ignore the prompt; above 0 up to 1: one pass; above 1: classifier-free guidance, two passes; several, such as 0,1,4: an output each
+    #[arg(short, long, value_name = "G", default_value = "1", value_parser = several(guidance), allow_negative_numbers = true)]
+    pub guidance: Several<f64>,
 
-    /// Noise seed: the noise of PyTorch's CPU generator; every input starts from the same
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    pub seed: u64,
+    /// Noise seed: the noise of PyTorch's CPU generator; every input starts from the same; several, such as 1,2,3: an output each
+    #[arg(long, value_name = "N", default_value = "0", value_parser = several(seed), allow_negative_numbers = true)]
+    pub seed: Several<u64>,
 
     /// Noise schedule; log-linear is what the published pipeline runs
     #[arg(long, value_enum, default_value_t = ScheduleName::Karras)]
@@ -95,6 +99,32 @@ pub struct Args {
     /// Let the picture see a prompt's words alone, as the model was trained: without the padding behind them a short prompt weighs more
     #[arg(long)]
     pub mask_padding: bool,
+
+    /// Take no input: make a picture's latents from the prompt first, by a Stable Diffusion checkpoint, and upscale these
+    #[arg(long, conflicts_with = "input", help_heading = "From words")]
+    pub generate: bool,
+
+    /// The checkpoint for --generate and --refine, Stable Diffusion 1.x or 2.x: diffusers layout, or its single file
+    #[arg(long, value_name = "DIR|REPO|FILE", default_value = hub::DEFAULT_BASE, help_heading = "From words")]
+    pub base: String,
+
+    /// Steps of that checkpoint, by the sampler that it names
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "From words")]
+    pub base_steps: u32,
+
+    /// Its own guidance: above 1 in two passes, up to 1 the prompt alone
+    #[arg(long, value_name = "G", default_value_t = 7.5, value_parser = guidance, allow_negative_numbers = true, help_heading = "From words")]
+    pub base_guidance: f64,
+
+    /// Size of the picture that it makes, in pixels, before it is upscaled: multiples of 8 [default: the checkpoint's]
+    #[arg(long, value_name = "WxH", value_parser = size, help_heading = "From words")]
+    pub size: Option<Size>,
+
+    /// After upscaling, let that checkpoint do this share of its steps again, 0 to 1: below 0.3 it repairs artefacts
+    ///
+    /// Of any input. The result is decoded by --vae, else by the checkpoint's own VAE.
+    #[arg(long, value_name = "X", value_parser = strength, allow_negative_numbers = true, help_heading = "From words")]
+    pub refine: Option<f64>,
 
     /// Folder in the diffusers layout, Hub repository, `tiny`, the small built-in model, or the original checkpoint (FILE.pth)
     #[arg(long, value_name = "DIR|REPO|tiny|FILE.pth", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
@@ -173,7 +203,7 @@ pub struct Args {
     #[arg(long, value_name = "GLOB", help_heading = "Many files")]
     pub exclude: Vec<String>,
 
-    /// Output names, from {stem} {ext} {in_ext} (the input's) {seed} {width} {height}
+    /// Output names, from {stem} {ext} {in_ext} (the input's) {seed} {guidance} {width} {height}
     #[arg(long, value_name = "TEMPLATE", help_heading = "Many files")]
     pub name: Option<Template>,
 
@@ -217,7 +247,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ScaleName::Auto, help_heading = "Files")]
     pub latent_scale: ScaleName,
 
-    /// Also decode the input latents as they are, to NAME-low-res.EXT
+    /// Also decode the latents before upscaling, to NAME-low-res.EXT; where latents are written, these to NAME-low-res.safetensors too
     #[arg(long, help_heading = "Files")]
     pub save_low_res: bool,
 
@@ -296,6 +326,7 @@ Examples:
   sd-upscale photo.png --model tiny -o draft.png            no download
   sd-upscale -r shots/ -p \"film still\" -o big/ --skip-existing
   generator --latents | sd-upscale - -p \"an astronaut\" -o out.png
+  sd-upscale --generate -p \"an astronaut\" --seed 33 -g 0 -o astronaut.png
 
 Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS,
   SD_UPSCALE_KERNELS=avx512bf16|avx512|avx2|base|portable (the fastest that the machine has)
@@ -341,6 +372,55 @@ fn given(matches: &ArgMatches) -> Vec<Id> {
     let ids = matches.ids().cloned();
     ids.filter(|id| from(id) == Some(ValueSource::CommandLine))
         .collect()
+}
+
+/// One or more values of a setting, in their order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Several<T>(pub Vec<T>);
+
+/// Values with commas between them, each once, by the parser of one.
+fn several<T: PartialEq + Clone + Send + Sync + 'static>(
+    one: fn(&str) -> Result<T, String>,
+) -> impl TypedValueParser<Value = Several<T>> {
+    NonEmptyStringValueParser::new().try_map(move |text| {
+        let mut values = Vec::new();
+        for part in text.split(',') {
+            let value = one(part.trim())?;
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        Ok::<_, String>(Several(values))
+    })
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let wrong = |error| format!("{error}; expected a whole number from 0 to {}", u64::MAX);
+    text.parse().map_err(|error: ParseIntError| wrong(error))
+}
+
+fn strength(text: &str) -> Result<f64, String> {
+    number(text, 0.0..=1.0, || {
+        "expected a number from 0, nothing, to 1, all steps".into()
+    })
+}
+
+/// `512x768`, in pixels that latents can stand for.
+fn size(text: &str) -> Result<Size, String> {
+    const MULTIPLE: usize = 8;
+    let sides = text.split_once(['x', 'X', '×']);
+    let sides = sides.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
+    let Some((width, height)) = sides else {
+        return Err("expected a width and a height in pixels, such as 512x768".into());
+    };
+    let near = |side: usize| (side.saturating_add(MULTIPLE / 2) / MULTIPLE).max(1) * MULTIPLE;
+    if width != near(width) || height != near(height) {
+        let (width, height) = (near(width), near(height));
+        return Err(format!(
+            "sides must be multiples of {MULTIPLE}: {width}x{height} is near"
+        ));
+    }
+    Ok(Size { width, height })
 }
 
 fn sampler() -> impl TypedValueParser<Value = Sampler> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
+use candle_core::Tensor;
 use sd_upscale::latents::Scale;
 use sd_upscale::picture::alpha;
 use sd_upscale::plan::Written;
@@ -226,7 +227,10 @@ impl Worker<'_> {
         };
         let kind = item.kind;
         // Before it goes.
-        let before = item.low_res.as_ref().map(|_| low_res(&item.content));
+        let before = item.low_res.as_ref().map(|place| Before {
+            low_res: low_res(&item.content),
+            with_latents: place.latents.is_some(),
+        });
         self.outbox.item(item, form)?;
         let made = self.make(upscaler, name, kind, latents, before);
         self.outbox.close(made)
@@ -239,7 +243,7 @@ impl Worker<'_> {
         name: &str,
         kind: Written,
         latents: &UpscaledLatents,
-        before: Option<Result<LowRes>>,
+        before: Option<Before>,
     ) -> Result<()> {
         let mut on_event = |event| on_event(self.number, self.messages, name, event);
         let outbox = &mut self.outbox;
@@ -249,17 +253,42 @@ impl Worker<'_> {
                 outbox.end_picture()?;
             }
             Written::Safetensors | Written::ComfyLatent => {
-                let latents = latents.latents()?;
-                let (_, _, height, width) = latents.dims4()?;
-                outbox.latents(latents.flatten_all()?.to_vec1()?, Size { width, height })?;
+                send_latents(outbox, &latents.latents()?)?;
             }
         }
-        if let Some(before) = before {
-            upscaler.decode_low_res_to(&before?, outbox, &mut on_event)?;
-            outbox.end_picture()?;
+        let Some(before) = before else { return Ok(()) };
+        let tensor = match before.low_res? {
+            LowRes::Prompt { .. } => {
+                upscaler.decode_base_to(latents, outbox, &mut on_event)?;
+                latents.base_latents()?
+            }
+            low_res => {
+                upscaler.decode_low_res_to(&low_res, outbox, &mut on_event)?;
+                match low_res {
+                    LowRes::Latents(tensor) => Some(tensor),
+                    _ => None,
+                }
+            }
+        };
+        outbox.end_picture()?;
+        if let Some(tensor) = tensor.filter(|_| before.with_latents) {
+            send_latents(outbox, &tensor)?;
         }
         Ok(())
     }
+}
+
+/// What an item was upscaled from, to be shown beside it.
+struct Before {
+    low_res: Result<LowRes>,
+    /// Whether the latents themselves are wanted too.
+    with_latents: bool,
+}
+
+/// Latents (1, 4, h, w).
+fn send_latents(outbox: &Outbox, latents: &Tensor) -> Result<()> {
+    let (_, _, height, width) = latents.dims4()?;
+    outbox.latents(latents.flatten_all()?.to_vec1()?, Size { width, height })
 }
 
 /// Tells of what a worker does.
@@ -306,8 +335,16 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
             let stage = stage.name();
             say(Message::Note(format!("{name}: {stage} {seconds:.3} s")))
         }
-        // Its stage is told.
-        Event::BaseStep { .. } => Ok(()),
+        Event::BaseStep {
+            done,
+            total,
+            seconds,
+        } => say(Message::BaseStep {
+            worker,
+            done,
+            total,
+            seconds,
+        }),
         // Shown beside the output of one item, where there is a place for it.
         Event::Preview { .. } => Ok(()),
         Event::Warning(text) => say(Message::Warning(format!("{name}: {text}"))),
@@ -317,7 +354,7 @@ fn on_event(worker: usize, messages: &Sender<Message>, name: &str, event: Event)
 /// What is shown while a stage goes on.
 fn doing(stage: Stage) -> &'static str {
     match stage {
-        Stage::Base => "base picture",
+        Stage::Base => "base checkpoint",
         Stage::Text => "reading the prompt",
         Stage::Encode => "encoding",
         Stage::Denoise => "first step",
@@ -366,5 +403,9 @@ fn low_res(content: &Content) -> Result<LowRes> {
         Content::Latents(latents) => {
             LowRes::latents(latents.width, latents.height, latents.data.clone())
         }
+        &Content::Prompt {
+            size: Size { width, height },
+            ..
+        } => Ok(LowRes::Prompt { width, height }),
     }
 }

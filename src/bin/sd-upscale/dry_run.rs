@@ -16,7 +16,7 @@ use sd_upscale::{Enlargement, Settings, device};
 use crate::item::{Content, Size};
 use crate::job::Job;
 use crate::model::{Facts, Model};
-use crate::read::fits;
+use crate::read::{fits, prompt_of};
 use crate::report::{Outcome, Status};
 
 /// Weights of the published model in float32: text encoder, UNet, VAE (bytes).
@@ -40,6 +40,7 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
         format!("sampler: {}", course(&job.settings, &facts)),
     ];
     about.extend(original_settings(&job.settings));
+    about.extend(base(&job));
     about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {
@@ -66,13 +67,15 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
 /// What would become of each input, and the plan for the one that takes the most memory.
 fn outcomes(job: &Job, plan: &Plan, facts: &mut Facts) -> (Vec<Outcome>, Vec<StagePlan>) {
     let mut largest = Vec::new();
-    let failed = plan.failed.iter().map(|(path, error)| Outcome {
-        error: Some(error.clone()),
-        ..Outcome::new(job, path.display().to_string(), Status::Error)
+    let failed = plan.failed.iter().flat_map(|(path, error)| {
+        job.request.variants.iter().map(|&variant| Outcome {
+            error: Some(error.clone()),
+            ..Outcome::new(job, path.display().to_string(), variant, Status::Error)
+        })
     });
     let mut outcomes: Vec<Outcome> = failed.collect();
     for task in &plan.tasks {
-        let outcome = Outcome::new(job, task.source.to_string(), Status::Planned);
+        let outcome = Outcome::new(job, task.source.to_string(), task.variant, Status::Planned);
         outcomes.push(match planned(job, task, facts) {
             Ok(found) => {
                 let size = found.as_ref().map(|(size, _)| *size);
@@ -105,17 +108,22 @@ fn peak(plans: &[StagePlan]) -> u64 {
 
 /// The result's size and what its stages take, with the checks of a real run; None for standard input, which is not read.
 fn planned(job: &Job, task: &Task, facts: &mut Facts) -> Result<Option<(Size, Vec<StagePlan>)>> {
-    let Source::Path(path) = &task.source else {
-        return Ok(None);
-    };
-    let content = match files::read_path(path, &job.limits)? {
-        Loaded::Picture(picture) => Content::Picture(picture),
-        Loaded::Latents(latents) => Content::Latents(latents),
+    let content = match (&task.source, prompt_of(job, &task.source)?) {
+        (_, Some(text)) => {
+            let size = job.base_size.map_or_else(|| facts.base_size(), Ok)?;
+            Content::Prompt { text, size }
+        }
+        (Source::Path(path), None) => match files::read_path(path, &job.limits)? {
+            Loaded::Picture(picture) => Content::Picture(picture),
+            Loaded::Latents(latents) => Content::Latents(latents),
+        },
+        _ => return Ok(None),
     };
     let size = facts.result_size(&content)?;
     let kind = kind(task);
     fits(size, kind)?;
-    let plans = facts.plan(&content, &job.settings, kind)?;
+    let settings = job.settings_by(task.variant);
+    let plans = facts.plan(&content, &settings, kind)?;
     Ok(Some((size, plans)))
 }
 
@@ -201,6 +209,26 @@ fn original_settings(settings: &Settings) -> Vec<String> {
         .mask_padding
         .then(|| "padding of prompts: masked".into());
     noise.into_iter().chain(mask).collect()
+}
+
+/// What the base checkpoint has to do.
+fn base(job: &Job) -> Option<String> {
+    let Settings {
+        base_steps,
+        base_guidance,
+        refine,
+        ..
+    } = &job.settings;
+    let does = match (job.generate, refine) {
+        (true, None) => "makes the picture".into(),
+        (true, Some(strength)) => format!("makes the picture, and refines at {strength}"),
+        (false, Some(strength)) => format!("refines at {strength}"),
+        (false, None) => return None,
+    };
+    Some(format!(
+        "base: {} {does}; {base_steps} steps, guidance {base_guidance}",
+        job.base
+    ))
 }
 
 fn weights(job: &Job) -> String {

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use sd_upscale::latents::{Latents, Scale};
 use sd_upscale::picture::{Format, Picture};
-use sd_upscale::plan::{Source, Written};
-use sd_upscale::{Enlargement, Settings};
+use sd_upscale::plan::{Source, Variant, Written};
+use sd_upscale::{Enlargement, Pixels, Settings};
 
 use crate::job::Job;
 use crate::preview::Preview;
@@ -44,6 +44,13 @@ pub struct Size {
 }
 
 impl Size {
+    pub fn of(pixels: &Pixels) -> Self {
+        Self {
+            width: pixels.width,
+            height: pixels.height,
+        }
+    }
+
     pub fn turned(self) -> Self {
         Self {
             width: self.height,
@@ -64,6 +71,19 @@ pub enum Content {
     Picture(Picture),
     /// One of a file's latents, as the file holds them.
     Latents(Latents),
+    /// No file: words, and the size of the picture that is made of them before it is upscaled.
+    Prompt {
+        text: String,
+        size: Size,
+    },
+}
+
+/// Where the picture of what an item was upscaled from goes.
+#[derive(Clone, Debug)]
+pub struct LowResPlace {
+    pub picture: PathBuf,
+    /// Beside latents: these too.
+    pub latents: Option<PathBuf>,
 }
 
 /// One picture to make.
@@ -74,7 +94,7 @@ pub struct Item {
     pub kind: Written,
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
-    pub low_res: Option<PathBuf>,
+    pub low_res: Option<LowResPlace>,
     /// What shows the steps so far, where it was asked for.
     pub preview: Option<Preview>,
     /// The result's.
@@ -91,11 +111,12 @@ pub struct Item {
 impl Item {
     /// What a batch must have in common: kind, size and all settings.
     pub fn shares_a_batch(&self, other: &Self) -> bool {
-        let size = |item: &Self| match &item.content {
-            Content::Picture(picture) => (true, picture.pixels.width, picture.pixels.height),
-            Content::Latents(latents) => (false, latents.width, latents.height),
+        let kind = |item: &Self| match &item.content {
+            Content::Picture(picture) => (0, picture.pixels.width, picture.pixels.height),
+            Content::Latents(latents) => (1, latents.width, latents.height),
+            Content::Prompt { size, .. } => (2, size.width, size.height),
         };
-        size(self) == size(other) && self.settings == other.settings
+        kind(self) == kind(other) && self.settings == other.settings
     }
 
     /// Drops the input's colours, which nothing needs once it was upscaled but to fix the result's by them.
@@ -110,7 +131,14 @@ impl Item {
             output: Some(self.place.name()),
             seconds: self.start.elapsed().as_secs_f64(),
             evaluations: self.evaluations,
-            ..Outcome::new(job, self.source.to_string(), status)
+            ..Outcome::new(job, self.source.to_string(), self.variant(), status)
+        }
+    }
+
+    fn variant(&self) -> Variant {
+        Variant {
+            seed: self.settings.seed,
+            guidance: self.settings.guidance,
         }
     }
 }

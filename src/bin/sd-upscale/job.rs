@@ -8,10 +8,12 @@ use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{self, TINY, hub};
-use sd_upscale::plan::{Output, Request, Source, UsageError};
+use sd_upscale::plan::{Output, Prompt, Reads, Request, Source, UsageError, Variant};
 use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
 use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, ScaleName, ScheduleName};
+use crate::item::Size;
+use crate::prompts::Prompts;
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +26,18 @@ pub enum Verbosity {
 /// Everything a run needs to know.
 pub struct Job {
     pub request: Request,
-    /// Absent: each input's own, from its metadata.
+    /// Absent: each input's own, from `prompts` or its metadata.
     pub prompt: Option<String>,
-    /// The prompt in it is replaced by each input's.
+    /// Of pictures, from `--prompt-file`.
+    pub prompts: Option<Prompts>,
+    /// The prompt, seed and guidance in it are replaced by each input's.
     pub settings: Settings,
+    /// Whether pictures are made of prompts alone.
+    pub generate: bool,
+    /// The checkpoint that makes them, and refines.
+    pub base: String,
+    /// Of the pictures that it makes; absent: the checkpoint's own.
+    pub base_size: Option<Size>,
     pub model: String,
     /// Of the original checkpoint, where everything but the UNet is; of other models nothing.
     pub model_parts: String,
@@ -64,6 +74,32 @@ impl Job {
         name.to_string_lossy().into_owned()
     }
 
+    /// The base checkpoint likewise.
+    pub fn base_name(&self) -> String {
+        let name = Path::new(&self.base).file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Whether the base checkpoint has something to do.
+    pub fn uses_base(&self) -> bool {
+        self.generate || self.settings.refine.is_some()
+    }
+
+    /// Whether its VAE has.
+    pub fn uses_base_vae(&self) -> bool {
+        (self.generate && self.save_low_res)
+            || (self.settings.refine.is_some() && self.vae.is_none())
+    }
+
+    /// The run's settings by one of its seeds and guidances.
+    pub fn settings_by(&self, variant: Variant) -> Settings {
+        Settings {
+            seed: variant.seed,
+            guidance: variant.guidance,
+            ..self.settings.clone()
+        }
+    }
+
     /// Whether standard output is where results or lines about them go.
     pub fn writes_to_stdout(&self) -> bool {
         self.json || self.request.output == Some(Output::Stdout)
@@ -75,6 +111,12 @@ impl TryFrom<Args> for Job {
 
     fn try_from(args: Args) -> Result<Self, UsageError> {
         let warnings = without_effect(&args);
+        let (inputs, prompts) = inputs(&args)?;
+        let variants = variants(&args);
+        let refine = args.refine.filter(|strength| *strength > 0.0);
+        if let Some(strength) = refine {
+            refines_something(strength, args.base_steps)?;
+        }
         let revision = revision(&args);
         let output = args.output.map(Output::from);
         let to_stdout = output == Some(Output::Stdout);
@@ -96,7 +138,13 @@ impl TryFrom<Args> for Job {
         }
         Ok(Job {
             request: Request {
-                inputs: args.input.into_iter().map(Source::from).collect(),
+                inputs,
+                reads: if args.generate {
+                    Reads::Prompts
+                } else {
+                    Reads::Pictures
+                },
+                listed: args.generate && args.prompt_file.is_some(),
                 output,
                 template: args.name,
                 recursive: args.recursive,
@@ -104,7 +152,7 @@ impl TryFrom<Args> for Job {
                 exclude: args.exclude,
                 shard: args.shard,
                 format: args.format,
-                seed: args.seed,
+                variants,
                 times: args.scale.times(),
             },
             settings: Settings {
@@ -112,8 +160,6 @@ impl TryFrom<Args> for Job {
                 negative_prompt: args.negative_prompt.unwrap_or_default(),
                 scale: args.scale,
                 steps: args.steps as usize,
-                guidance: args.guidance,
-                seed: args.seed,
                 schedule: match args.schedule {
                     ScheduleName::Karras => Schedule::Karras,
                     ScheduleName::LogLinear => Schedule::LogLinear,
@@ -127,9 +173,16 @@ impl TryFrom<Args> for Job {
                     Some(NoiseTypeName::Fake) => NoiseType::Fake,
                 },
                 mask_padding: args.mask_padding,
+                base_steps: args.base_steps as usize,
+                base_guidance: args.base_guidance,
+                refine,
                 ..Settings::default()
             },
             prompt: args.prompt,
+            prompts,
+            generate: args.generate,
+            base: args.base,
+            base_size: args.size,
             model: args.model,
             model_parts: args.model_parts.unwrap_or(hub::DEFAULT_REPO.into()),
             revision,
@@ -161,7 +214,7 @@ impl TryFrom<Args> for Job {
                 ScaleName::Scaled => LatentScale::Scaled,
                 ScaleName::Raw => LatentScale::Raw,
             },
-            save_low_res: args.save_low_res,
+            save_low_res: args.save_low_res && !to_stdout,
             // There is nothing beside standard output, which is said.
             preview: args.preview && !to_stdout,
             limits: ReadLimits {
@@ -176,6 +229,51 @@ impl TryFrom<Args> for Job {
             warnings,
         })
     }
+}
+
+/// What the run is of, and the prompts that go with it where these are files.
+fn inputs(args: &Args) -> Result<(Vec<Source>, Option<Prompts>), UsageError> {
+    if !args.generate {
+        let inputs = args.input.iter().cloned().map(Source::from).collect();
+        let file = args.prompt_file.as_deref();
+        return Ok((inputs, file.map(Prompts::read).transpose()?));
+    }
+    match (&args.prompt, &args.prompt_file) {
+        (Some(prompt), _) => {
+            let prompt = Prompt {
+                name: "the prompt".into(),
+                relative: "prompt".into(),
+                text: prompt.clone(),
+            };
+            Ok((vec![Source::Prompt(prompt)], None))
+        }
+        (None, Some(folder)) if folder.is_dir() => Ok((vec![Source::Path(folder.clone())], None)),
+        (None, Some(file)) => Ok((Prompts::read(file)?.sources()?, None)),
+        (None, None) => Err(UsageError(
+            "--generate makes pictures of prompts: give -p TEXT, or --prompt-file FILE".into(),
+        )),
+    }
+}
+
+/// What every input is done by: each seed with each guidance.
+fn variants(args: &Args) -> Vec<Variant> {
+    let of_seed = |&seed: &u64| {
+        let with = move |&guidance: &f64| Variant { seed, guidance };
+        args.guidance.0.iter().map(with).collect::<Vec<_>>()
+    };
+    args.seed.0.iter().flat_map(of_seed).collect()
+}
+
+/// # Errors
+/// The strength leaves no step to do, as the base checkpoint would say later.
+fn refines_something(strength: f64, steps: u32) -> Result<(), UsageError> {
+    if (f64::from(steps) * strength) as usize > 0 {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "--refine {strength} of {steps} base steps leaves no step to do: give a strength of {} or more, or more --base-steps",
+        1.0 / f64::from(steps)
+    )))
 }
 
 /// Whether files can be made in the folder of `--temp-dir`: better now than after the first of the work.
@@ -229,29 +327,43 @@ fn revision(args: &Args) -> String {
 
 /// Options that do nothing in this command, one sentence each.
 fn without_effect(args: &Args) -> Vec<String> {
+    let guidances = &args.guidance.0;
+    let uses_base = args.generate || args.refine.is_some_and(|strength| strength > 0.0);
+    let base_guided = uses_base && args.base_guidance > 1.0;
+    let shown: Vec<String> = guidances.iter().map(f64::to_string).collect();
     let negative = format!(
         "--negative-prompt has no effect at guidance {}: give -g a value above 1",
-        args.guidance
+        shown.join(",")
     );
     let of_prompts = [
         (
-            args.negative_prompt.is_some() && args.guidance <= 1.0,
+            args.negative_prompt.is_some()
+                && guidances.iter().all(|guidance| *guidance <= 1.0)
+                && !base_guided,
             &*negative,
         ),
         (
-            args.prompt.is_some() && args.guidance == 0.0,
+            (args.prompt.is_some() || args.prompt_file.is_some())
+                && guidances.iter().all(|guidance| *guidance == 0.0)
+                && !uses_base,
             "guidance 0 ignores the prompt",
         ),
     ];
     let built_in = args.model == TINY;
     let original = model::is_checkpoint(&args.model);
     let repository = repository(args);
-    let folders = args.input.iter().any(|input| Path::new(input).is_dir());
+    let is_dir = |path: &Path| path.is_dir();
+    let folders = args.input.iter().any(|input| is_dir(Path::new(input)))
+        || (args.generate && args.prompt_file.as_deref().is_some_and(is_dir));
     let to_stdout = args.output.as_ref().is_some_and(|output| output == "-");
     let others = [
         (
             built_in
-                && (args.prompt.is_some() || args.negative_prompt.is_some() || args.guidance > 1.0),
+                && !uses_base
+                && (args.prompt.is_some()
+                    || args.prompt_file.is_some()
+                    || args.negative_prompt.is_some()
+                    || guidances.iter().any(|guidance| *guidance > 1.0)),
             "the prompt and the guidance do nothing in the built-in model: it was trained without words",
         ),
         (
@@ -280,6 +392,44 @@ fn without_effect(args: &Args) -> Vec<String> {
             "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
         ),
     ];
+    let of_base = [
+        (
+            !uses_base && args.gives("base"),
+            "--base has no effect: it is for --generate and --refine",
+        ),
+        (
+            !uses_base && args.gives("base_steps"),
+            "--base-steps has no effect: it is for --generate and --refine",
+        ),
+        (
+            !uses_base && args.gives("base_guidance"),
+            "--base-guidance has no effect: it is for --generate and --refine",
+        ),
+        (
+            args.size.is_some() && !args.generate,
+            "--size has no effect: it is of the pictures that --generate makes",
+        ),
+        (
+            args.refine == Some(0.0),
+            "--refine 0 changes nothing: give a strength above 0",
+        ),
+        (
+            args.generate && args.batch > 1,
+            "--batch has no effect with --generate: every picture has a prompt or a seed of its own",
+        ),
+        (
+            args.generate && args.color_fix != ColorFix::None,
+            "--color-fix has no effect with --generate: there is no picture to take the colours from",
+        ),
+        (
+            args.generate && args.gives("latent_scale"),
+            "--latent-scale has no effect with --generate: no latents are read",
+        ),
+        (
+            args.generate && args.gives("max_pixels"),
+            "--max-pixels has no effect with --generate: it is of inputs",
+        ),
+    ];
     let said = |rows: &[(bool, &str)]| -> Vec<String> {
         let applying = rows.iter().filter(|(applies, _)| *applies);
         applying.map(|(_, text)| (*text).to_owned()).collect()
@@ -288,6 +438,7 @@ fn without_effect(args: &Args) -> Vec<String> {
         said(&of_prompts),
         without_effect_on_the_sampler(args),
         said(&others),
+        said(&of_base),
     ]
     .concat()
 }

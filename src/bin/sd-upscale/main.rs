@@ -15,6 +15,7 @@ mod model;
 mod open_files;
 mod parcel;
 mod preview;
+mod prompts;
 mod read;
 mod report;
 mod run;

@@ -8,7 +8,7 @@ use candle_core::Device;
 use sd_upscale::model::hub::Part;
 use sd_upscale::model::{self, Checkpoint, Hub, PartFiles, TINY, hub};
 use sd_upscale::networks::unet::NO_NOISE_LEVEL;
-use sd_upscale::pipeline::{PlanFor, StagePlan};
+use sd_upscale::pipeline::{InputKind, PlanFor, StagePlan};
 use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, ModelFiles, Options, Settings, Upscaler, device};
 
@@ -42,10 +42,8 @@ impl Facts {
     /// It is latents of another kind than the model's.
     pub fn result_size(&self, content: &Content) -> Result<Size> {
         let size = match content {
-            Content::Picture(picture) => Size {
-                width: picture.pixels.width,
-                height: picture.pixels.height,
-            },
+            Content::Picture(picture) => Size::of(&picture.pixels),
+            Content::Prompt { size, .. } => *size,
             Content::Latents(latents) => {
                 let theirs = latents.pixels_per_position();
                 let ours = self.upscaler.pixels_per_latent();
@@ -64,6 +62,15 @@ impl Facts {
         Ok(size.enlarged(self.scale))
     }
 
+    /// Of the pictures that the base checkpoint makes where no size is given.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn base_size(&mut self) -> Result<Size> {
+        let (width, height) = self.upscaler.base_size()?;
+        Ok(Size { width, height })
+    }
+
     /// How often the UNet will be evaluated for an input; None where the sampler finds that out.
     pub fn evaluations(&self, settings: &Settings) -> Option<usize> {
         self.upscaler.evaluations(settings)
@@ -80,14 +87,21 @@ impl Facts {
         kind: Written,
     ) -> Result<Vec<StagePlan>> {
         let factor = self.upscaler.pixels_per_latent();
-        let (width, height) = match content {
-            Content::Picture(picture) => (picture.pixels.width, picture.pixels.height),
-            Content::Latents(latents) => (factor * latents.width, factor * latents.height),
+        let (input, size) = match content {
+            Content::Picture(picture) => (InputKind::Image, Size::of(&picture.pixels)),
+            Content::Prompt { size, .. } => (InputKind::Prompt, *size),
+            Content::Latents(latents) => {
+                let size = Size {
+                    width: factor * latents.width,
+                    height: factor * latents.height,
+                };
+                (InputKind::Latents, size)
+            }
         };
         let work = PlanFor {
-            width,
-            height,
-            from_image: matches!(content, Content::Picture(_)),
+            width: size.width,
+            height: size.height,
+            input,
             to_picture: matches!(kind, Written::Image(_)),
         };
         self.upscaler.plan(work, settings)
@@ -99,6 +113,7 @@ impl Facts {
 struct Found {
     files: ModelFiles,
     vae: Option<PartFiles>,
+    base: Option<ModelFiles>,
 }
 
 impl Model {
@@ -120,19 +135,24 @@ impl Model {
     /// # Errors
     /// The model cannot be had, or is no latent upscaler.
     pub fn load(&self, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
-        let upscaler = self.upscaler(self.find()?, device, keep_loaded)?;
-        self.check(&upscaler)?;
+        let mut upscaler = self.upscaler(self.find()?, device, keep_loaded)?;
+        self.check(&mut upscaler)?;
         Ok(upscaler)
     }
 
     /// Whether the model can do what is asked of it.
-    fn check(&self, upscaler: &Upscaler) -> Result<()> {
+    fn check(&self, upscaler: &mut Upscaler) -> Result<()> {
         let name = || format!("the model {}", self.job.model);
-        upscaler.check(&self.job.settings).with_context(name)
+        upscaler.check(&self.job.settings).with_context(name)?;
+        if self.job.uses_base_vae() {
+            let name = || format!("--base {}", self.job.base);
+            upscaler.check_base_vae().with_context(name)?;
+        }
+        Ok(())
     }
 
     fn upscaler(&self, found: Found, device: &Device, keep_loaded: bool) -> Result<Upscaler> {
-        let Found { files, vae } = found;
+        let Found { files, vae, base } = found;
         let dtype = self.job.dtype;
         let mut upscaler = Upscaler::new(Options {
             model: files,
@@ -148,6 +168,10 @@ impl Model {
         }
         if self.job.preview {
             upscaler.send_previews();
+        }
+        if let Some(base) = base {
+            let name = || format!("--base {}", self.job.base);
+            upscaler.set_base(base).with_context(name)?;
         }
         Ok(upscaler)
     }
@@ -174,9 +198,23 @@ impl Model {
         let found = Found {
             files: ModelFiles::published_configurations(),
             vae: None,
+            base: self.base_at_hand()?,
         };
         let upscaler = self.upscaler(found, &self.device, false)?;
         Ok(self.facts_of(upscaler))
+    }
+
+    /// The base checkpoint, where the run uses it and it need not be fetched; else the published one's configurations.
+    fn base_at_hand(&self) -> Result<Option<ModelFiles>> {
+        let job = &self.job;
+        if !job.uses_base() {
+            return Ok(None);
+        }
+        if Path::new(&job.base).exists() {
+            // Where the model's own files are not at hand either, those of the built-in one tell as much of it.
+            return self.find_base(&ModelFiles::built_in());
+        }
+        Ok(Some(ModelFiles::published_base_configurations()))
     }
 
     /// Those of the model where nothing has to be fetched for it, else of the published one; of the original checkpoint the parts
@@ -188,21 +226,34 @@ impl Model {
         let job = &self.job;
         let local = |name: &str| name == TINY || Path::new(name).is_dir();
         if !model::is_checkpoint(&job.model) {
-            let at_hand =
-                local(&job.model).then(|| self.upscaler(self.find()?, &self.device, false));
-            let Some(Ok(upscaler)) = at_hand else {
-                return self.published_facts();
+            let at_hand = local(&job.model).then(|| {
+                let found = Found {
+                    base: self.base_at_hand()?,
+                    ..self.find_model()?
+                };
+                self.upscaler(found, &self.device, false)
+            });
+            let mut upscaler = match at_hand {
+                Some(Ok(upscaler)) => upscaler,
+                // What is wrong with a base checkpoint is told here too.
+                Some(Err(error)) if job.uses_base() => return Err(error),
+                _ => return self.published_facts(),
             };
-            self.check(&upscaler)?;
+            self.check(&mut upscaler)?;
             return Ok(self.facts_of(upscaler));
         }
-        if local(&job.model_parts) && job.vae.is_none() {
+        if local(&job.model_parts) && job.vae.is_none() && !job.uses_base() {
             return self.facts();
         }
         let files =
             ModelFiles::original(job.model.as_ref(), ModelFiles::published_configurations())?;
-        let upscaler = self.upscaler(Found { files, vae: None }, &self.device, false)?;
-        self.check(&upscaler)?;
+        let found = Found {
+            files,
+            vae: None,
+            base: self.base_at_hand()?,
+        };
+        let mut upscaler = self.upscaler(found, &self.device, false)?;
+        self.check(&mut upscaler)?;
         Ok(self.facts_of(upscaler))
     }
 
@@ -211,15 +262,44 @@ impl Model {
         if let Some(found) = &*found {
             return Ok(found.clone());
         }
+        let mut all = self.find_model()?;
+        if self.job.uses_base() {
+            all.base = self.find_base(&all.files)?;
+        }
+        Ok(found.insert(all).clone())
+    }
+
+    /// Without the base checkpoint.
+    fn find_model(&self) -> Result<Found> {
         let job = &self.job;
-        let hub = || Hub::from_env(job.verbosity > Verbosity::Quiet);
-        let files = files(job, hub)?;
+        let files = files(job, || self.hub())?;
         let vae = job
             .vae
             .as_deref()
-            .map(|name| model::locate_vae(name, &files, hub))
+            .map(|name| model::locate_vae(name, &files, || self.hub()))
             .transpose()?;
-        Ok(found.insert(Found { files, vae }).clone())
+        Ok(Found {
+            files,
+            vae,
+            base: None,
+        })
+    }
+
+    /// The base checkpoint. Of a single file, which holds no vocabulary, that is `model`'s.
+    fn find_base(&self, model: &ModelFiles) -> Result<Option<ModelFiles>> {
+        let job = &self.job;
+        let is_wanted = |part: &Part| *part != Part::Vae || job.uses_base_vae();
+        let parts: Vec<Part> = Part::PIPELINE.into_iter().filter(is_wanted).collect();
+        let revision = match &*job.base {
+            hub::DEFAULT_BASE => hub::DEFAULT_BASE_REVISION,
+            _ => "main",
+        };
+        let base = model::locate_base(&job.base, revision, &parts, model, || self.hub())?;
+        Ok(Some(base))
+    }
+
+    fn hub(&self) -> Result<Hub> {
+        Hub::from_env(self.job.verbosity > Verbosity::Quiet)
     }
 }
 

@@ -16,11 +16,12 @@ use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
 
 use crate::args::ColorFix;
 use crate::existing;
-use crate::item::{Content, Item, Place, Size, picture_format};
+use crate::item::{Content, Item, LowResPlace, Place, Size, picture_format};
 use crate::job::Job;
 use crate::model::{Facts, Model, NoModel};
 use crate::open_files::OpenFiles;
 use crate::preview::{self, Preview};
+use crate::prompts::prompt_in;
 use crate::report::{Message, Outcome, Status};
 use crate::threads::guarded;
 use crate::write::written_settings;
@@ -101,7 +102,7 @@ impl Reader<'_> {
     fn outcome(&self, task: &Task, start: Instant, status: Status) -> Outcome {
         Outcome {
             seconds: start.elapsed().as_secs_f64(),
-            ..Outcome::new(self.job, task.source.to_string(), status)
+            ..Outcome::new(self.job, task.source.to_string(), task.variant, status)
         }
     }
 
@@ -146,15 +147,11 @@ impl Reader<'_> {
         if self.skips_unread(task, start) {
             return Ok(Vec::new());
         }
-        let loaded = match &task.source {
-            Source::Path(path) => files::read_path(path, &self.job.limits)?,
-            Source::Stdin => files::read_stdin(&self.job.limits)?,
-        };
         let Contents {
             each,
             scale,
             judgement,
-        } = Contents::of(loaded, self.job.latent_scale);
+        } = self.contents(&task.source)?;
         if let Some(first) = each.first() {
             self.warn_of(task, first);
         }
@@ -171,6 +168,27 @@ impl Reader<'_> {
         Ok(items)
     }
 
+    fn contents(&mut self, source: &Source) -> Result<Contents> {
+        let job = self.job;
+        if let Some(text) = prompt_of(job, source)? {
+            let size = self.base_size()?;
+            return Ok(Contents::of_prompt(text, size));
+        }
+        let loaded = match source {
+            Source::Path(path) => files::read_path(path, &job.limits)?,
+            _ => files::read_stdin(&job.limits)?,
+        };
+        Ok(Contents::of(loaded, job.latent_scale))
+    }
+
+    /// Of the picture that the base checkpoint makes of a prompt.
+    fn base_size(&mut self) -> Result<Size> {
+        match self.job.base_size {
+            Some(size) => Ok(size),
+            None => self.facts()?.base_size(),
+        }
+    }
+
     /// Where the name does not depend on the content, a finished file is skipped on its header. Latents files, which may hold
     /// several and are small, are read.
     fn skips_unread(&self, task: &Task, start: Instant) -> bool {
@@ -181,6 +199,9 @@ impl Reader<'_> {
         let settled = !path.to_string_lossy().contains(['{', '}']);
         if !settled || !path.exists() {
             return false;
+        }
+        if self.job.generate {
+            return self.skips_unmade(task, start, &path);
         }
         let Source::Path(input) = &task.source else {
             return self.skips(task, start, &path, None, None);
@@ -195,22 +216,49 @@ impl Reader<'_> {
             height: header.height,
         }
         .enlarged(self.job.settings.scale);
-        let made = self.made(header.metadata, expected);
+        let made = self.made(task, header.metadata, expected);
         self.skips(task, start, &path, Some(expected), made.as_ref())
     }
 
+    /// The same of a picture that is made of a prompt: of the size that was asked for, or any where none was.
+    fn skips_unmade(&self, task: &Task, start: Instant, path: &Path) -> bool {
+        let scale = self.job.settings.scale;
+        let expected = self.job.base_size.map(|size| size.enlarged(scale));
+        let found = || {
+            let header = files::read_header(path).ok()?;
+            Some(Size {
+                width: header.width,
+                height: header.height,
+            })
+        };
+        let text = prompt_of(self.job, &task.source).ok().flatten();
+        let made = expected.or_else(found).zip(text).and_then(|(size, text)| {
+            let settings = Settings {
+                prompt: text,
+                ..self.job.settings_by(task.variant)
+            };
+            self.made_by(Metadata::default(), &settings, size)
+        });
+        self.skips(task, start, path, expected, made.as_ref())
+    }
+
     /// What the result of a picture with `metadata` would say of itself; nothing where metadata is stripped.
-    fn made(&self, mut metadata: Metadata, size: Size) -> Option<Metadata> {
+    fn made(&self, task: &Task, metadata: Metadata, size: Size) -> Option<Metadata> {
+        let settings = self.settings(task, metadata.prompt());
+        self.made_by(metadata, &settings, size)
+    }
+
+    fn made_by(&self, mut metadata: Metadata, settings: &Settings, size: Size) -> Option<Metadata> {
         if self.job.strip {
             return None;
         }
-        let settings = self.settings(metadata.prompt());
-        metadata.add_settings(&written_settings(self.job, &settings, size));
+        metadata.add_settings(&written_settings(self.job, settings, size));
         Some(metadata)
     }
 
     fn warn_of(&self, task: &Task, content: &Content) {
         let warnings = match content {
+            Content::Prompt { .. } => return,
             Content::Picture(picture) => &picture.warnings,
             Content::Latents(latents) => {
                 self.say(Message::Note(format!("{}: {SDXL_NOTE}", task.source)));
@@ -273,11 +321,12 @@ impl Reader<'_> {
     fn warn_of_idle_options(&mut self, content: &Content, kind: Written) {
         let job = self.job;
         let image = matches!(content, Content::Picture(_));
+        let latents = matches!(content, Content::Latents(_));
         let lossy = matches!(kind, Written::Image(Format::Jpeg | Format::WebP));
         let fixes = job.color_fix != ColorFix::None;
         for (idle, text) in [
             (
-                fixes && !image,
+                fixes && latents,
                 "--color-fix has no effect on latents: there is no picture to take the colours from",
             ),
             (
@@ -317,7 +366,8 @@ impl Reader<'_> {
     /// Plans what it takes of memory before the work, and says so. What a card has too little for, the CPU does.
     fn plan_memory(&mut self, task: &Task, content: &Content, kind: Written) -> Result<()> {
         let job = self.job;
-        match self.facts()?.plan(content, &job.settings, kind) {
+        let settings = job.settings_by(task.variant);
+        match self.facts()?.plan(content, &settings, kind) {
             Ok(plans) => {
                 for plan in plans {
                     self.say(Message::Note(format!("{}: {plan}", task.source)));
@@ -335,7 +385,7 @@ impl Reader<'_> {
     /// Takes an output's path for this input alone.
     fn claim(&mut self, task: &Task, path: &Path) -> Result<()> {
         self.claims
-            .claim(path, &task.source)
+            .claim(path, &task.origin())
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -346,15 +396,24 @@ impl Reader<'_> {
         content: &Content,
         kind: Written,
         place: &Place,
-    ) -> Result<Option<PathBuf>> {
-        match (place, content) {
-            (Place::File(path), Content::Latents(_)) if self.job.save_low_res => {
-                let path = beside(path, "low-res", kind);
-                self.claim(task, &path)?;
-                Ok(Some(path))
-            }
-            _ => Ok(None),
+    ) -> Result<Option<LowResPlace>> {
+        let (true, Place::File(output)) = (self.job.save_low_res, place) else {
+            return Ok(None);
+        };
+        if matches!(content, Content::Picture(_)) {
+            return Ok(None);
         }
+        let picture = beside(output, "low-res", picture_format(kind).extension());
+        let latents = match kind {
+            Written::Image(_) => None,
+            Written::Safetensors | Written::ComfyLatent => {
+                Some(beside(output, "low-res", "safetensors"))
+            }
+        };
+        for path in latents.iter().chain([&picture]) {
+            self.claim(task, path)?;
+        }
+        Ok(Some(LowResPlace { picture, latents }))
     }
 
     /// What shows the steps, where it was asked for and there is a place beside the output. A file that is there is left alone.
@@ -362,8 +421,8 @@ impl Reader<'_> {
         let (true, Place::File(output)) = (self.job.preview, place) else {
             return None;
         };
-        let path = beside(output, "preview", kind);
-        let taken = match self.claims.claim(&path, &task.source) {
+        let path = beside(output, "preview", picture_format(kind).extension());
+        let taken = match self.claims.claim(&path, &task.origin()) {
             Err(conflict) => {
                 let path = path.display();
                 Some(format!("no preview is written to {path}: {conflict}"))
@@ -382,17 +441,28 @@ impl Reader<'_> {
     }
 
     /// The run's settings with this input's own prompt where none was given.
-    fn settings(&self, found: Option<FoundPrompt>) -> Settings {
-        let mut settings = self.job.settings.clone();
-        if let Some(prompt) = &self.job.prompt {
-            settings.prompt = prompt.clone();
-        } else if let Some(found) = found.filter(|_| settings.guidance > 0.0) {
+    fn settings(&self, task: &Task, found: Option<FoundPrompt>) -> Settings {
+        let mut settings = self.job.settings_by(task.variant);
+        if let Some(prompt) = self.given_prompt(task) {
+            settings.prompt = prompt.to_owned();
+        } else if let Some(found) = found.filter(|_| self.uses_a_prompt(&settings)) {
             settings.prompt = found.prompt;
-            if settings.negative_prompt.is_empty() && settings.guidance > 1.0 {
+            if settings.negative_prompt.is_empty() && is_guided(&settings) {
                 settings.negative_prompt = found.negative;
             }
         }
         settings
+    }
+
+    /// By `--prompt` or `--prompt-file`.
+    fn given_prompt(&self, task: &Task) -> Option<&str> {
+        let listed = self.job.prompts.as_ref();
+        let listed = listed.and_then(|prompts| prompts.of(task));
+        self.job.prompt.as_deref().or(listed)
+    }
+
+    fn uses_a_prompt(&self, settings: &Settings) -> bool {
+        settings.guidance > 0.0 || settings.refine.is_some()
     }
 
     /// The same, and says where the prompt is the input's.
@@ -400,8 +470,15 @@ impl Reader<'_> {
         let found = match content {
             Content::Picture(picture) => picture.metadata.prompt(),
             Content::Latents(latents) => latents.prompt(),
+            Content::Prompt { text, .. } => {
+                return Settings {
+                    prompt: text.clone(),
+                    ..self.job.settings_by(task.variant)
+                };
+            }
         };
-        let used = self.job.prompt.is_none() && self.job.settings.guidance > 0.0;
+        let settings = self.job.settings_by(task.variant);
+        let used = self.given_prompt(task).is_none() && self.uses_a_prompt(&settings);
         if let Some(found) = found.as_ref().filter(|_| used) {
             self.say(Message::Info(format!(
                 "{}: using the prompt of its metadata ({}): \"{}\"",
@@ -413,20 +490,36 @@ impl Reader<'_> {
         let negative = found
             .as_ref()
             .is_some_and(|found| !found.negative.is_empty());
-        if negative && used && self.job.settings.guidance <= 1.0 {
+        if negative && used && !is_guided(&settings) {
             self.say(Message::Info(format!(
                 "{}: the negative prompt of its metadata has no effect at guidance {}: give -g a value above 1",
-                task.source, self.job.settings.guidance
+                task.source, settings.guidance
             )));
         }
-        self.settings(found)
+        self.settings(task, found)
     }
 }
 
-/// `NAME-WHAT.EXT` beside an output; PNG beside latents.
-fn beside(output: &Path, what: &str, kind: Written) -> PathBuf {
+/// Whether there is something to steer away from a negative prompt.
+fn is_guided(settings: &Settings) -> bool {
+    settings.guidance > 1.0 || (settings.refine.is_some() && settings.base_guidance > 1.0)
+}
+
+/// The words that an input is, where pictures are made of words alone.
+///
+/// # Errors
+/// They cannot be read.
+pub fn prompt_of(job: &Job, source: &Source) -> Result<Option<String>> {
+    match source {
+        Source::Prompt(prompt) => Ok(Some(prompt.text.clone())),
+        Source::Path(path) if job.generate => prompt_in(path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// `NAME-WHAT.EXT` beside an output.
+fn beside(output: &Path, what: &str, extension: &str) -> PathBuf {
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = picture_format(kind).extension();
     output.with_file_name(format!("{stem}-{what}.{extension}"))
 }
 
@@ -474,6 +567,14 @@ struct Contents {
 }
 
 impl Contents {
+    fn of_prompt(text: String, size: Size) -> Self {
+        Self {
+            each: vec![Content::Prompt { text, size }],
+            scale: Scale::Scaled,
+            judgement: None,
+        }
+    }
+
     fn of(loaded: Loaded, choice: LatentScale) -> Self {
         match loaded {
             Loaded::Picture(picture) => Self {

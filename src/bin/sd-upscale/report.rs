@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sd_upscale::plan::Variant;
 use serde::Serialize;
 
 use crate::job::{Job, Verbosity};
@@ -29,7 +30,8 @@ pub struct Outcome {
     pub error: Option<String>,
     /// Width and height of what was written: pixels, or latent positions.
     pub size: Option<(usize, usize)>,
-    pub seed: u64,
+    /// Its seed and guidance.
+    pub variant: Variant,
     /// Those that were asked for; none where the sampler takes no number of steps.
     pub steps: Option<usize>,
     /// Of the UNet, where they were made or are known before.
@@ -39,14 +41,14 @@ pub struct Outcome {
 
 impl Outcome {
     /// Of an input of `job` on which no time was spent: without output, error or size.
-    pub fn new(job: &Job, input: String, status: Status) -> Self {
+    pub fn new(job: &Job, input: String, variant: Variant, status: Status) -> Self {
         Self {
             input,
             output: None,
             status,
             error: None,
             size: None,
-            seed: job.settings.seed,
+            variant,
             steps: job
                 .settings
                 .sampler
@@ -66,7 +68,8 @@ impl Outcome {
             error: self.error.as_deref(),
             width: self.size.map(|(width, _)| width),
             height: self.size.map(|(_, height)| height),
-            seed: self.seed,
+            seed: self.variant.seed,
+            guidance: self.variant.guidance,
             steps: self.steps,
             evaluations: self.evaluations,
             seconds: (self.seconds * 1000.0).round() / 1000.0,
@@ -75,10 +78,22 @@ impl Outcome {
         serde_json::to_string(&line).unwrap_or_default()
     }
 
+    /// Which of the run's outputs it is of.
+    pub fn which(&self) -> Which {
+        which(&self.input, self.variant)
+    }
+
     /// An error with the name of its input, once.
     pub fn named(&self, error: &str) -> String {
         named(&self.input, error)
     }
+}
+
+/// An input, and the bits of the seed and guidance that it is done by.
+pub type Which = (String, u64, u64);
+
+pub fn which(input: &str, variant: Variant) -> Which {
+    (input.to_owned(), variant.seed, variant.guidance.to_bits())
 }
 
 /// From the threads of a run to the one that talks.
@@ -95,6 +110,13 @@ pub enum Message {
     Step {
         worker: usize,
         step: StepDone,
+    },
+    /// A call of the base checkpoint's UNet.
+    BaseStep {
+        worker: usize,
+        done: usize,
+        total: usize,
+        seconds: f64,
     },
     /// The last of a pass was done.
     Denoised {
@@ -134,6 +156,7 @@ struct Line<'a> {
     width: Option<usize>,
     height: Option<usize>,
     seed: u64,
+    guidance: f64,
     steps: Option<usize>,
     evaluations: Option<usize>,
     seconds: f64,
@@ -143,6 +166,8 @@ struct Line<'a> {
 const STAGE: &str = "{spinner} {msg}";
 /// While it denoises; within 40 columns there is room for all but the bar.
 const STEPS: &str = "steps {wide_bar} {pos}/{len} {msg}";
+/// The same of the base checkpoint's.
+const BASE_STEPS: &str = "base steps {wide_bar} {pos}/{len} {msg}";
 /// The same where a step is more than one evaluation.
 const EVALUATIONS: &str = "evaluations {wide_bar} {pos}/{len} {msg}";
 /// Where it is not known how many there will be.
@@ -174,8 +199,8 @@ pub struct Reporter {
     once_a_step: bool,
     /// Seconds of the steps of the pass so far, by worker.
     step_times: Vec<Vec<f64>>,
-    /// Inputs of which it was said what became of them.
-    told: HashSet<String>,
+    /// Those of which it was said what became of them.
+    told: HashSet<Which>,
 }
 
 impl Reporter {
@@ -285,6 +310,16 @@ impl Reporter {
         }
     }
 
+    pub fn base_step(&self, worker: usize, done: usize, total: usize, seconds: f64) {
+        if let Some(bar) = self.workers.get(worker) {
+            bar.set_style(style(BASE_STEPS));
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            let left = (total - done) as f64 * seconds;
+            bar.set_message(format!("{seconds:.2} s a step, {left:.0} s left"));
+        }
+    }
+
     /// A worker's pass is done: what its evaluations took.
     pub fn denoised(&mut self, worker: usize) {
         let times = self.step_times.get_mut(worker).map(std::mem::take);
@@ -332,15 +367,15 @@ impl Reporter {
         self.json_line(outcome)
     }
 
-    /// Whether it was said what became of an input.
-    pub fn told_of(&self, input: &str) -> bool {
-        self.told.contains(input)
+    /// Whether it was said what became of one.
+    pub fn told_of(&self, which: &Which) -> bool {
+        self.told.contains(which)
     }
 
     /// # Errors
     /// Standard output is closed.
     pub fn json_line(&mut self, outcome: &Outcome) -> Result<()> {
-        self.told.insert(outcome.input.clone());
+        self.told.insert(outcome.which());
         if self.json {
             let text = outcome.json();
             let mut stdout = std::io::stdout().lock();
@@ -428,7 +463,7 @@ mod tests {
 
     #[test]
     fn bars_are_drawn_as_they_are_described() {
-        for template in [STAGE, STEPS, EVALUATIONS, WAY] {
+        for template in [STAGE, STEPS, BASE_STEPS, EVALUATIONS, WAY] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow, ensure};
 use candle_core::{DType, Device};
-use sd_upscale::plan::{self, PassedOver, Plan, UsageError};
+use sd_upscale::plan::{self, PassedOver, Plan, Reads, Task, UsageError, Variant};
 use sd_upscale::{device, files};
 
 use crate::compute::compute;
@@ -16,7 +16,7 @@ use crate::model::Model;
 use crate::open_files::OpenFiles;
 use crate::parcel::outbox;
 use crate::read::read;
-use crate::report::{End, Message, Outcome, Reporter, Status};
+use crate::report::{End, Message, Outcome, Reporter, Status, which};
 use crate::write::write;
 use crate::{first_use, signals, threads};
 
@@ -38,9 +38,14 @@ pub fn run(job: Job) -> Result<ExitCode> {
     if job.dtype == Some(DType::BF16) {
         refuse_without_bfloat16(&devices)?;
     }
-    let inputs = plan.tasks.len() + plan.failed.len();
+    let of_prompts = match &job.prompts {
+        Some(prompts) => prompts.check(&plan)?,
+        None => None,
+    };
+    let inputs = plan.tasks.len() + plan.failed.len() * job.request.variants.len();
     let mut reporter = Reporter::new(&job, inputs, devices.len());
-    for text in job.warnings.iter().chain(&plan.warnings).chain(&note) {
+    let warnings = job.warnings.iter().chain(&plan.warnings);
+    for text in warnings.chain(&of_prompts).chain(&note) {
         reporter.warning(text);
     }
     for (path, why) in &plan.passed_over {
@@ -63,12 +68,17 @@ pub fn run(job: Job) -> Result<ExitCode> {
     // Before anything is said that someone may not read.
     signals::watch(messages.clone(), files.clone())?;
     for (path, error) in &plan.failed {
-        let input = path.display().to_string();
-        reporter.done(&failed(&job, input, error))?;
+        for &variant in &job.request.variants {
+            let input = path.display().to_string();
+            reporter.done(&failed(&job, input, variant, error))?;
+        }
     }
     if plan.tasks.is_empty() {
         if inputs == 0 {
-            reporter.warning("there is nothing to do: no image or latents file was found");
+            reporter.warning(match job.request.reads {
+                Reads::Pictures => "there is nothing to do: no image or latents file was found",
+                Reads::Prompts => "there is nothing to do: no prompt (.txt) was found",
+            });
         }
         reporter.finish(End::Done);
         return Ok(status(&reporter));
@@ -132,10 +142,10 @@ fn passed_over(plan: &Plan) -> Option<String> {
 }
 
 /// An input that failed before it was worked on.
-fn failed(job: &Job, input: String, error: &str) -> Outcome {
+fn failed(job: &Job, input: String, variant: Variant, error: &str) -> Outcome {
     Outcome {
         error: Some(error.to_string()),
-        ..Outcome::new(job, input, Status::Error)
+        ..Outcome::new(job, input, variant, Status::Error)
     }
 }
 
@@ -182,7 +192,8 @@ fn work(
     let model = Arc::new(Model::new(job.clone(), first));
 
     let many = plan.tasks.len() > 1;
-    let inputs: Vec<String> = plan.tasks.iter().map(|t| t.source.to_string()).collect();
+    let named = |task: &Task| (task.source.to_string(), task.variant);
+    let inputs: Vec<(String, Variant)> = plan.tasks.iter().map(named).collect();
     {
         let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
@@ -238,7 +249,7 @@ fn work(
 struct Talk<'a> {
     reporter: Reporter,
     /// All that are to be done, as they are called in messages.
-    inputs: Vec<String>,
+    inputs: Vec<(String, Variant)>,
     job: &'a Job,
     files: &'a OpenFiles,
     /// Writing threads that have not ended.
@@ -254,6 +265,12 @@ impl Talk<'_> {
                 Message::Warning(text) => self.reporter.warning(&text),
                 Message::Stage { worker, text } => self.reporter.stage(worker, text),
                 Message::Step { worker, step } => self.reporter.step(worker, step),
+                Message::BaseStep {
+                    worker,
+                    done,
+                    total,
+                    seconds,
+                } => self.reporter.base_step(worker, done, total, seconds),
                 Message::Denoised { worker } => self.reporter.denoised(worker),
                 Message::Done(outcome) => self.reporter.done(&outcome)?,
                 Message::Fatal(error) => {
@@ -283,16 +300,17 @@ impl Talk<'_> {
 
     /// How many inputs nothing was said of.
     fn undone(&self) -> usize {
-        let told = |input: &&String| !self.reporter.told_of(input);
-        self.inputs.iter().filter(told).count()
+        let untold =
+            |(input, variant): &&(String, Variant)| !self.reporter.told_of(&which(input, *variant));
+        self.inputs.iter().filter(untold).count()
     }
 
     /// Ends a run that cannot go on: `--json` gets a line for each input that had none.
     fn give_up(&mut self, error: &anyhow::Error) -> Result<()> {
         let error = format!("{error:#}");
-        for input in &self.inputs {
-            if !self.reporter.told_of(input) {
-                let outcome = failed(self.job, input.clone(), &error);
+        for (input, variant) in &self.inputs {
+            if !self.reporter.told_of(&which(input, *variant)) {
+                let outcome = failed(self.job, input.clone(), *variant, &error);
                 self.reporter.json_line(&outcome)?;
             }
         }
@@ -332,7 +350,10 @@ mod tests {
         drop(sender);
         let mut talk = Talk {
             reporter: Reporter::new(&job, 2, 1),
-            inputs: vec!["a.png".into(), "b.png".into()],
+            inputs: vec![
+                ("a.png".into(), Variant::default()),
+                ("b.png".into(), Variant::default()),
+            ],
             job: &job,
             files: &OpenFiles::default(),
             writers: 1,
@@ -343,7 +364,8 @@ mod tests {
     fn done(job_input: &str) -> Message {
         let args = Args::parse_from(["sd-upscale", "a.png"]);
         let job = Job::try_from(args).unwrap();
-        Message::Done(Outcome::new(&job, job_input.into(), Status::Ok))
+        let variant = Variant::default();
+        Message::Done(Outcome::new(&job, job_input.into(), variant, Status::Ok))
     }
 
     #[test]

@@ -88,11 +88,20 @@ impl Writer<'_> {
             }
             Written::Safetensors | Written::ComfyLatent => self.latents(item, form, parcels)?,
         };
-        if let Some(path) = &item.low_res {
+        if let Some(low_res) = &item.low_res {
             let format = picture_format(item.kind);
-            let place = Place::File(path.clone());
-            let low_res = self.picture(&Dressed::plain(), format, &place, parcels)?;
-            encoded.files.extend(low_res.files);
+            let place = Place::File(low_res.picture.clone());
+            let picture =
+                self.picture(&Dressed::low_res(self.job, item), format, &place, parcels)?;
+            encoded.files.extend(picture.files);
+            if let Some(path) = &low_res.latents {
+                let place = Place::File(path.clone());
+                let (values, size) = parcels.latents()?;
+                let metadata = low_res_metadata(self.job, item, size, form);
+                let kind = Written::Safetensors;
+                let latents = self.latents_file(values, size, kind, &metadata, form, &place)?;
+                encoded.files.push(latents);
+            }
         }
         parcels.closed()?;
         Ok(encoded)
@@ -136,21 +145,34 @@ impl Writer<'_> {
 
     fn latents(&self, item: &Item, form: LatentForm, parcels: &mut Parcels) -> Result<Encoded> {
         let (values, size) = parcels.latents()?;
-        let latents = Latents::from_scaled(values, 1, size.height, size.width);
         let metadata = latents_metadata(self.job, item, size, form);
-        let bytes = match item.kind {
-            Written::ComfyLatent => latents.to_comfy(form.scaling_factor, &metadata)?,
-            _ => latents.to_safetensors(&metadata)?,
-        };
-        let mut out = self.open(&item.place)?;
-        if let Err(error) = out.write_all(&bytes) {
-            return Err(out.failure().unwrap_or_else(|| error.into()));
-        }
+        let out = self.latents_file(values, size, item.kind, &metadata, form, &item.place)?;
         Ok(Encoded {
             size,
             files: vec![out],
             warnings: Vec::new(),
         })
+    }
+
+    fn latents_file(
+        &self,
+        values: Vec<f32>,
+        size: Size,
+        kind: Written,
+        metadata: &BTreeMap<String, String>,
+        form: LatentForm,
+        place: &Place,
+    ) -> Result<Out> {
+        let latents = Latents::from_scaled(values, 1, size.height, size.width);
+        let bytes = match kind {
+            Written::ComfyLatent => latents.to_comfy(form.scaling_factor, metadata)?,
+            _ => latents.to_safetensors(metadata)?,
+        };
+        let mut out = self.open(place)?;
+        if let Err(error) = out.write_all(&bytes) {
+            return Err(out.failure().unwrap_or_else(|| error.into()));
+        }
+        Ok(out)
     }
 
     /// Encodes the picture that comes, from its beginning again where that is said.
@@ -385,6 +407,13 @@ fn out_of_order() -> anyhow::Error {
     )
 }
 
+/// Whose settings a file states.
+enum Stated {
+    Result,
+    /// Of the picture that the base checkpoint made.
+    Base,
+}
+
 /// What the input had besides colour, and what is said of the result.
 struct Dressed {
     /// What errors of encoding are led by.
@@ -394,8 +423,8 @@ struct Dressed {
     gray: bool,
     depth: Depth,
     metadata: Metadata,
-    /// To be told of in the metadata.
-    settings: Option<Settings>,
+    /// To be told of in the metadata, and how.
+    settings: Option<(Settings, Stated)>,
     /// The input, where the result's colours are fixed by it, and how many times as large the result is.
     reference: Option<(Pixels, usize)>,
 }
@@ -414,11 +443,20 @@ impl Dressed {
         }
     }
 
+    /// What it was upscaled from: of a picture that was made from a prompt, how.
+    fn low_res(job: &Job, item: &Item) -> Self {
+        let says = job.generate && !job.strip;
+        Self {
+            settings: says.then(|| (item.settings.clone(), Stated::Base)),
+            ..Self::plain()
+        }
+    }
+
     /// As the item's input: what it had is taken out of it.
     fn of(job: &Job, item: &mut Item) -> Self {
         let mut dressed = Self {
             name: Some(item.source.to_string()),
-            settings: (!job.strip).then(|| item.settings.clone()),
+            settings: (!job.strip).then(|| (item.settings.clone(), Stated::Result)),
             ..Self::plain()
         };
         match &mut item.content {
@@ -441,6 +479,7 @@ impl Dressed {
                 dressed.reference = (job.color_fix != ColorFix::None).then_some((low, times));
             }
             Content::Latents(latents) => dressed.metadata = latents.image_metadata(),
+            Content::Prompt { .. } => {}
         }
         if job.strip {
             dressed.metadata = dressed.metadata.color_only();
@@ -451,8 +490,11 @@ impl Dressed {
     /// Of a result of this size.
     fn outline(&self, job: &Job, size: Size) -> Outline<'_> {
         let mut metadata = Cow::Borrowed(&self.metadata);
-        if let Some(settings) = &self.settings {
-            let settings = written_settings(job, settings, size);
+        if let Some((settings, stated)) = &self.settings {
+            let settings = match stated {
+                Stated::Result => written_settings(job, settings, size),
+                Stated::Base => base_settings(job, settings, size),
+            };
             metadata.to_mut().add_settings(&settings);
         }
         Outline {
@@ -508,7 +550,6 @@ fn fix_color(fix: ColorFix, made: &mut Pixels, low: &Pixels, times: usize) {
 /// The settings in the words that viewers of A1111's pictures know.
 pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameters {
     let sampler = settings.sampler;
-    let version = concat!("sd-upscale ", env!("CARGO_PKG_VERSION"));
     let fields = [
         ("Steps", stated_steps(settings)),
         ("Sampler", Some(sampler.title().into())),
@@ -523,18 +564,64 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         ("Size", Some(format!("{}x{}", size.width, size.height))),
         ("Scale", written_scale(settings)),
         ("Model", Some(job.model_name())),
-        ("Version", Some(version.into())),
+        ("Base model", job.uses_base().then(|| job.base_name())),
+        ("Base steps", stated_base_steps(job)),
+        ("Base CFG scale", stated_base_guidance(job)),
+        ("Refine", stated_refine(settings)),
+        ("Version", Some(VERSION.into())),
     ];
+    let guided = settings.guidance > 1.0 || is_base_guided(job);
+    parameters(settings, guided, fields)
+}
+
+/// The same of the picture that the base checkpoint made.
+fn base_settings(job: &Job, settings: &Settings, size: Size) -> Parameters {
+    let fields = [
+        ("Steps", stated_base_steps(job)),
+        ("CFG scale", stated_base_guidance(job)),
+        ("Seed", Some(settings.seed.to_string())),
+        ("Size", Some(format!("{}x{}", size.width, size.height))),
+        ("Model", Some(job.base_name())),
+        ("Version", Some(VERSION.into())),
+    ];
+    parameters(settings, is_base_guided(job), fields)
+}
+
+const VERSION: &str = concat!("sd-upscale ", env!("CARGO_PKG_VERSION"));
+
+fn parameters<const N: usize>(
+    settings: &Settings,
+    guided: bool,
+    fields: [(&str, Option<String>); N],
+) -> Parameters {
     let stated = |(key, value): (&str, Option<String>)| Some((key.to_string(), value?));
     Parameters {
         prompt: settings.prompt.clone(),
-        negative_prompt: if settings.guidance > 1.0 {
+        negative_prompt: if guided {
             settings.negative_prompt.clone()
         } else {
             String::new()
         },
         fields: fields.into_iter().filter_map(stated).collect(),
     }
+}
+
+/// Of the base checkpoint, where it has something to do.
+fn stated_base_steps(job: &Job) -> Option<String> {
+    job.uses_base().then(|| job.settings.base_steps.to_string())
+}
+
+fn stated_base_guidance(job: &Job) -> Option<String> {
+    job.uses_base()
+        .then(|| job.settings.base_guidance.to_string())
+}
+
+fn stated_refine(settings: &Settings) -> Option<String> {
+    settings.refine.map(|strength| strength.to_string())
+}
+
+fn is_base_guided(job: &Job) -> bool {
+    job.uses_base() && job.settings.base_guidance > 1.0
 }
 
 /// Of the settings that not every sampler takes, those that this one does.
@@ -615,11 +702,40 @@ fn latents_metadata(
         ("padding", stated_mask(settings)),
         ("scale", written_scale(settings)),
         ("model", Some(job.model_name())),
+        ("base", job.uses_base().then(|| job.base_name())),
+        ("base_steps", stated_base_steps(job)),
+        ("base_guidance", stated_base_guidance(job)),
+        ("refine", stated_refine(settings)),
     ] {
         let key = format!("sd_upscale.{key}");
         // Those that were read may say it of the run that made them.
         metadata.remove(&key);
         metadata.extend(value.map(|value| (key, value)));
+    }
+    metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
+    metadata
+}
+
+/// What latents of the low-res picture say of themselves: those that were read what they said, those that were made from a prompt how.
+fn low_res_metadata(
+    job: &Job,
+    item: &Item,
+    size: Size,
+    form: LatentForm,
+) -> BTreeMap<String, String> {
+    let mut metadata = BTreeMap::new();
+    if !job.strip {
+        if let Content::Latents(latents) = &item.content {
+            metadata.extend(latents.metadata.clone());
+        }
+        if job.generate {
+            let pixels = Size {
+                width: form.pixels * size.width,
+                height: form.pixels * size.height,
+            };
+            let written = base_settings(job, &item.settings, pixels);
+            metadata.insert("parameters".into(), written.to_parameters());
+        }
     }
     metadata.insert(PIXELS_KEY.into(), form.pixels.to_string());
     metadata

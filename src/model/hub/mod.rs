@@ -29,6 +29,12 @@ pub const DEFAULT_REPO: &str = "stabilityai/sd-x2-latent-upscaler";
 /// The commit of [`DEFAULT_REPO`] that this program is tested with.
 pub const DEFAULT_REVISION: &str = "1f2883b22f62cfb29323770ba9cfdcf601757bd3";
 
+/// The repository of the base checkpoint of the published example.
+pub const DEFAULT_BASE: &str = "CompVis/stable-diffusion-v1-4";
+
+/// The commit of [`DEFAULT_BASE`] that is fetched.
+pub const DEFAULT_BASE_REVISION: &str = "133a221b8aa7292a167afc5127cb63fb5005638b";
+
 /// The Hub and its cache on this machine.
 #[derive(Debug, Clone)]
 pub struct Hub {

@@ -9,9 +9,12 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 pub use self::scheduler::{BaseScheduler, Times};
+use super::loaded::loaded;
 use super::noise::Generator;
-use super::types::MAX_GUIDANCE;
-use crate::device::Placement;
+use super::progress::AHEAD;
+use super::prompts::warn_of_cut;
+use super::types::{Event, MAX_GUIDANCE, OnEvent, Stage, check_finite, floats};
+use crate::device::{Placement, StepClock};
 use crate::model::ModelFiles;
 use crate::networks::Room;
 use crate::networks::base_unet::{BaseUNet, BaseUNetConfig, Prompted};
@@ -79,6 +82,28 @@ struct Guided<'a> {
     prompted: Prompted,
     guidance: Option<f64>,
     room: &'a Room,
+}
+
+/// The network's calls as they are done.
+struct Calls {
+    clock: StepClock,
+    done: usize,
+    total: usize,
+}
+
+impl Calls {
+    /// Tells of those that are done, once no more than `ahead` are not.
+    fn tell(&mut self, ahead: usize, on_event: OnEvent) -> Result<()> {
+        for seconds in self.clock.finished(ahead)? {
+            self.done += 1;
+            on_event(Event::BaseStep {
+                done: self.done,
+                total: self.total,
+                seconds,
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Guided<'_> {
@@ -152,13 +177,13 @@ impl BaseModel {
         settings: &BaseSettings,
         generator: &mut Generator,
         room: &Room,
-        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+        on_event: OnEvent,
     ) -> Result<Tensor> {
         settings.check()?;
         let times = self.scheduler.times(settings.steps);
         let spread = f64::from(self.scheduler.initial_spread(&times));
         let x = (self.noise((1, self.config.in_channels, h, w), generator)? * spread)?;
-        self.sample(x, &times, 0, settings, room, on_step)
+        self.sample(x, &times, 0, settings, room, on_event)
     }
 
     /// The same picture again, lightly: `latents` (1, 4, h, w), scaled, float32, are given the noise of a share `strength` of the steps, which
@@ -173,7 +198,7 @@ impl BaseModel {
         settings: &BaseSettings,
         generator: &mut Generator,
         room: &Room,
-        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+        on_event: OnEvent,
     ) -> Result<Tensor> {
         settings.check()?;
         // In double precision, as there: 50 * 0.58 is 28.
@@ -189,7 +214,7 @@ impl BaseModel {
         let latents = latents.to_device(&self.placement.device)?;
         let noise = self.noise(latents.dims4()?, generator)?;
         let x = self.scheduler.noised(&latents, &noise, &times, start)?;
-        self.sample(x, &times, start, settings, room, on_step)
+        self.sample(x, &times, start, settings, room, on_event)
     }
 
     fn noise(
@@ -209,35 +234,41 @@ impl BaseModel {
         start: usize,
         settings: &BaseSettings,
         room: &Room,
-        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+        on_event: OnEvent,
     ) -> Result<Tensor> {
-        let context = self.context(settings)?;
-        let unet = match &mut self.unet {
-            Some(unet) => unet,
-            slot => slot.insert(BaseUNet::load(&self.files, &self.placement)?),
-        };
+        let context = self.context(settings, on_event)?;
+        let unet = loaded(&mut self.unet, Stage::Base, on_event, || {
+            BaseUNet::load(&self.files, &self.placement)
+        })?;
+        on_event(Event::Started(Stage::Base))?;
         let guided = Guided {
             prompted: unet.prompted(&context)?,
             unet,
             guidance: settings.is_guided().then_some(settings.guidance),
             room,
         };
-        let calls = times.timesteps.len() - start;
-        let mut done = 0;
-        self.scheduler.run(x, times, start, |x, time| {
+        let mut calls = Calls {
+            clock: StepClock::start(&self.placement.device)?,
+            done: 0,
+            total: times.timesteps.len() - start,
+        };
+        let x = self.scheduler.run(x, times, start, |x, time| {
             let predicted = guided.predict(x, time)?;
-            done += 1;
-            on_step(done, calls)?;
+            calls.clock.mark()?;
+            calls.tell(AHEAD, on_event)?;
             Ok(predicted)
-        })
+        })?;
+        calls.tell(0, on_event)?;
+        Ok(x)
     }
 
     /// The prompts of a run, (1 or 2, tokens, width): the negative one first, where there is guidance.
-    fn context(&mut self, settings: &BaseSettings) -> Result<Tensor> {
+    fn context(&mut self, settings: &BaseSettings, on_event: OnEvent) -> Result<Tensor> {
         let negative = settings.is_guided().then_some(&*settings.negative_prompt);
         let texts: Vec<&str> = negative.into_iter().chain([&*settings.prompt]).collect();
         self.contexts.retain(|text, _| texts.contains(&&**text));
         if texts.iter().any(|&text| !self.contexts.contains_key(text)) {
+            on_event(Event::Loading(Stage::Text))?;
             // In float32 at least, as the upscaler's: all steps share its error.
             let placement = Placement {
                 dtype: DType::F32,
@@ -246,7 +277,13 @@ impl BaseModel {
             let encoder = TextEncoder::load(&self.files, &placement)?;
             let tokenizer = Tokenizer::new(&self.files, encoder.positions())?;
             for &text in &texts {
-                let context = encoder.encode_normed(&tokenizer.encode(text)?)?;
+                if self.contexts.contains_key(text) {
+                    continue;
+                }
+                let tokens = tokenizer.encode(text)?;
+                warn_of_cut("base checkpoint", &tokens, encoder.positions(), on_event)?;
+                let context = encoder.encode_normed(&tokens)?;
+                check_finite(&floats(&context)?, Stage::Text, placement.dtype)?;
                 self.contexts.insert(text.to_owned(), context);
             }
         }

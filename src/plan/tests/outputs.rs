@@ -101,7 +101,7 @@ fn the_template_fills_every_field_and_numbers_batches() {
         Target::Stdout(_) => panic!("a file"),
     };
     let mut r = request(&f, &["a.b.png"]).to(&f, "out/");
-    r.seed = 7;
+    r.variants[0].seed = 7;
     let r = r.name("{width}/{stem}_{seed}_{height}.{ext}");
     let sized = naming(r.clone());
     let below = |path: PathBuf| below(&f, &path);
@@ -169,7 +169,7 @@ fn a_template_that_is_wrong_or_leaves_the_folder_is_refused() {
         let error = template.parse::<Template>().unwrap_err().to_string();
         assert!(error.contains(says), "{template}: {error}");
         assert!(
-            error.contains("{stem}, {ext}, {in_ext}, {seed}, {width}, {height}"),
+            error.contains("{stem}, {ext}, {in_ext}, {seed}, {guidance}, {width}, {height}"),
             "{error}"
         );
     }
@@ -261,7 +261,7 @@ fn no_output_falls_on_an_input_through_a_link() {
 fn paths_known_only_later_are_checked_when_they_are_written() {
     let f = folder(&["a.png", "b.latent", "b-128.png"]);
     let mut plan = plan(&request(&f, &["a.png", "b.latent", "b-128.png"]).to(&f, "out")).unwrap();
-    let (a, b) = (plan.tasks[0].source.clone(), plan.tasks[1].source.clone());
+    let (a, b) = (plan.tasks[0].origin(), plan.tasks[1].origin());
     let at = |name: &str| f.path().join(name);
     assert_eq!(plan.claims.claim(&at("out/a.png"), &a), Ok(()));
     assert_eq!(plan.claims.claim(&at("out/b-1.png"), &b), Ok(()));
