@@ -11,6 +11,7 @@ mod effects;
 mod environment;
 mod fidelity;
 mod folders;
+mod generate;
 mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;

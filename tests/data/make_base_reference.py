@@ -24,6 +24,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -88,6 +89,8 @@ WHOLE = [
     dict(CASES[2], name="sd1-refined-0.4", upscaler_steps=4, upscaler_guidance=1.0, schedule="karras", strength=0.4),
     dict(CASES[7], name="sd2-refined-0.25", upscaler_steps=4, upscaler_guidance=0.0, schedule="log-linear", strength=0.25),
 ]
+# Of these, what the base made and the result as pictures.
+PICTURES = ("sd1-card", "sd1-refined-0.4")
 PROMPT, NEGATIVE = "a cat on a red sofa, wow!!", "blurry"
 
 
@@ -274,21 +277,27 @@ def refined(models, case, latents, draw=None):
 
 @torch.no_grad()
 def whole(models, case):
-    """Base latents, upscaled and, where the case says so, refined: one generator runs through all of it."""
+    """Base latents; and these upscaled and, where the case says so, refined: one generator runs through all of it."""
     draw = generator(case["seed"])
-    latents = generated(models, case, draw)
+    base = generated(models, case, draw)
     upscale = load_pipe()
     upscale.scheduler = random_model.scheduler(case["schedule"])
     latents = upscale(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
-        image=latents,
+        image=base,
         num_inference_steps=case["upscaler_steps"],
         guidance_scale=case["upscaler_guidance"],
         generator=draw,
         output_type="latent",
     ).images
-    return refined(models, case, latents, draw) if case["strength"] else latents
+    return base, refined(models, case, latents, draw) if case["strength"] else latents
+
+
+@torch.no_grad()
+def write_picture(vae, latents, name):
+    picture = VaeImageProcessor().postprocess(vae.decode(latents / vae.config.scaling_factor).sample)[0]
+    picture.save(REFERENCE / f"{name}.png")
 
 
 def end_to_end_reference(models):
@@ -299,7 +308,11 @@ def end_to_end_reference(models):
     for case in REFINED:
         out[f"refine.{case['name']}"] = refined(models, case, latents)
     for case in WHOLE:
-        out[f"whole.{case['name']}"] = whole(models, case)
+        base, out[f"whole.{case['name']}"] = whole(models, case)
+        if case["name"] in PICTURES:
+            own, latents = models[case["model"]]["vae"], out[f"whole.{case['name']}"]
+            write_picture(own, base, f"base_{case['name']}_low-res")
+            write_picture(own if case["strength"] else load_pipe().vae, latents, f"base_{case['name']}")
     save_file({k: v.contiguous() for k, v in out.items()}, REFERENCE / "base_end_to_end.safetensors")
     cases = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "generated": CASES, "refined": REFINED, "whole": WHOLE}
     (REFERENCE / "base_end_to_end.json").write_text(json.dumps(cases, indent=1) + "\n")
