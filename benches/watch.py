@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 
-ENDED = re.compile(r"^(?:.*: )?(load|text|encode|denoise|unet|decode) ([0-9.]+) s$")
+ENDED = re.compile(r"^(?:.*: )?(load|text|encode|base|denoise|unet|decode) ([0-9.]+) s$")
 MEDIAN = re.compile(r"^(?:.*: )?step ([0-9.]+) s \(median of [0-9]+\)$")
 FIRST = re.compile(r"^(?:.*: )?first step after ([0-9.]+) s$")
 

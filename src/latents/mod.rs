@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 pub(crate) use self::npz::check_head as check_npz_head;
 pub(crate) use self::safetensors::{check_header, header_length};
 use crate::limits::ReadLimits;
-use crate::metadata::{FoundPrompt, Metadata, comfy};
+use crate::metadata::{FoundPrompt, Metadata, a1111, comfy};
 
 /// Image pixels per latent position, in each direction, of every Stable Diffusion VAE.
 const PIXELS_PER_LATENT: u64 = 8;
@@ -153,6 +153,11 @@ impl Latents {
 
     /// The prompt in the file's metadata: ComfyUI's graph, A1111's text, or a plain `prompt`, as our own files have.
     pub fn prompt(&self) -> Option<FoundPrompt> {
+        let a1111 = || a1111::from_parameters(self.metadata.get("parameters")?);
+        self.stated_prompt().or_else(a1111)
+    }
+
+    fn stated_prompt(&self) -> Option<FoundPrompt> {
         let text = self
             .metadata
             .get("prompt")

@@ -1,7 +1,7 @@
 //! What a picture carries besides pixels: EXIF, ICC profile, XMP, PNG text. Read from each format, kept for the output,
 //! joined by our own settings, and searched for the prompt.
 
-mod a1111;
+pub(crate) mod a1111;
 mod color;
 pub(crate) mod comfy;
 mod density;

@@ -93,6 +93,7 @@ fn a_line_of_json_has_the_fields_that_scripts_rely_on() {
         [
             "error",
             "evaluations",
+            "guidance",
             "height",
             "input",
             "output",
