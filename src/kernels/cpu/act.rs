@@ -25,6 +25,26 @@ pub(super) fn exp<S: Simd>(x: S) -> S {
     p.mul(t.exp2_of_biased())
 }
 
+/// `2^x` to 1 ulp or so for x in -126..=0, exactly 1 at 0; clamped below. NaN stays NaN.
+#[inline(always)]
+pub(super) fn exp2_of_negative<S: Simd>(x: S) -> S {
+    // `max` keeps a NaN in the second operand.
+    let x = x.like(-126.0).max(x);
+    // Adding 1.5 * 2^23 rounds to an integer, left in the low bits.
+    let magic = x.like(12_582_912.0);
+    let t = x.add(magic);
+    let f = x.sub(t.sub(magic));
+    // (2^f - 1) / f on -1/2..=1/2, its largest error relative to 2^f made as small as it can be (2e-9).
+    let p = x.like(1.535_336_2e-4);
+    let p = p.mul_add(f, x.like(1.339_887_5e-3));
+    let p = p.mul_add(f, x.like(9.618_437e-3));
+    let p = p.mul_add(f, x.like(5.550_332_4e-2));
+    let p = p.mul_add(f, x.like(2.402_264_8e-1));
+    let p = p.mul_add(f, x.like(std::f32::consts::LN_2));
+    let p = p.mul_add(f, x.like(1.0));
+    p.mul(t.exp2_of_biased())
+}
+
 /// erf to 3e-7 absolute: Eigen's rational approximation (`generic_fast_erf_float`). It crosses 1 at 4, so that a little further
 /// on it can be cut off there, and what lies beyond is exactly 1.
 #[inline(always)]

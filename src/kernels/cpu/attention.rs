@@ -1,24 +1,29 @@
 //! Attention in blocks with a running softmax: the matrix of scores is never formed.
 //!
-//! Both products run on the GEMM register tile. Keys and values are packed into its panels once; a task then takes a block of
+//! Both products run on the GEMM register tile, the other way around: scores are keys times queries, so that a vector holds one key's scores of
+//! many queries. Maxima and sums are then those of vectors, no lane is added to another, and a head's width, which is rows of the second product,
+//! need not be a multiple of a vector (40 channels would else cost as much as 48). Keys and values are packed once; a task takes a block of
 //! queries of one head through all blocks of keys.
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::act::exp;
+use super::act::exp2_of_negative;
 use super::buf::{Scratch, Shared, filled};
-use super::micro::{Dst, NB, SLAB, panel_of, place_of_pairs, rows_per_panel, size_of_pairs};
-use super::simd::{Isa, Simd, isa_fn};
-use super::values::{AnyMut, AnyPtr, Precision, Value, Values, narrow, widen, with_type};
+use super::micro::{
+    Dst, NB, SLAB, max_rows, panel_of, place_of_pairs, rows_per_panel, size_of_pairs,
+};
+use super::simd::{Isa, MOST_LANES, Simd, isa_fn};
+use super::values::{AnyMut, AnyPtr, Precision, Value, Values, with_type};
 
-/// Queries of a task: of more than [`FEW_KEYS`] twice as many, since all keys and values come from memory once a task (65536 keys of 512
-/// values: 426 GFLOP/s with 96 queries, 461 with 192).
+/// Queries of a task, multiples of [`NB`]: of more than [`FEW_KEYS`] twice as many, since all keys and values come from memory once a task (65536
+/// keys of 512 values: 426 GFLOP/s with 96 queries, 461 with 192).
 const QUERIES: [usize; 2] = [96, 192];
 /// Keys that with their values stay in the last cache, about.
 const FEW_KEYS: usize = 8192;
-/// Keys between two updates of the running softmax; fixed, so that results do not depend on the machine's load.
-const KEYS: usize = 256;
+/// Keys between two updates of the running softmax: fixed, so that results do not depend on the machine's load, whole panels of every
+/// instruction set's rows, whole slabs, and few enough that their scores of [`NB`] queries stay in the first cache.
+const KEYS: usize = 192;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +65,10 @@ pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, sca
     );
     assert!(q.is_empty() || nk > 0, "attention needs a key");
     let isa = Isa::current();
-    // Scores in pairs are scaled after they are masked by infinity.
+    // Scores in pairs are scaled after the largest is found.
     let in_pairs = V::PRECISION == Precision::Bf16 && isa.multiplies_pairs() && scale > 0.0;
-    // Steps of the inner dimension of both products, or pairs of them.
-    let steps = |n: usize| if in_pairs { n.div_ceil(2) } else { n };
-    let key_len = nk.next_multiple_of(NB) * steps(d);
-    let value_len = d.next_multiple_of(NB) * steps(nk);
+    let packing = Packing::new(isa, shape, in_pairs);
+    let (key_len, value_len) = (packing.keys_len(), packing.values_len());
     let (mut kp, mut vp) = (
         Scratch::take(b * heads * key_len),
         Scratch::take(b * heads * value_len),
@@ -74,29 +77,14 @@ pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, sca
     let blocks = nk.div_ceil(KEYS);
     (0..b * heads * blocks).into_par_iter().for_each(|i| {
         let (bh, key) = (i / blocks, i % blocks * KEYS);
-        let (head, ld) = (bh % heads, heads * d);
-        let at = (bh / heads * nk + key) * ld + head * d;
+        let at = (bh / heads * nk + key) * heads * d + bh % heads * d;
         let n = KEYS.min(nk - key);
-        // SAFETY: each task packs its own keys of its own head. Blocks are of KEYS, a multiple of NB, so that only the last
-        // has a panel filled up with zeros, for which `key_len` is rounded up as `value_len` is for the columns.
+        // SAFETY: each task packs its own keys of its own head, whose panels and slabs are whole, as KEYS is of whole ones.
         unsafe {
-            let keys = kp.get().add(bh * key_len + key * steps(d));
-            let values = vp.get().add(bh * value_len + steps(key) * NB);
-            let panel = steps(nk) * NB;
-            match (
-                in_pairs,
-                bf16::of_values(V::values(&k[at..])),
-                bf16::of_values(V::values(&v[at..])),
-            ) {
-                (true, Some(k), Some(v)) => {
-                    pair_keys(k, ld, n, d, keys.cast());
-                    pair_values(v, ld, n, d, values.cast(), 2 * panel);
-                }
-                _ => {
-                    pack_keys(isa, V::values(&k[at..]), ld, n, d, keys);
-                    pack_values(isa, V::values(&v[at..]), ld, n, d, values, panel);
-                }
-            }
+            let keys = kp.get().add(bh * key_len);
+            let values = vp.get().add(bh * value_len);
+            packing.keys(V::values(&k[at..]), key, n, keys);
+            packing.values(V::values(&v[at..]), key, n, values);
         }
     });
     let threads = rayon::current_num_threads();
@@ -105,10 +93,10 @@ pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, sca
     if b * heads * per_head < 4 * threads {
         per_head = (4 * threads)
             .div_ceil(b * heads)
-            .min(nq.div_ceil(24))
+            .min(nq.div_ceil(NB))
             .max(per_head);
     }
-    let step = nq.div_ceil(per_head.max(1)).max(1);
+    let step = nq.div_ceil(per_head.max(1)).next_multiple_of(NB).max(NB);
     let run = |out: Shared<V>| {
         let out = AnyMut::new(out.get());
         (0..b * heads * per_head)
@@ -121,10 +109,8 @@ pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, sca
                     let kp = kp.get().wrapping_add(bh * key_len);
                     let vp = vp.get().wrapping_add(bh * value_len);
                     let task = Task {
-                        isa,
-                        shape,
+                        packing,
                         scale,
-                        in_pairs,
                         bh,
                         q0,
                         q1,
@@ -138,168 +124,242 @@ pub fn attention<V: Value>(q: &[V], k: &[V], v: &[V], shape: AttentionShape, sca
     unsafe { filled(q.len(), run) }
 }
 
-/// Packs `n` keys (rows of `k`, `ld` apart) as panels (n / NB, d, NB), zeros for those missing in the last.
-///
-/// # Safety
-/// There is room for the panels at `to`.
-unsafe fn pack_keys(isa: Isa, k: Values, ld: usize, n: usize, d: usize, to: *mut f32) {
-    let mut row = vec![0f32; d];
-    for key in 0..n.next_multiple_of(NB) {
-        let to = to.wrapping_add(key / NB * d * NB + key % NB);
-        if key < n {
-            let from = k.part(key * ld..key * ld + d).from(0);
-            // SAFETY: both have `d` values.
-            unsafe { widen(isa, from, d, row.as_mut_ptr()) };
-        } else {
-            row.fill(0.0);
-        }
-        for (i, &x) in row.iter().enumerate() {
-            // SAFETY: column `key % NB` of row i of its panel.
-            unsafe { *to.add(i * NB) = x };
-        }
+/// The most rows of a panel of A that [`KEYS`] has whole panels of.
+fn whole_rows(isa: Isa) -> usize {
+    let mut rows = max_rows(isa);
+    while !KEYS.is_multiple_of(rows) {
+        rows -= 1;
     }
+    rows
 }
 
-/// Packs `n` values (rows of `v`, `ld` apart) as rows of panels (d / NB, all keys, NB), `panel` apart.
-///
-/// # Safety
-/// There is room for the rows in each panel at `to`.
-unsafe fn pack_values(
-    isa: Isa,
-    v: Values,
-    ld: usize,
-    n: usize,
-    d: usize,
-    to: *mut f32,
-    panel: usize,
-) {
-    for j in (0..d).step_by(NB) {
-        let cols = NB.min(d - j);
-        for key in 0..n {
-            // SAFETY: row `key` of panel `j / NB`, all of its NB columns, of which the last panel has `cols` in use.
-            unsafe {
-                let to = to.add(j / NB * panel + key * NB);
-                let from = v.part(key * ld + j..key * ld + j + cols).from(0);
-                widen(isa, from, cols, to);
-                to.add(cols).write_bytes(0, NB - cols);
-            }
-        }
-    }
-}
-
-/// As [`pack_keys`], the values of a key in pairs: panels (n / NB, d / 2, NB, 2), a zero behind an odd last one.
-///
-/// # Safety
-/// There is room for the panels at `to`.
-unsafe fn pair_keys(k: &[bf16], ld: usize, n: usize, d: usize, to: *mut bf16) {
-    let whole = d.next_multiple_of(2);
-    for key in 0..n.next_multiple_of(NB) {
-        let to = to.wrapping_add(key / NB * whole * NB + 2 * (key % NB));
-        for i in 0..whole {
-            let x = if key < n && i < d {
-                k[key * ld + i]
-            } else {
-                bf16::ZERO
-            };
-            // SAFETY: column `key % NB` of pair `i / 2` of its panel.
-            unsafe { *to.add(i / 2 * 2 * NB + i % 2) = x };
-        }
-    }
-}
-
-/// As [`pack_values`], two keys in a pair: rows of panels (d / NB, all keys / 2, NB, 2), zeros for the key that an odd last pair lacks.
-///
-/// # Safety
-/// There is room for the rows in each panel at `to`.
-unsafe fn pair_values(v: &[bf16], ld: usize, n: usize, d: usize, to: *mut bf16, panel: usize) {
-    for j in 0..d.next_multiple_of(NB) {
-        let to = to.wrapping_add(j / NB * panel + 2 * (j % NB));
-        for key in 0..n.next_multiple_of(2) {
-            let x = if key < n && j < d {
-                v[key * ld + j]
-            } else {
-                bf16::ZERO
-            };
-            // SAFETY: column `j % NB` of pair `key / 2` of its panel.
-            unsafe { *to.add(key / 2 * 2 * NB + key % 2) = x };
-        }
-    }
-}
-
-/// The running softmax of a query.
+/// How keys and values of a head lie: both as panels of A, keys as its rows with their channels as steps, values with their channels as
+/// rows and the keys as steps.
 #[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
-}
-
-/// A block of queries of one head.
-struct Task {
+struct Packing {
     isa: Isa,
     shape: AttentionShape,
-    scale: f32,
-    /// Whether keys and values are bfloat16 in pairs, as queries and weights then are.
+    /// Whether both are bfloat16 in pairs of steps, as queries and weights then are.
     in_pairs: bool,
-    bh: usize,
-    q0: usize,
-    q1: usize,
+    /// Keys to a panel.
+    key_rows: usize,
+    /// Channels to a panel of values.
+    channel_rows: usize,
 }
 
-impl Task {
+impl Packing {
+    fn new(isa: Isa, shape: AttentionShape, in_pairs: bool) -> Self {
+        let AttentionShape { nk, d, .. } = shape;
+        // Where there is more than one block, each is of whole panels.
+        let key_rows = match nk > KEYS {
+            true => whole_rows(isa),
+            false => rows_per_panel(isa, nk),
+        };
+        Self {
+            isa,
+            shape,
+            in_pairs,
+            key_rows,
+            channel_rows: rows_per_panel(isa, d),
+        }
+    }
+
     /// Steps of the inner dimension, or pairs of them.
     fn steps(&self, n: usize) -> usize {
         if self.in_pairs { n.div_ceil(2) } else { n }
     }
 
+    /// Values of f32 that a panel of A of `rows` rows takes.
+    fn panel(&self, steps: usize, rows: usize) -> usize {
+        if self.in_pairs {
+            size_of_pairs(steps, rows)
+        } else {
+            steps.div_ceil(SLAB) * rows * SLAB
+        }
+    }
+
+    fn keys_panel(&self) -> usize {
+        self.panel(self.shape.d, self.key_rows)
+    }
+
+    fn keys_len(&self) -> usize {
+        self.shape.nk.div_ceil(self.key_rows) * self.keys_panel()
+    }
+
+    fn values_panel(&self) -> usize {
+        self.panel(self.shape.nk, self.channel_rows)
+    }
+
+    fn values_len(&self) -> usize {
+        self.shape.d.div_ceil(self.channel_rows) * self.values_panel()
+    }
+
+    /// Where in a panel of values the slab of key `key`, a multiple of [`KEYS`], begins.
+    fn values_from(&self, key: usize) -> usize {
+        self.panel(key, self.channel_rows)
+    }
+
+    /// Packs `n` keys from number `key` on, rows of `k`.
+    ///
     /// # Safety
-    /// `kp` and `vp` hold the head's panels of keys and values, all `nk`; `q` is (b, nq, heads * d), `out` has room for as
+    /// There is room for all keys at `to`.
+    unsafe fn keys(&self, k: Values, key: usize, n: usize, to: *mut f32) {
+        let AttentionShape { heads, d, .. } = self.shape;
+        let (r, ld) = (self.key_rows, heads * d);
+        for i in 0..n {
+            let row = (key + i) % r;
+            // SAFETY: row `row` of its panel, `d` steps in slabs.
+            unsafe {
+                let panel = to.add((key + i) / r * self.keys_panel());
+                let from = k.part(i * ld..i * ld + d).from(0);
+                if self.in_pairs {
+                    pair_row(from.typed(), d, panel.cast(), row, r);
+                } else {
+                    spread(self.isa, from, d, panel.add(row * SLAB), r * SLAB);
+                }
+            }
+        }
+    }
+
+    /// Packs `n` values of the keys from number `key`, a multiple of [`KEYS`], on, rows of `v`.
+    ///
+    /// # Safety
+    /// There is room for all values at `to`.
+    unsafe fn values(&self, v: Values, key: usize, n: usize, to: *mut f32) {
+        let AttentionShape { heads, d, .. } = self.shape;
+        let (r, ld) = (self.channel_rows, heads * d);
+        // SAFETY: as many rows of `v` as there are keys, whose `d` values are there; each channel's steps are in the slabs of its
+        // panel, the last of which is whole.
+        unsafe {
+            let from = v.part(0..(n - 1) * ld + d).from(0);
+            let to = to.add(self.values_from(key));
+            if self.in_pairs {
+                let from: *const bf16 = from.typed();
+                for channel in 0..d {
+                    let panel: *mut bf16 = to.add(channel / r * self.values_panel()).cast();
+                    for i in 0..n.next_multiple_of(2) {
+                        let x = match i < n {
+                            true => from.add(i * ld + channel).read(),
+                            false => bf16::ZERO,
+                        };
+                        panel.add(place_of_pairs(channel % r, i, r)).write(x);
+                    }
+                }
+                return;
+            }
+            for i in (0..n).step_by(SLAB) {
+                let slab = Turned {
+                    to: to.add(i / SLAB * r * SLAB),
+                    group: r,
+                    group_stride: self.values_panel(),
+                    stride: SLAB,
+                    width: SLAB,
+                };
+                turn(self.isa, from.at(i * ld), ld, SLAB.min(n - i), d, 1.0, slab);
+            }
+        }
+    }
+}
+
+/// Places of rows that become columns: those of column `c` lie in a row, which is as long as `width`, at
+/// `c / group * group_stride + c % group * stride`.
+#[derive(Clone, Copy)]
+struct Turned {
+    to: *mut f32,
+    group: usize,
+    group_stride: usize,
+    stride: usize,
+    width: usize,
+}
+
+impl Turned {
+    /// # Safety
+    /// The place is there.
+    #[inline(always)]
+    unsafe fn column(&self, column: usize) -> *mut f32 {
+        let at = column / self.group * self.group_stride + column % self.group * self.stride;
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.to.add(at) }
+    }
+}
+
+/// A block of queries of one head.
+struct Task {
+    packing: Packing,
+    scale: f32,
+    bh: usize,
+    q0: usize,
+    q1: usize,
+}
+
+/// What [`NB`] queries have come to, a place each: the largest score and the sum of weights, and of the channels (d, NB) the sums of values.
+struct Running {
+    max: *mut f32,
+    sum: *mut f32,
+    values: *mut f32,
+}
+
+impl Task {
+    /// # Safety
+    /// `kp` and `vp` hold the head's keys and values as they are packed; `q` is (b, nq, heads * d), `out` has room for as
     /// much, and nobody else uses this task's queries of this head there.
     unsafe fn run(&self, q: Values, kp: *const f32, vp: *const f32, out: AnyMut) {
-        let (
+        let Packing {
             isa,
-            AttentionShape {
-                heads,
-                nq,
-                nk,
-                d,
-                causal,
-                ..
-            },
-        ) = (self.isa, self.shape);
+            shape,
+            in_pairs,
+            ..
+        } = self.packing;
+        let AttentionShape {
+            heads,
+            nq,
+            nk,
+            d,
+            causal,
+            ..
+        } = shape;
         let (n, ld) = (self.q1 - self.q0, heads * d);
-        let r = rows_per_panel(isa, n);
-        let panels = n.div_ceil(r);
-        let block = KEYS.min(nk.next_multiple_of(NB));
-        let (q_panel, p_panel, weights_panel) = if self.in_pairs {
-            (size_of_pairs(d, r), block * r, size_of_pairs(block, r))
-        } else {
-            (d.div_ceil(SLAB) * r * SLAB, block * r, 0)
-        };
-        let o_panel = n * NB;
+        let panels = n.div_ceil(NB);
+        let q_panel = self.packing.steps(d) * NB;
+        let weights_len = if in_pairs { KEYS / 2 * NB } else { 0 };
         let mut qs = Scratch::take(panels * q_panel);
-        let mut ps = Scratch::take(panels * p_panel);
-        let mut os = Scratch::take(d.div_ceil(NB) * o_panel);
-        let mut weights = Scratch::take(panels * weights_panel);
-        let mut state = vec![
+        let mut scores = Scratch::take(KEYS * NB + weights_len);
+        let mut state = Scratch::take(panels * (d + 2) * NB);
+        let (qs, scores, state) = (qs.ptr(), scores.ptr(), state.ptr());
+        let weights = scores.wrapping_add(KEYS * NB);
+        let running = |g: usize| {
+            let at = state.wrapping_add(g * (d + 2) * NB);
             Running {
-                max: f32::NEG_INFINITY,
-                sum: 0.0,
-            };
-            n
-        ];
-        let (qs, ps, os, weights) = (qs.ptr(), ps.ptr(), os.ptr(), weights.ptr());
+                max: at,
+                sum: at.wrapping_add(NB),
+                values: at.wrapping_add(2 * NB),
+            }
+        };
         let first = (self.bh / heads * nq + self.q0) * ld + self.bh % heads * d;
-        // SAFETY: queries q0..q1 of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their
-        // panels, in slabs of 16.
-        unsafe {
-            let from = q.from(first);
-            for i in 0..n {
-                let (panel, from) = (qs.add(i / r * q_panel), from.at(i * ld));
-                if self.in_pairs {
-                    pair_query(from.typed(), d, panel.cast(), i % r, r);
+        // Scores are in powers of two.
+        let scale = self.scale * std::f32::consts::LOG2_E;
+        let queries = |g: usize| NB.min(n - g * NB);
+        for g in 0..panels {
+            let panel = qs.wrapping_add(g * q_panel);
+            // SAFETY: these queries of the head lie inside `q`, `d` values of rows `ld` apart; there is room in `qs` for their panel
+            // and in `state` for what they come to.
+            unsafe {
+                let from = q.from(first).at(g * NB * ld);
+                if in_pairs {
+                    pair_queries(from.typed(), ld, queries(g), d, panel.cast());
                 } else {
-                    let to = panel.add(i % r * SLAB);
-                    scale_query(isa, from, self.scale, d, to, r * SLAB);
+                    let to = Turned {
+                        to: panel,
+                        group: d,
+                        group_stride: 0,
+                        stride: NB,
+                        width: NB,
+                    };
+                    turn(isa, from, ld, queries(g), d, scale, to);
+                }
+                for i in 0..NB {
+                    running(g).max.add(i).write(f32::NEG_INFINITY);
+                    running(g).sum.add(i).write(0.0);
                 }
             }
         }
@@ -307,169 +367,319 @@ impl Task {
         for key in (0..end).step_by(KEYS) {
             let keys = KEYS.min(end - key);
             for g in 0..panels {
-                let rows = r.min(n - g * r);
-                let p = ps.wrapping_add(g * p_panel);
-                for j in (0..keys).step_by(NB) {
-                    let ptr = p.wrapping_add(j / SLAB * r * SLAB);
-                    let dst = Dst {
-                        ptr,
-                        row_stride: SLAB,
-                        slab_stride: r * SLAB,
-                        accumulate: false,
-                    };
-                    let k = self.steps(d);
-                    let (a, b) = (qs.wrapping_add(g * q_panel), kp.wrapping_add((key + j) * k));
-                    // SAFETY: `a` is the panel of queries packed above, `b` that of NB keys; `p` has room for a block of keys
-                    // rounded up to a panel, as KEYS is a multiple of NB.
-                    unsafe {
-                        panel_of(self.in_pairs, isa, rows, NB.min(keys - j), k, a, r, b, dst)
-                    };
-                }
-                for m in 0..rows {
-                    let query = g * r + m;
-                    let seen = if causal {
-                        keys.min((self.q0 + query + 1).saturating_sub(key))
-                    } else {
-                        keys
-                    };
-                    let o = os.wrapping_add(query * NB);
-                    // SAFETY: the row's scores of `keys` keys were written above, up to a whole slab; `o` holds the query's
-                    // sums after the first block, and before it none is rescaled.
-                    unsafe {
-                        let rescale = if key == 0 { 0 } else { d.div_ceil(NB) };
-                        // Queries in pairs are as they were.
-                        let scale = if self.in_pairs { self.scale } else { 1.0 };
-                        softmax_row(
-                            isa,
-                            p.add(m * SLAB),
-                            r * SLAB,
-                            scale,
-                            seen,
-                            keys,
-                            &mut state[query],
-                            o,
-                            o_panel,
-                            rescale,
-                        );
-                        if self.in_pairs {
-                            let to = weights.add(g * weights_panel).cast();
-                            pair_weights(isa, p.add(m * SLAB), r, keys, to, m);
-                        }
+                let cols = queries(g);
+                // SAFETY: `qs` has this panel's queries, `kp` and `vp` all keys and values, `scores` room for those of a block, and
+                // `state` what the panel has come to, after the first block values too.
+                unsafe {
+                    self.scores(kp, key, keys, qs.wrapping_add(g * q_panel), cols, scores);
+                    if causal {
+                        mask(key, keys, self.q0 + g * NB, scores);
                     }
-                }
-            }
-            for j in (0..d).step_by(NB) {
-                for g in 0..panels {
-                    let ptr = os.wrapping_add(j / NB * o_panel + g * r * NB);
-                    let dst = Dst {
-                        ptr,
-                        row_stride: NB,
-                        slab_stride: SLAB,
-                        accumulate: key > 0,
-                    };
-                    let a = if self.in_pairs {
-                        weights.wrapping_add(g * weights_panel)
+                    let factor = if in_pairs { scale } else { 1.0 };
+                    softmax(isa, scores, keys, cols, factor, d, key == 0, &running(g));
+                    let weights = if in_pairs {
+                        pair_weights(isa, scores, keys, weights.cast());
+                        weights
                     } else {
-                        ps.wrapping_add(g * p_panel)
+                        scores
                     };
-                    let row = j / NB * self.steps(nk) + self.steps(key);
-                    let (b, k) = (vp.wrapping_add(row * NB), self.steps(keys));
-                    // SAFETY: `a` is the panel of this block's weights, zero where a key is not seen; `b` the rows of the
-                    // block's values; `os` has a panel (n, NB) for each NB columns, numbers in it after the first block.
-                    unsafe {
-                        panel_of(
-                            self.in_pairs,
-                            isa,
-                            r.min(n - g * r),
-                            NB.min(d - j),
-                            k,
-                            a,
-                            r,
-                            b,
-                            dst,
-                        )
-                    };
+                    self.add_values(vp, key, keys, weights, cols, running(g).values);
                 }
             }
         }
-        for (i, Running { sum, .. }) in state.into_iter().enumerate() {
-            // SAFETY: the sums of query i lie NB to a panel, `o_panel` apart; of its row of `out` only the head's `d` values are
-            // written, by this task alone.
+        for g in 0..panels {
+            // SAFETY: all that the panel came to; of its queries' rows of `out` only the head's `d` values are written, by this task alone.
             unsafe {
-                let (from, to) = (os.add(i * NB), out.at(first + i * ld));
-                scale_result(isa, from, o_panel, 1.0 / sum, d, to);
+                let to = out.at(first + g * NB * ld);
+                write_results(isa, &running(g), queries(g), d, to, ld);
             }
+        }
+    }
+
+    /// Scores of `keys` keys from number `key` on and `cols` queries: (keys, NB).
+    ///
+    /// # Safety
+    /// `kp` holds the keys, `queries` a panel of B (d, NB), `to` has room for the scores.
+    unsafe fn scores(
+        &self,
+        kp: *const f32,
+        key: usize,
+        keys: usize,
+        queries: *const f32,
+        cols: usize,
+        to: *mut f32,
+    ) {
+        let packing = &self.packing;
+        let (r, steps) = (packing.key_rows, packing.steps(packing.shape.d));
+        for row in (0..keys).step_by(r) {
+            let a = kp.wrapping_add((key + row) / r * packing.keys_panel());
+            let dst = Dst {
+                ptr: to.wrapping_add(row * NB),
+                row_stride: NB,
+                slab_stride: SLAB,
+                accumulate: false,
+            };
+            let rows = r.min(keys - row);
+            // SAFETY: a panel of A of this block's keys, as blocks are of whole panels.
+            unsafe {
+                panel_of(
+                    packing.in_pairs,
+                    packing.isa,
+                    rows,
+                    cols,
+                    steps,
+                    a,
+                    r,
+                    queries,
+                    dst,
+                )
+            };
+        }
+    }
+
+    /// Adds the values of these keys by their weights (keys, NB) to (d, NB), which are set where these are the first.
+    ///
+    /// # Safety
+    /// `vp` holds the values, `weights` a panel of B, `to` room for the sums, and after the first block numbers.
+    unsafe fn add_values(
+        &self,
+        vp: *const f32,
+        key: usize,
+        keys: usize,
+        weights: *const f32,
+        cols: usize,
+        to: *mut f32,
+    ) {
+        let packing = &self.packing;
+        let (r, d) = (packing.channel_rows, packing.shape.d);
+        for channel in (0..d).step_by(r) {
+            let panel = vp.wrapping_add(channel / r * packing.values_panel());
+            let a = panel.wrapping_add(packing.values_from(key));
+            let dst = Dst {
+                ptr: to.wrapping_add(channel * NB),
+                row_stride: NB,
+                slab_stride: SLAB,
+                accumulate: key > 0,
+            };
+            let (rows, steps) = (r.min(d - channel), packing.steps(keys));
+            // SAFETY: the slabs of this block of a panel of A of values, which begins at one.
+            unsafe {
+                panel_of(
+                    packing.in_pairs,
+                    packing.isa,
+                    rows,
+                    cols,
+                    steps,
+                    a,
+                    r,
+                    weights,
+                    dst,
+                )
+            };
+        }
+    }
+}
+
+/// Hides keys from the queries before them: scores (keys, NB) of the keys from `key` and the queries from `query` on.
+///
+/// # Safety
+/// The scores can be written.
+unsafe fn mask(key: usize, keys: usize, query: usize, scores: *mut f32) {
+    for i in 0..keys {
+        let seen_from = (key + i).saturating_sub(query).min(NB);
+        for lane in 0..seen_from {
+            // SAFETY: lane `lane` of key `i`.
+            unsafe { scores.add(i * NB + lane).write(f32::NEG_INFINITY) };
         }
     }
 }
 
 isa_fn! {
-    /// Multiplies a query of `d` values and writes it in slabs of 16, `to_stride` apart.
+    /// Widens a row of `d` values and writes it in slabs of 16, `to_stride` apart.
     ///
     /// # Safety
     /// They can be read at `from` and written at `to`.
-    fn scale_query = scale_query_body(from: AnyPtr, factor: f32, d: usize, to: *mut f32, to_stride: usize)
+    fn spread = spread_body(from: AnyPtr, d: usize, to: *mut f32, to_stride: usize)
 }
 
 /// # Safety
-/// That of [`scale_query`], on a machine that has `S`.
+/// That of [`spread`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn scale_query_body<S: Simd>(
-    from: AnyPtr,
-    factor: f32,
-    d: usize,
-    to: *mut f32,
-    to_stride: usize,
-) {
+unsafe fn spread_body<S: Simd>(from: AnyPtr, d: usize, to: *mut f32, to_stride: usize) {
     // SAFETY: a vector ends with its slab, as 16 is a multiple of all LANES, and the last with value `d`.
     unsafe {
         with_type!(from.precision, V => {
-            let (from, factor) = (from.typed::<V>(), S::splat(factor));
+            let from = from.typed::<V>();
             for j in (0..d).step_by(S::LANES) {
                 let to = to.add(j / SLAB * to_stride + j % SLAB);
-                let x = V::load_up_to::<S>(from.add(j), d - j);
-                x.mul(factor).store_up_to(to, d - j);
+                V::load_up_to::<S>(from.add(j), d - j).store_up_to(to, d - j);
             }
         })
     }
 }
 
 isa_fn! {
-    /// Multiplies a result of `d` values, which lies in rows of [`NB`], `from_stride` apart, and writes it.
+    /// Turns `n` rows of `d` values, `ld` apart and times `factor`, into columns, zeros for rows up to `to.width`.
     ///
     /// # Safety
-    /// They can be read at `from` and written at `to`.
-    fn scale_result = scale_result_body(from: *const f32, from_stride: usize, factor: f32, d: usize, to: AnyMut)
+    /// The rows can be read at `from`, and there is room for `d` rows of `to.width`, a multiple of 16, where `to` says.
+    fn turn = turn_body(from: AnyPtr, ld: usize, n: usize, d: usize, factor: f32, to: Turned)
 }
 
 /// # Safety
-/// That of [`scale_result`], on a machine that has `S`.
+/// That of [`turn`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn scale_result_body<S: Simd>(
-    from: *const f32,
-    from_stride: usize,
-    factor: f32,
-    d: usize,
-    to: AnyMut,
-) {
-    // SAFETY: a vector ends with its row, as NB is a multiple of all LANES, and the last with value `d`.
+unsafe fn turn_body<S: Simd>(from: AnyPtr, ld: usize, n: usize, d: usize, factor: f32, to: Turned) {
+    // SAFETY: squares of a vector's lanes, of which rows that there are and values that they have are read, and columns below `d` written.
     unsafe {
-        with_type!(to.precision, V => {
-            let (to, factor) = (to.typed::<V>(), S::splat(factor));
-            for j in (0..d).step_by(S::LANES) {
-                let from = from.add(j / NB * from_stride + j % NB);
-                let x = S::load_up_to(from, d - j).mul(factor);
-                V::store_up_to(x, to.add(j), d - j);
+        let (mut square, mut turned) = ([0f32; SQUARE], [0f32; SQUARE]);
+        let factor = S::splat(factor);
+        for row in (0..to.width).step_by(S::LANES) {
+            for column in (0..d).step_by(S::LANES) {
+                with_type!(from.precision, V => {
+                    for i in 0..S::LANES {
+                        let x = if row + i < n {
+                            let from = from.typed::<V>().add((row + i) * ld + column);
+                            V::load_up_to::<S>(from, d - column).mul(factor)
+                        } else {
+                            S::splat(0.0)
+                        };
+                        x.store(square.as_mut_ptr().add(i * S::LANES));
+                    }
+                });
+                S::transpose(square.as_ptr(), S::LANES, turned.as_mut_ptr());
+                for i in 0..S::LANES.min(d - column) {
+                    let x = S::load(turned.as_ptr().add(i * S::LANES));
+                    x.store(to.column(column + i).add(row));
+                }
             }
-        })
+        }
     }
 }
 
-/// Copies a query of `d` values to row `row` of a panel of pairs, with a zero behind an odd last one.
+/// Values of the largest square of a vector's lanes.
+const SQUARE: usize = MOST_LANES * MOST_LANES;
+
+isa_fn! {
+    /// Turns scores (keys, NB) of `cols` queries, in powers of two once they are multiplied by `factor`, which is positive, into weights, `2^(score - largest so far)`, and
+    /// brings what was summed before to the new largest; there is nothing yet where this `is_first`.
+    ///
+    /// # Safety
+    /// The scores and what the queries have come to, with `d` channels, can be read and written.
+    fn softmax = softmax_body(
+        scores: *mut f32, keys: usize, cols: usize, factor: f32, d: usize, is_first: bool, running: &Running,
+    )
+}
+
+/// # Safety
+/// That of [`softmax`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn softmax_body<S: Simd>(
+    scores: *mut f32,
+    keys: usize,
+    cols: usize,
+    factor: f32,
+    d: usize,
+    is_first: bool,
+    running: &Running,
+) {
+    // SAFETY: vectors of the NB lanes of each key and channel, NB being a multiple of all LANES.
+    unsafe {
+        let factor = S::splat(factor);
+        for lane in (0..cols).step_by(S::LANES) {
+            let at = |key: usize| scores.add(key * NB + lane);
+            // Four at a time, as one after the other would wait for each other.
+            let mut tops = [S::splat(f32::NEG_INFINITY); 4];
+            let whole = keys / 4 * 4;
+            for key in (0..whole).step_by(4) {
+                for i in 0..4 {
+                    tops[i] = tops[i].max(S::load(at(key + i)));
+                }
+            }
+            for key in whole..keys {
+                tops[0] = tops[0].max(S::load(at(key)));
+            }
+            let top = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
+            let before = S::load(running.max.add(lane));
+            let top = before.max(top.mul(factor));
+            let below = top.mul(S::splat(-1.0));
+            let mut sums = [S::splat(0.0); 4];
+            for key in (0..whole).step_by(4) {
+                for i in 0..4 {
+                    let weight = exp2_of_negative(S::load(at(key + i)).mul_add(factor, below));
+                    sums[i] = sums[i].add(weight);
+                    weight.store(at(key + i));
+                }
+            }
+            for key in whole..keys {
+                let weight = exp2_of_negative(S::load(at(key)).mul_add(factor, below));
+                sums[0] = sums[0].add(weight);
+                weight.store(at(key));
+            }
+            let mut sum = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
+            if !is_first {
+                let shrunk = exp2_of_negative(before.sub(top));
+                sum = S::load(running.sum.add(lane)).mul_add(shrunk, sum);
+                if before.to_array() != top.to_array() {
+                    for channel in 0..d {
+                        let at = running.values.add(channel * NB + lane);
+                        S::load(at).mul(shrunk).store(at);
+                    }
+                }
+            }
+            top.store(running.max.add(lane));
+            sum.store(running.sum.add(lane));
+        }
+    }
+}
+
+isa_fn! {
+    /// Divides the sums of values of `n` queries by those of their weights, and writes them as rows of `d` values, `ld` apart.
+    ///
+    /// # Safety
+    /// What the queries have come to can be read, and the rows can be written at `to`.
+    fn write_results = write_results_body(running: &Running, n: usize, d: usize, to: AnyMut, ld: usize)
+}
+
+/// # Safety
+/// That of [`write_results`], on a machine that has `S`.
+#[inline(always)]
+unsafe fn write_results_body<S: Simd>(
+    running: &Running,
+    n: usize,
+    d: usize,
+    to: AnyMut,
+    ld: usize,
+) {
+    // SAFETY: squares of a vector's lanes, of which channels that there are are read, and rows and values that there are written.
+    unsafe {
+        let (mut square, mut turned) = ([0f32; SQUARE], [0f32; SQUARE]);
+        for row in (0..n).step_by(S::LANES) {
+            let share = S::splat(1.0).div(S::load(running.sum.add(row)));
+            for channel in (0..d).step_by(S::LANES) {
+                let count = S::LANES.min(d - channel);
+                for i in 0..count {
+                    let x = S::load(running.values.add((channel + i) * NB + row));
+                    x.mul(share).store(square.as_mut_ptr().add(i * S::LANES));
+                }
+                S::transpose(square.as_ptr(), S::LANES, turned.as_mut_ptr());
+                with_type!(to.precision, V => {
+                    for i in 0..S::LANES.min(n - row) {
+                        let x = S::load(turned.as_ptr().add(i * S::LANES));
+                        let to = to.typed::<V>().add((row + i) * ld + channel);
+                        V::store_up_to(x, to, count);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Copies `d` values to row `row` of a panel of A of pairs, with a zero behind an odd last one.
 ///
 /// # Safety
 /// They can be read at `from`, and the panel, made for `r` rows, has room at `to`.
-unsafe fn pair_query(from: *const bf16, d: usize, to: *mut bf16, row: usize, r: usize) {
+unsafe fn pair_row(from: *const bf16, d: usize, to: *mut bf16, row: usize, r: usize) {
     for i in (0..d).step_by(2 * SLAB) {
         // SAFETY: a slab of the row, of which `d - i` values are left.
         unsafe {
@@ -483,96 +693,56 @@ unsafe fn pair_query(from: *const bf16, d: usize, to: *mut bf16, row: usize, r: 
     }
 }
 
-/// Rounds a row of weights of `keys` keys, in slabs of 16 that a panel of `r` rows has, to row `row` of a panel of pairs.
+/// Packs `n` queries (rows of `q`, `ld` apart) as a panel of B of pairs (d / 2, NB, 2), zeros for those missing and behind an odd last value.
 ///
 /// # Safety
-/// The slabs, the last one whole, can be read at `p`, and the panel has room at `to`.
-unsafe fn pair_weights(isa: Isa, p: *const f32, r: usize, keys: usize, to: *mut bf16, row: usize) {
-    for i in (0..keys).step_by(SLAB) {
-        // SAFETY: slab `i / 16` of both; behind the last key there are zeros.
-        unsafe {
-            let from = p.add(i / SLAB * r * SLAB);
-            narrow(
-                isa,
-                from,
-                SLAB,
-                AnyMut::new(to.add(place_of_pairs(row, i, r))),
-            );
+/// They can be read, and there is room for the panel at `to`.
+unsafe fn pair_queries(q: *const bf16, ld: usize, n: usize, d: usize, to: *mut bf16) {
+    for query in 0..NB {
+        for i in 0..d.next_multiple_of(2) {
+            // SAFETY: value `i` of one of the queries; column `query` of pair `i / 2`.
+            unsafe {
+                let x = match query < n && i < d {
+                    true => q.add(query * ld + i).read(),
+                    false => bf16::ZERO,
+                };
+                to.add(i / 2 * 2 * NB + 2 * query + i % 2).write(x);
+            }
         }
     }
 }
 
 isa_fn! {
-    /// Turns a row of scores, times `scale`, into `exp(score - running maximum)`: slabs of 16 at `p`, `slab_stride` apart, of which the first
-    /// `seen` count and the rest up to `keys` become 0. Updates `state`, and where the
-    /// maximum rises multiplies the `panels` rows of [`NB`] values at `o`, `o_stride` apart.
+    /// Rounds weights (keys, NB) to a panel of B of pairs (keys / 2, NB, 2), a zero behind an odd last one.
     ///
     /// # Safety
-    /// The slabs of `keys` scores, the last one whole, and the rows at `o` can be read and written.
-    fn softmax_row = softmax_row_body(
-        p: *mut f32, slab_stride: usize, scale: f32, seen: usize, keys: usize, state: &mut Running, o: *mut f32, o_stride: usize,
-        panels: usize,
-    )
+    /// They can be read at `p`, and there is room for the panel at `to`.
+    fn pair_weights = pair_weights_body(p: *const f32, keys: usize, to: *mut bf16)
 }
 
 /// # Safety
-/// That of [`softmax_row`], on a machine that has `S`.
+/// That of [`pair_weights`], on a machine that has `S`.
 #[inline(always)]
-unsafe fn softmax_row_body<S: Simd>(
-    p: *mut f32,
-    slab_stride: usize,
-    scale: f32,
-    seen: usize,
-    keys: usize,
-    state: &mut Running,
-    o: *mut f32,
-    o_stride: usize,
-    panels: usize,
-) {
-    // SAFETY: `at` gives places up to `keys` rounded up to a slab, in which vectors, SLAB being a multiple of all LANES, stay;
-    // those at `o` stay in rows of NB.
+unsafe fn pair_weights_body<S: Simd>(p: *const f32, keys: usize, to: *mut bf16) {
+    // SAFETY: vectors of the NB lanes of each key; both values of every lane of a pair.
     unsafe {
-        let at = |i: usize| p.add(i / SLAB * slab_stride + i % SLAB);
-        for i in seen..keys.next_multiple_of(SLAB) {
-            *at(i) = f32::NEG_INFINITY;
-        }
-        if seen == 0 {
-            for i in (0..keys).step_by(S::LANES) {
-                S::splat(0.0).store(at(i));
-            }
-            return;
-        }
-        let (mut top, scale) = (S::splat(state.max), S::splat(scale));
-        for i in (0..seen).step_by(S::LANES) {
-            top = top.max(S::load(at(i)).mul(scale));
-        }
-        let max = top.to_array()[..S::LANES]
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-        if max > state.max {
-            if panels > 0 {
-                let factor = exp(S::splat(state.max - max));
-                state.sum *= factor.to_array()[0];
-                for j in 0..panels {
-                    for l in (0..NB).step_by(S::LANES) {
-                        let o = o.add(j * o_stride + l);
-                        S::load(o).mul(factor).store(o);
-                    }
+        let mut rows = [[bf16::ZERO; NB]; 2];
+        for key in (0..keys).step_by(2) {
+            for (i, row) in rows.iter_mut().enumerate() {
+                if key + i == keys {
+                    *row = [bf16::ZERO; NB];
+                    continue;
+                }
+                for lane in (0..NB).step_by(S::LANES) {
+                    let x = S::load(p.add((key + i) * NB + lane));
+                    x.store_bf16(row.as_mut_ptr().add(lane));
                 }
             }
-            state.max = max;
+            let to = to.add(key * NB);
+            for lane in 0..NB {
+                to.add(2 * lane).write(rows[0][lane]);
+                to.add(2 * lane + 1).write(rows[1][lane]);
+            }
         }
-        let (m, mut sum) = (S::splat(max), S::splat(0.0));
-        for i in (0..keys).step_by(S::LANES) {
-            let x = at(i);
-            let e = if i < seen {
-                exp(S::load(x).mul(scale).sub(m))
-            } else {
-                S::splat(0.0)
-            };
-            sum = sum.add(e);
-            e.store(x);
-        }
-        state.sum += sum.to_array()[..S::LANES].iter().sum::<f32>();
     }
 }
