@@ -25,6 +25,9 @@ const FEW_KEYS: usize = 8192;
 /// instruction set's rows, whole slabs, and few enough that their scores of [`NB`] queries stay in the first cache.
 const KEYS: usize = 192;
 
+/// Channels of a product of keys and queries, whole slabs of either kind: of so many the panel of queries stays in the first cache.
+const CHANNELS: usize = 128;
+
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -151,9 +154,10 @@ impl Packing {
     fn new(isa: Isa, shape: AttentionShape, in_pairs: bool) -> Self {
         let AttentionShape { nk, d, .. } = shape;
         // Where there is more than one block, each is of whole panels.
-        let key_rows = match nk > KEYS {
-            true => whole_rows(isa),
-            false => rows_per_panel(isa, nk),
+        let key_rows = if nk > KEYS {
+            whole_rows(isa)
+        } else {
+            rows_per_panel(isa, nk)
         };
         Self {
             isa,
@@ -186,17 +190,22 @@ impl Packing {
         self.shape.nk.div_ceil(self.key_rows) * self.keys_panel()
     }
 
+    /// Of the values of a block, which lie together.
     fn values_panel(&self) -> usize {
-        self.panel(self.shape.nk, self.channel_rows)
+        self.panel(KEYS.min(self.shape.nk), self.channel_rows)
     }
 
-    fn values_len(&self) -> usize {
+    fn values_block(&self) -> usize {
         self.shape.d.div_ceil(self.channel_rows) * self.values_panel()
     }
 
-    /// Where in a panel of values the slab of key `key`, a multiple of [`KEYS`], begins.
+    fn values_len(&self) -> usize {
+        self.shape.nk.div_ceil(KEYS) * self.values_block()
+    }
+
+    /// Where the values of the block that begins with key `key` are.
     fn values_from(&self, key: usize) -> usize {
-        self.panel(key, self.channel_rows)
+        key / KEYS * self.values_block()
     }
 
     /// Packs `n` keys from number `key` on, rows of `k`.
@@ -238,9 +247,10 @@ impl Packing {
                 for channel in 0..d {
                     let panel: *mut bf16 = to.add(channel / r * self.values_panel()).cast();
                     for i in 0..n.next_multiple_of(2) {
-                        let x = match i < n {
-                            true => from.add(i * ld + channel).read(),
-                            false => bf16::ZERO,
+                        let x = if i < n {
+                            from.add(i * ld + channel).read()
+                        } else {
+                            bf16::ZERO
                         };
                         panel.add(place_of_pairs(channel % r, i, r)).write(x);
                     }
@@ -410,30 +420,36 @@ impl Task {
         to: *mut f32,
     ) {
         let packing = &self.packing;
-        let (r, steps) = (packing.key_rows, packing.steps(packing.shape.d));
-        for row in (0..keys).step_by(r) {
-            let a = kp.wrapping_add((key + row) / r * packing.keys_panel());
-            let dst = Dst {
-                ptr: to.wrapping_add(row * NB),
-                row_stride: NB,
-                slab_stride: SLAB,
-                accumulate: false,
-            };
-            let rows = r.min(keys - row);
-            // SAFETY: a panel of A of this block's keys, as blocks are of whole panels.
-            unsafe {
-                panel_of(
-                    packing.in_pairs,
-                    packing.isa,
-                    rows,
-                    cols,
-                    steps,
-                    a,
-                    r,
-                    queries,
-                    dst,
-                )
-            };
+        let (r, d) = (packing.key_rows, packing.shape.d);
+        for channel in (0..d).step_by(CHANNELS) {
+            let steps = packing.steps(CHANNELS.min(d - channel));
+            let b = queries.wrapping_add(packing.steps(channel) * NB);
+            for row in (0..keys).step_by(r) {
+                let panel = kp.wrapping_add((key + row) / r * packing.keys_panel());
+                let a = panel.wrapping_add(packing.panel(channel, r));
+                let dst = Dst {
+                    ptr: to.wrapping_add(row * NB),
+                    row_stride: NB,
+                    slab_stride: SLAB,
+                    accumulate: channel > 0,
+                };
+                let rows = r.min(keys - row);
+                // SAFETY: slabs of a panel of A of this block's keys, as blocks are of whole panels, and the rows of the panel of B that
+                // go with them.
+                unsafe {
+                    panel_of(
+                        packing.in_pairs,
+                        packing.isa,
+                        rows,
+                        cols,
+                        steps,
+                        a,
+                        r,
+                        b,
+                        dst,
+                    )
+                };
+            }
         }
     }
 
@@ -702,9 +718,10 @@ unsafe fn pair_queries(q: *const bf16, ld: usize, n: usize, d: usize, to: *mut b
         for i in 0..d.next_multiple_of(2) {
             // SAFETY: value `i` of one of the queries; column `query` of pair `i / 2`.
             unsafe {
-                let x = match query < n && i < d {
-                    true => q.add(query * ld + i).read(),
-                    false => bf16::ZERO,
+                let x = if query < n && i < d {
+                    q.add(query * ld + i).read()
+                } else {
+                    bf16::ZERO
                 };
                 to.add(i / 2 * 2 * NB + 2 * query + i % 2).write(x);
             }
