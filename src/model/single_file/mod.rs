@@ -47,12 +47,6 @@ impl Version {
     }
 }
 
-/// A part of the layout and its tensors in diffusers' names.
-struct Part {
-    name: &'static str,
-    tensors: Vec<(String, Entry)>,
-}
-
 /// A checkpoint's single file, mapped into memory.
 pub struct SingleFile {
     /// For messages.
@@ -96,11 +90,12 @@ impl SingleFile {
 
     fn of_map(name: String, map: Mmap, read: Trained) -> Result<Self> {
         let version = kind::check(&read.tensors)?;
+        let parts = parts(&read.tensors, version)?;
         let configs = config::all(&read, version)?;
         let map = Arc::new(map);
-        let weights = parts(read.tensors, version)?.into_iter().map(|part| {
-            let weights = Weights::mapped(name.clone(), map.clone(), part.tensors);
-            (part.name, weights)
+        let weights = parts.into_iter().map(|(part, tensors)| {
+            let tensors = tensors.into_iter().collect();
+            (part, Weights::mapped(name.clone(), map.clone(), tensors))
         });
         Ok(Self {
             weights: weights.collect(),
@@ -171,62 +166,78 @@ fn read(name: &str, bytes: &[u8]) -> Result<Trained> {
     }
 }
 
-/// The tensors of each part in diffusers' names.
-fn parts(tensors: HashMap<String, Entry>, version: Version) -> Result<Vec<Part>> {
-    let blocks = names::Blocks::of(&tensors);
-    let levels = config::Shapes(&tensors).vae_levels();
-    let (mut unet, mut vae, mut text) = (Vec::new(), Vec::new(), Vec::new());
-    for (key, entry) in tensors {
-        let shown = || format!("`{}`", shortened(&key));
-        if let Some(key) = key.strip_prefix(names::UNET) {
-            let name = names::unet(key, &blocks).with_context(|| {
-                format!(
-                    "{}: Stable Diffusion's UNet has no such tensor: the file is of another model",
+/// A part of the layout and its tensors in diffusers' names.
+type Part = (&'static str, BTreeMap<String, Entry>);
+
+/// The parts of a file.
+///
+/// # Errors
+/// A tensor is none of Stable Diffusion's, or not of its shape; the message names it.
+fn parts(tensors: &HashMap<String, Entry>, version: Version) -> Result<[Part; 3]> {
+    let blocks = names::Blocks::of(tensors);
+    let levels = config::Shapes(tensors).vae_levels();
+    // In one order, so that a file is refused for one reason.
+    let tensors: BTreeMap<&String, &Entry> = tensors.iter().collect();
+    let part = |name, prefix, renamed: &Renamed| -> Result<Part> {
+        let mut part = BTreeMap::new();
+        for (key, entry) in &tensors {
+            let Some(rest) = key.strip_prefix(prefix) else {
+                continue;
+            };
+            let shown = || format!("`{}`", shortened(key));
+            for (name, entry) in renamed(rest, entry).with_context(shown)? {
+                let before = part.insert(name, entry);
+                ensure!(
+                    before.is_none(),
+                    "{} is there in two spellings: the file is damaged, save it again",
                     shown()
-                )
-            })?;
-            unet.push((name, entry));
-        } else if let Some(key) = key.strip_prefix(names::VAE) {
-            // What is none of the network's, such as what judged it in its training, is left out.
-            if let Some(name) = vae_name(key, levels) {
-                let linear = name.contains(".attentions.") && name.ends_with(".weight");
-                let entry = if linear && !name.contains("norm") {
-                    entry.squeezed(2).with_context(shown)?
-                } else {
-                    entry
-                };
-                vae.push((name, entry));
-            }
-        } else if let Some(key) = key.strip_prefix(names::text(version)) {
-            let names = names::of_text(key, version);
-            for (number, name) in names.iter().enumerate() {
-                let part = match names.len() {
-                    1 => entry.clone(),
-                    count => entry.part(number, count).with_context(shown)?,
-                };
-                text.push((name.clone(), part));
+                );
             }
         }
-    }
-    let parts = [("unet", unet), ("vae", vae), ("text_encoder", text)];
-    let parts = parts.map(|(name, tensors)| Part { name, tensors });
-    for part in &parts {
-        each_once(part)?;
-    }
-    Ok(parts.into())
+        Ok((name, part))
+    };
+    Ok([
+        part("unet", names::UNET, &|key, entry| {
+            let name = names::unet(key, &blocks);
+            let name = name.context(
+                "Stable Diffusion's UNet has no such tensor: the file is of another model",
+            )?;
+            Ok(vec![(name, entry.clone())])
+        })?,
+        part("vae", names::VAE, &|key, entry| of_vae(key, entry, levels))?,
+        part("text_encoder", names::text(version), &|key, entry| {
+            of_text(key, entry, version)
+        })?,
+    ])
 }
 
-/// # Errors
-/// Two tensors of the file have one name in diffusers', such as those with and without `text_model.`.
-fn each_once(part: &Part) -> Result<()> {
-    let mut names: Vec<&str> = part.tensors.iter().map(|(name, _)| &**name).collect();
-    names.sort_unstable();
-    let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
-    ensure!(
-        twice.is_none(),
-        "it has `{}` of {} in two spellings; it is damaged: save it again",
-        shortened(twice.map_or("", |pair| pair[0])),
-        part.name
-    );
-    Ok(())
+/// What a tensor becomes: nothing, one, or its parts.
+type Renamed<'a> = dyn Fn(&str, &Entry) -> Result<Vec<(String, Entry)>> + 'a;
+
+/// What is none of the network's, such as what judged it in its training, is left out.
+fn of_vae(key: &str, entry: &Entry, levels: usize) -> Result<Vec<(String, Entry)>> {
+    let Some(name) = vae_name(key, levels) else {
+        return Ok(Vec::new());
+    };
+    // Attention's convolutions of 1x1 are linear layers in diffusers.
+    let linear = name.contains(".attentions.0.to_") && name.ends_with(".weight");
+    let entry = entry.clone();
+    Ok(vec![(
+        name,
+        if linear { entry.squeezed(2)? } else { entry },
+    )])
+}
+
+fn of_text(key: &str, entry: &Entry, version: Version) -> Result<Vec<(String, Entry)>> {
+    let names = names::of_text(key, version);
+    let count = names.len();
+    let parts = names.into_iter().enumerate().map(|(number, name)| {
+        let part = if count > 1 {
+            entry.part(number, count)?
+        } else {
+            entry.clone()
+        };
+        Ok((name, part))
+    });
+    parts.collect()
 }
