@@ -274,7 +274,7 @@ fn no_weights(folder: &Path, weights: &str) -> anyhow::Error {
         .find(|path| path.is_file());
     let cure = match pickled {
         Some(path) => format!(
-            "; {} is a pickled checkpoint, which is read of the original upscaler alone (--model FILE.pth): save it as safetensors (diffusers: save_pretrained)",
+            "; {} is pickled, which is read of a whole checkpoint in one file alone: save it as safetensors (diffusers: save_pretrained)",
             path.display()
         ),
         None => String::new(),

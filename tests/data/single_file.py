@@ -32,7 +32,6 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as ldm
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -271,14 +270,55 @@ def numbers(code):
             small_file(rows, case["dtype"], folder / "file.safetensors")
             write_folder(folder, config, version, text, case)
             pipe = from_single_file(folder / "file.safetensors", folder)
-        width, height = case["size"]
-        arguments = dict(negative_prompt=base.NEGATIVE, num_inference_steps=case["steps"], guidance_scale=case["guidance"], width=width, height=height)
-        out[f"{version}.latents"] = pipe(base.PROMPT, generator=generator(case["seed"]), output_type="latent", **arguments).images
+        out[f"{version}.latents"] = latents_of(pipe, case)
         latents = torch.randn(1, 4, 4, 6, generator=generator(case["seed"]))
         picture = pipe.vae.decode(latents).sample
         out |= {f"{version}.decode.latents": latents, f"{version}.decode.picture": picture}
         out[f"{version}.encode.mean"] = pipe.vae.encode(picture.clamp(-1, 1)).latent_dist.mean
     return {key: tensor.contiguous() for key, tensor in out.items()}
+
+
+# Two tensors of one shape that a mistake in the names could exchange, and a wrong number of heads.
+EXCHANGED = {
+    "a query and its key": ("model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight", "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight"),
+    "a resnet's convolutions": ("model.diffusion_model.middle_block.0.in_layers.2.weight", "model.diffusion_model.middle_block.0.out_layers.3.weight"),
+    "two resnets' norms": ("model.diffusion_model.middle_block.0.in_layers.0.weight", "model.diffusion_model.middle_block.2.in_layers.0.weight"),
+}
+
+
+@torch.no_grad()
+def sensitivity(code):
+    """By how much a file with two tensors exchanged, or other heads, moves the latents: the least of what the tests must see."""
+    least = 1.0
+    expected = load_file(NUMBERS)
+    for version, case in CASES.items():
+        config, text, rows = small(code, version)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            write_folder(folder, config, version, text, case)
+            whole = {key: value(key, shape, mean, spread, case["dtype"]) for key, (_, shape, mean, spread) in rows.items()}
+            for what, pair in EXCHANGED.items():
+                changed = dict(whole, **dict(zip(pair, reversed([whole[key] for key in pair]))))
+                save_file(changed, folder / "file.safetensors")
+                pipe = from_single_file(folder / "file.safetensors", folder)
+                moved = base.relative(latents_of(pipe, case), expected[f"{version}.latents"])
+                print(f"{version}: {what} exchanged: {moved:.1e}")
+                least = min(least, moved)
+            save_file(whole, folder / "file.safetensors")
+            heads = json.loads((folder / "unet" / "config.json").read_text())
+            heads["attention_head_dim"] = 4 if version == "1" else [1, 1, 1]
+            (folder / "unet" / "config.json").write_text(json.dumps(heads))
+            pipe = from_single_file(folder / "file.safetensors", folder)
+            moved = base.relative(latents_of(pipe, case), expected[f"{version}.latents"])
+            print(f"{version}: other heads: {moved:.1e}")
+            least = min(least, moved)
+    assert least > 3e-3, least
+
+
+def latents_of(pipe, case):
+    width, height = case["size"]
+    arguments = dict(negative_prompt=base.NEGATIVE, num_inference_steps=case["steps"], guidance_scale=case["guidance"], width=width, height=height)
+    return pipe(base.PROMPT, generator=generator(case["seed"]), output_type="latent", **arguments).images
 
 
 def from_single_file(path, config):
@@ -384,9 +424,7 @@ def check_folders(code):
             save_file({key: tensor.contiguous().clone() for key, tensor in checkpoint.items()}, path)
             pipe = from_single_file(path, folder)
         case = next(case for case in base.CASES if case["model"] == model and not case["scheduler"])
-        width, height = case["size"]
-        arguments = dict(negative_prompt=base.NEGATIVE, num_inference_steps=case["steps"], guidance_scale=case["guidance"], width=width, height=height)
-        latents = pipe(base.PROMPT, generator=generator(case["seed"]), output_type="latent", **arguments).images
+        latents = latents_of(pipe, case)
         expected = load_file(REFERENCE / "base_end_to_end.safetensors")[case["name"]]
         print(f"{model}: {len(checkpoint)} tensors as in the folder; latents {base.relative(latents, expected):.1e} from the folder's")
         assert base.relative(latents, expected) < 1e-5
@@ -415,6 +453,7 @@ if __name__ == "__main__":
     code = Code(args.compvis, args.stability, args.open_clip)
     if args.check:
         check_written(code)
+        sensitivity(code)
         check_folders(code)
     else:
         text = json.dumps(document(code), separators=(",", ":"))

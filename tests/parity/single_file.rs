@@ -2,6 +2,7 @@
 //! them, and against the same in a folder.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -17,6 +18,8 @@ use sd_upscale::networks::vae::{Decoder, Encoder};
 use sd_upscale::pipeline::base::{BaseModel, BaseSettings};
 use sd_upscale::pipeline::noise::Generator;
 use serde_json::Value;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 use crate::STAGE;
 use crate::common::*;
@@ -73,19 +76,88 @@ impl Small {
         }
     }
 
-    /// Writes the file with every tensor under what `rename` makes of its key; None leaves it out.
+    /// The tensors of the file under what `rename` makes of their keys; None leaves one out.
+    fn tensors(&self, rename: impl Fn(&str) -> Option<String>) -> Vec<(String, &Row, Vec<u8>)> {
+        let rows = self.rows.iter();
+        rows.filter_map(|(key, row)| Some((rename(key)?, row, row.bytes(key, self.dtype()))))
+            .collect()
+    }
+
     fn write(&self, path: &Path, rename: impl Fn(&str) -> Option<String>) {
-        let dtype = self.dtype();
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = self
-            .rows
-            .iter()
-            .filter_map(|(key, row)| Some((rename(key)?, row.shape.clone(), row.bytes(key, dtype))))
-            .collect();
-        let views = tensors.iter().map(|(key, shape, bytes)| {
-            let view = TensorView::new(dtype, shape.clone(), bytes).unwrap();
+        let tensors = self.tensors(rename);
+        let views = tensors.iter().map(|(key, row, bytes)| {
+            let view = TensorView::new(self.dtype(), row.shape.clone(), bytes).unwrap();
             (key.clone(), view)
         });
         safetensors::serialize_to_file(views, None, path).unwrap();
+    }
+
+    /// The same as `torch.save` writes it, all tensors in one storage, in the `state_dict` of a training.
+    fn write_pickled(&self, path: &Path) {
+        let (kind, width) = match self.dtype() {
+            Dtype::F16 => ("Half", 2),
+            _ => ("Float", 4),
+        };
+        let tensors = self.tensors(|key| Some(key.to_owned()));
+        let values: Vec<u8> = tensors
+            .iter()
+            .flat_map(|(_, _, bytes)| bytes.clone())
+            .collect();
+        let text = |text: &str| {
+            [
+                b"X",
+                &(text.len() as u32).to_le_bytes()[..],
+                text.as_bytes(),
+            ]
+            .concat()
+        };
+        let number = |number: usize| [b"J", &(number as u32).to_le_bytes()[..]].concat();
+        let tuple = |numbers: &[usize]| {
+            let numbers: Vec<u8> = numbers.iter().flat_map(|&size| number(size)).collect();
+            [b"(", &numbers[..], b"t"].concat()
+        };
+        let mut pickle = b"\x80\x02}(".to_vec();
+        pickle.extend(
+            [
+                text("global_step"),
+                number(470_000),
+                text("state_dict"),
+                b"}(".to_vec(),
+            ]
+            .concat(),
+        );
+        let mut offset = 0;
+        for (key, row, bytes) in &tensors {
+            let sizes = row.shape.iter();
+            let strides: Vec<usize> = (0..row.shape.len())
+                .map(|i| sizes.clone().skip(i + 1).product())
+                .collect();
+            let storage = format!("ctorch\n{kind}Storage\n");
+            pickle.extend(text(key));
+            pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+            pickle.extend(
+                [
+                    text("storage"),
+                    storage.into_bytes(),
+                    text("0"),
+                    text("cpu"),
+                    number(values.len() / width),
+                    b"tQ".to_vec(),
+                ]
+                .concat(),
+            );
+            pickle.extend([number(offset), tuple(&row.shape), tuple(&strides)].concat());
+            pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+            offset += bytes.len() / width;
+        }
+        pickle.extend(b"uu.");
+        let mut zip = ZipWriter::new(std::fs::File::create(path).unwrap());
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, content) in [("archive/data.pkl", pickle), ("archive/data/0", values)] {
+            zip.start_file(name, options).unwrap();
+            zip.write_all(&content).unwrap();
+        }
+        zip.finish().unwrap();
     }
 
     fn latents(&self, files: &ModelFiles, placement: &Placement) -> Tensor {
@@ -211,7 +283,7 @@ fn a_single_file_and_the_folder_made_of_it_are_one_model_to_the_bit() {
         let small = Small::of(version);
         let (place, files) = opened(&small);
         let folder = place.path().join("folder");
-        files.save(&folder, None, &mut |_| Ok(())).unwrap();
+        files.save(&folder, None, &mut || Ok(())).unwrap();
         // Every tensor is there under diffusers' name, with the values of its part of the file's.
         let mut expected = BTreeMap::new();
         for (key, row) in &small.rows {
@@ -242,6 +314,53 @@ fn a_single_file_and_the_folder_made_of_it_are_one_model_to_the_bit() {
             values(&small.latents(&folder, &placement))
         );
     }
+}
+
+#[test]
+fn a_pickled_file_is_the_same_model_to_the_bit() {
+    for version in VERSIONS {
+        let small = Small::of(version);
+        let (place, files) = opened(&small);
+        let path = place.path().join("file.ckpt");
+        small.write_pickled(&path);
+        let pickled = ModelFiles::single_file(&path, model()).unwrap();
+        for part in ["unet", "vae", "text_encoder"] {
+            let config = format!("{part}/config.json");
+            assert_eq!(pickled.read(&config).unwrap(), files.read(&config).unwrap());
+        }
+        let placement = Placement::new(&Device::Cpu, DType::F32);
+        assert_eq!(
+            values(&small.latents(&pickled, &placement)),
+            values(&small.latents(&files, &placement))
+        );
+    }
+}
+
+#[test]
+fn float32_values_are_used_where_the_file_has_them() {
+    let (_folder, files) = opened(&Small::of("2"));
+    let placement = Placement {
+        weights_in_place: true,
+        ..Placement::new(&Device::Cpu, DType::F32)
+    };
+    let in_file = |part: &str, shape: &[usize], name: &str| {
+        let weights = files.weights(part, "model", &placement).unwrap();
+        let values = weights.in_file(shape, name).unwrap();
+        let values = values.unwrap_or_else(|| panic!("{name} is copied"));
+        assert_eq!(values[..], weights.f32(shape, name).unwrap()[..], "{name}");
+    };
+    in_file("unet", &[64, 4, 3, 3], "conv_in.weight");
+    in_file(
+        "vae",
+        &[64, 64],
+        "encoder.mid_block.attentions.0.to_q.weight",
+    );
+    // The second of three parts of one tensor.
+    in_file(
+        "text_encoder",
+        &[64, 64],
+        "text_model.encoder.layers.1.self_attn.k_proj.weight",
+    );
 }
 
 #[test]

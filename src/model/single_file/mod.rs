@@ -72,8 +72,8 @@ impl SingleFile {
     /// `stable-diffusion-v1-5` and `stable-diffusion-2-1`: 8 heads in the UNet of a 1.x, heads of 64 channels in that of a 2.x and in both text
     /// encoders, 32 groups in norms, a VAE's factor of 0.18215, 512 pixels and PNDM for 1.x, 768 pixels and DDIM with v-prediction for 2.x. A
     /// file of the 2.x at 512 pixels, whose network predicts noise (`stable-diffusion-2-base`), cannot be told from the others by its
-    /// tensors: it is known by its `global_step` of 875000, where it has one, else it is taken for one of those, by diffusers too; give its
-    /// folder in place of its file. Averaged weights (`model_ema.`) beside the plain ones are passed over, as are OpenCLIP's last block, of
+    /// tensors: it is known by its `global_step` of 875000, where it has one, else it is taken for one of those, as diffusers takes it; give
+    /// its folder in place of its file. Averaged weights (`model_ema.`) beside the plain ones are passed over, as are OpenCLIP's last block, of
     /// which 2.x makes no use, and whatever else belongs to none of the three networks.
     ///
     /// # Errors

@@ -376,6 +376,68 @@ fn a_checkpoint_that_is_damaged_is_refused_by_its_tensor() {
 }
 
 #[test]
+fn whatever_is_left_out_misnamed_or_of_another_shape_ends_in_a_line() {
+    let mut state = 7u64;
+    let mut below = |count: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize % count
+    };
+    let names = ["18446744073709551615", "-1", "+1", "", "23", "weight"];
+    let sizes = [0, 1, 3, 65, 1 << 40];
+    let mut refused = 0;
+    for round in 0..300 {
+        let version = [Version::One, Version::Two][round % 2];
+        let mut shapes = original(version);
+        for _ in 0..=below(4) {
+            let key = shapes.keys().nth(below(shapes.len())).unwrap().clone();
+            let mut shape = shapes.remove(&key).unwrap();
+            match below(4) {
+                0 => continue,
+                1 => {
+                    let mut parts: Vec<&str> = key.split('.').collect();
+                    let at = below(parts.len());
+                    parts[at] = names[below(names.len())];
+                    shapes.insert(parts.join("."), shape);
+                    continue;
+                }
+                2 => shape.truncate(below(shape.len() + 1)),
+                _ => {
+                    if let Some(size) = shape.first_mut() {
+                        *size = sizes[below(sizes.len())];
+                    }
+                }
+            }
+            shapes.insert(key, shape);
+        }
+        let read = Trained {
+            tensors: shapes
+                .into_iter()
+                .map(|(key, shape)| {
+                    (
+                        key,
+                        Entry::of_strides(Dtype::F32, shape.clone(), vec![1; shape.len()], 0..64),
+                    )
+                })
+                .collect(),
+            global_step: None,
+        };
+        let found = kind::check(&read.tensors).and_then(|version| {
+            parts(&read.tensors, version)?;
+            config::all(&read, version)
+        });
+        if let Err(error) = found {
+            let text = format!("{error:#}");
+            assert!(!text.contains('\n') && text.len() < 500, "{text}");
+            refused += 1;
+        }
+    }
+    // What is missing or of another shape is told where it is read.
+    assert!((50..250).contains(&refused), "{refused}");
+}
+
+#[test]
 fn what_lightning_says_of_a_training_is_passed_over() {
     let bytes = fs::read(data("torch/lightning.ckpt")).unwrap();
     let read = trained(&bytes).unwrap();
