@@ -1,5 +1,5 @@
 //! A model's files in the diffusers layout: configurations, and the safetensors that hold a part's weights; or the original checkpoint
-//! in the place of one part.
+//! in the place of one part; or a checkpoint's single file.
 
 mod built_in;
 mod config;
@@ -9,6 +9,7 @@ mod layout;
 mod locate;
 mod original;
 mod published;
+mod single_file;
 mod weights;
 
 use std::io::Read;
@@ -23,6 +24,8 @@ pub use self::hub::{DEFAULT_REPO, DEFAULT_REVISION, Hub};
 pub use self::locate::{TINY, is_checkpoint, locate, locate_base, locate_vae};
 pub use self::original::Checkpoint;
 use self::published::{PUBLISHED_BASE_CONFIGURATIONS, PUBLISHED_CONFIGURATIONS};
+pub use self::single_file::SingleFile;
+pub(crate) use self::single_file::vae_name;
 pub use self::weights::Weights;
 use crate::device::Placement;
 
@@ -38,6 +41,13 @@ pub enum ModelFiles {
         /// In the place of `unet/`.
         unet: Arc<Checkpoint>,
         /// Where everything else is.
+        parts: Box<ModelFiles>,
+    },
+    /// A checkpoint's single file.
+    SingleFile {
+        /// Everything but the vocabulary.
+        checkpoint: Arc<SingleFile>,
+        /// Where that is.
         parts: Box<ModelFiles>,
     },
 }
@@ -58,6 +68,19 @@ impl ModelFiles {
             unet: Arc::new(unet),
             parts: Box::new(parts),
         }
+    }
+
+    /// A Stable Diffusion 1.x or 2.x in a single file, in the names of its training: safetensors, or what `torch.save` wrote, of which nothing is
+    /// run. It answers as a folder in the diffusers layout does, with the configurations that [`SingleFile::open`] tells of; it has no
+    /// vocabulary, which is CLIP's own in all of them and is taken from `parts`, padded as the checkpoint's version does.
+    ///
+    /// # Errors
+    /// As [`SingleFile::open`].
+    pub fn single_file(path: &Path, parts: ModelFiles) -> Result<Self> {
+        Ok(ModelFiles::SingleFile {
+            checkpoint: Arc::new(SingleFile::open(path)?),
+            parts: Box::new(parts),
+        })
     }
 
     /// The small model that is built into the binary.
@@ -119,6 +142,7 @@ impl ModelFiles {
                 Ok(Some(unet.config().to_vec()))
             }
             ModelFiles::Original { parts, .. } => parts.try_read(relative),
+            ModelFiles::SingleFile { checkpoint, parts } => checkpoint.try_read(relative, parts),
         }
     }
 
@@ -139,6 +163,9 @@ impl ModelFiles {
                 format!("{}: {relative}", unet.name())
             }
             ModelFiles::Original { parts, .. } => parts.name(relative),
+            ModelFiles::SingleFile { checkpoint, parts } => checkpoint
+                .name(relative)
+                .unwrap_or_else(|| parts.name(relative)),
         }
     }
 
@@ -166,6 +193,7 @@ impl ModelFiles {
             }
             ModelFiles::Original { unet, .. } if part == "unet" => Ok(unet.weights(placement)),
             ModelFiles::Original { parts, .. } => parts.weights(part, stem, placement),
+            ModelFiles::SingleFile { checkpoint, .. } => checkpoint.weights(part, placement),
         }
     }
 }
@@ -246,7 +274,7 @@ fn no_weights(folder: &Path, weights: &str) -> anyhow::Error {
         .find(|path| path.is_file());
     let cure = match pickled {
         Some(path) => format!(
-            "; {} is a pickled checkpoint, which is read of the original upscaler alone (--model FILE.pth): save it as safetensors (diffusers: save_pretrained)",
+            "; {} is pickled, which is read of a whole checkpoint in one file alone: save it as safetensors (diffusers: save_pretrained)",
             path.display()
         ),
         None => String::new(),

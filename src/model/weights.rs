@@ -16,7 +16,8 @@ use safetensors::{Dtype, SafeTensors};
 use crate::device::Placement;
 
 enum Bytes {
-    Mapped(Mmap),
+    /// Shared by the parts of one file.
+    Mapped(Arc<Mmap>),
     BuiltIn(&'static [u8]),
     Made(Vec<u8>),
 }
@@ -157,6 +158,12 @@ impl Entry {
         &self.shape
     }
 
+    /// Its value, where it is a whole number alone; `bytes` are the file's.
+    pub(super) fn whole_number(&self, bytes: &[u8]) -> Option<i64> {
+        let value = bytes.get(self.range())?.try_into().ok()?;
+        (self.dtype == Dtype::I64).then(|| i64::from_le_bytes(value))
+    }
+
     /// Without the dimensions from `dimension` on, each of which has one value.
     pub(super) fn squeezed(mut self, dimension: usize) -> Result<Self> {
         let rest = self.shape.get(dimension..).unwrap_or_default();
@@ -276,7 +283,7 @@ impl Weights {
             // under the map ends the process with SIGBUS at the first page that is gone, which no check here prevents.
             let map = unsafe { Mmap::map(&file) }
                 .with_context(|| format!("cannot map the weights {}", path.display()))?;
-            mapped.push((path.display().to_string(), Bytes::Mapped(map)));
+            mapped.push((path.display().to_string(), Bytes::Mapped(Arc::new(map))));
         }
         Self::index(mapped, placement)
     }
@@ -311,7 +318,7 @@ impl Weights {
     }
 
     /// Tensors of one mapped file, which `entries` lie within.
-    pub(super) fn mapped(name: String, map: Mmap, entries: Vec<(String, Entry)>) -> Self {
+    pub(super) fn mapped(name: String, map: Arc<Mmap>, entries: Vec<(String, Entry)>) -> Self {
         let files = vec![(name, Bytes::Mapped(map))];
         let entries = entries.into_iter().collect();
         Self {
@@ -333,31 +340,9 @@ impl Weights {
     fn index(files: Vec<(String, Bytes)>, placement: &Placement) -> Result<Self> {
         let mut entries = HashMap::new();
         for (number, (name, bytes)) in files.iter().enumerate() {
-            let bytes = bytes.as_slice();
-            let damaged = || {
-                format!(
-                    "{name}: not a whole safetensors file ({} bytes); it is damaged or was cut short: delete it and fetch it again",
-                    bytes.len()
-                )
-            };
-            let (header, metadata) = SafeTensors::read_metadata(bytes).with_context(damaged)?;
-            let data = header + 8;
-            for (key, info) in metadata.tensors() {
-                let (start, end) = info.data_offsets;
-                if data + end > bytes.len() {
-                    bail!(damaged());
-                }
-                entries.insert(
-                    key,
-                    Entry {
-                        file: number,
-                        dtype: info.dtype,
-                        shape: info.shape.clone(),
-                        strides: None,
-                        start: data + start,
-                        end: data + end,
-                    },
-                );
+            for (key, entry) in safetensors_entries(name, bytes.as_slice())? {
+                let file = number;
+                entries.insert(key, Entry { file, ..entry });
             }
         }
         Ok(Self {
@@ -617,6 +602,40 @@ impl Weights {
         };
         placement.upload(&values, shape)
     }
+}
+
+/// Where the tensors of a safetensors file lie in it; `name` is the file's in messages.
+///
+/// # Errors
+/// Its header is cut short or damaged, or says more than the file has.
+pub(super) fn safetensors_entries(name: &str, bytes: &[u8]) -> Result<HashMap<String, Entry>> {
+    let damaged = || {
+        format!(
+            "{name}: not a whole safetensors file ({} bytes); it is damaged or was cut short: delete it and fetch it again",
+            bytes.len()
+        )
+    };
+    let (header, metadata) = SafeTensors::read_metadata(bytes).with_context(damaged)?;
+    let data = header + 8;
+    let mut entries = HashMap::new();
+    for (key, info) in metadata.tensors() {
+        let (start, end) = info.data_offsets;
+        if data + end > bytes.len() {
+            bail!(damaged());
+        }
+        entries.insert(
+            key,
+            Entry {
+                file: 0,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                strides: None,
+                start: data + start,
+                end: data + end,
+            },
+        );
+    }
+    Ok(entries)
 }
 
 /// Little-endian floats of `dtype` as float32; `None` for integer and 8-bit types.

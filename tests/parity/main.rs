@@ -19,6 +19,7 @@ mod passes;
 mod precision;
 mod samplers;
 mod sampling;
+mod single_file;
 mod taesd;
 mod text;
 mod whole;

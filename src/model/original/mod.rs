@@ -11,12 +11,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 
 use self::file::Saved;
-use self::pickle::extent;
+use self::pickle::{Id, Tensor, extent};
 use super::config::shortened;
 use super::weights::{Entry, Weights};
 use crate::device::Placement;
@@ -58,7 +59,7 @@ impl Checkpoint {
     fn of_map(name: String, map: Mmap) -> Result<Self> {
         let network = names::to_diffusers(tensors(&map)?)?;
         Ok(Self {
-            weights: Weights::mapped(name.clone(), map, network.tensors),
+            weights: Weights::mapped(name.clone(), Arc::new(map), network.tensors),
             config: network.config.to_string().into_bytes(),
             name,
         })
@@ -96,16 +97,56 @@ fn tensors(bytes: &[u8]) -> Result<HashMap<String, Entry>> {
         let shown = || format!("`{}`", shortened(key));
         let tensor = objects.tensor(*value);
         let tensor = tensor.with_context(|| format!("{} is no tensor", shown()))?;
-        let place = saved.place(&tensor.storage).with_context(shown)?;
-        let range = extent(tensor, &place).with_context(shown)?;
-        let entry = Entry::of_strides(
-            tensor.dtype,
-            tensor.shape.clone(),
-            tensor.strides.clone(),
-            range,
-        );
-        let before = found.insert(key.to_owned(), entry);
+        let before = found.insert(key.to_owned(), entry(&saved, tensor).with_context(shown)?);
         ensure!(before.is_none(), "{} is there twice", shown());
     }
     Ok(found)
+}
+
+/// Where a tensor lies in the file.
+fn entry(saved: &Saved, tensor: &Tensor) -> Result<Entry> {
+    let place = saved.place(&tensor.storage)?;
+    let range = extent(tensor, &place)?;
+    let (shape, strides) = (tensor.shape.clone(), tensor.strides.clone());
+    Ok(Entry::of_strides(tensor.dtype, shape, strides, range))
+}
+
+/// What a checkpoint of a training holds.
+#[derive(Debug)]
+pub(super) struct Trained {
+    /// Of its `state_dict`, by their own names; what else stands there is left out.
+    pub tensors: HashMap<String, Entry>,
+    /// Steps of the training, where it says so.
+    pub global_step: Option<i64>,
+}
+
+/// Reads what PyTorch Lightning saved, or a `state_dict` alone. Of what the pickle names nothing is run.
+///
+/// # Errors
+/// It is no file of PyTorch's, is damaged, names what neither plain tensors nor such a training are made of, or is k-diffusion's.
+pub(super) fn trained(bytes: &[u8]) -> Result<Trained> {
+    let saved = Saved::read(bytes)?;
+    let objects = &saved.objects;
+    let dict =
+        |key: &str| -> Option<&[(Id, Id)]> { objects.entries(objects.value(saved.root, key)?) };
+    ensure!(
+        dict(KEY).is_none(),
+        "it has a dict `{KEY}`, as the latent upscaler's own checkpoint has, which is none to make pictures from words: give that to --model"
+    );
+    let entries = dict("state_dict").or_else(|| objects.entries(saved.root));
+    let entries = entries.context("it holds no dict of tensors; expected a checkpoint")?;
+    let mut tensors = HashMap::with_capacity(entries.len());
+    for (key, value) in entries {
+        let (Some(key), Some(tensor)) = (objects.text(*key), objects.tensor(*value)) else {
+            continue;
+        };
+        let shown = || format!("`{}`", shortened(key));
+        let before = tensors.insert(key.to_owned(), entry(&saved, tensor).with_context(shown)?);
+        ensure!(before.is_none(), "{} is there twice", shown());
+    }
+    let global_step = objects.value(saved.root, "global_step");
+    Ok(Trained {
+        tensors,
+        global_step: global_step.and_then(|id| objects.int(id)),
+    })
 }

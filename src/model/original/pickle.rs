@@ -43,6 +43,8 @@ enum Object<'a> {
     Storage(Storage<'a>),
     Tensor(Tensor<'a>),
     Truth(bool),
+    /// What a call of [`Global::Training`] would give.
+    Ignored,
     /// Anything of which only that it is there counts: None, floats, bytes, devices.
     Other,
 }
@@ -71,7 +73,8 @@ pub struct Tensor<'a> {
 }
 
 /// All that a pickle may name: what PyTorch's own writer names for plain tensors (`Tensor.__reduce_ex__`,
-/// `Parameter.__reduce_ex__` and `torch.serialization`, torch 0.4 to 2.15).
+/// `Parameter.__reduce_ex__` and `torch.serialization`, torch 0.4 to 2.15), and what PyTorch Lightning's checkpoints of Stable Diffusion
+/// name beside them.
 #[derive(Clone, Copy, PartialEq)]
 enum Global {
     OrderedDict,
@@ -86,6 +89,8 @@ enum Global {
     },
     RebuildTensorOfDtype,
     RebuildParameter,
+    /// What a checkpoint of PyTorch Lightning says of its training beside the tensors: known by name, and passed over.
+    Training,
 }
 
 impl Global {
@@ -136,6 +141,10 @@ impl Global {
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
                 Self::RebuildParameter
             }
+            ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+            | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
+            | ("numpy", "dtype")
+            | ("_codecs", "encode") => Self::Training,
             _ => return None,
         })
     }
@@ -383,8 +392,9 @@ impl<'a> Machine<'a, '_> {
                 // The attributes of an OrderedDict, such as a state_dict's `_metadata`, say nothing of tensors.
                 self.pop()?;
                 let object = self.last()?;
+                let ignored = matches!(self.objects.all[object], Object::Ignored);
                 ensure!(
-                    self.objects.entries(object).is_some(),
+                    ignored || self.objects.entries(object).is_some(),
                     "it sets the state of what is no OrderedDict, which no plain tensor needs"
                 );
                 return Ok(());
@@ -551,6 +561,7 @@ impl<'a> Machine<'a, '_> {
                 few.map(|sizes| Object::Tuple(sizes.to_vec()))
             }
             (Global::Device, _) => Some(Object::Other),
+            (Global::Training, _) => Some(Object::Ignored),
             (Global::RebuildTensor { least, most }, all) if (least..=most).contains(&all.len()) => {
                 let dtype = objects.storage(all[0]).and_then(|storage| storage.dtype);
                 self.tensor(all, dtype)

@@ -42,7 +42,7 @@ fn weights(bytes: &[u8], found: HashMap<String, Entry>) -> Weights {
     file.write_all(bytes).unwrap();
     // SAFETY: the file has no name, so that nobody else writes to it.
     let map = unsafe { Mmap::map(&file) }.unwrap();
-    Weights::mapped("a file".into(), map, found.into_iter().collect())
+    Weights::mapped("a file".into(), Arc::new(map), found.into_iter().collect())
 }
 
 #[test]

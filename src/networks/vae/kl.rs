@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
 
-use super::{Posterior, lines_of_picture, original_names};
+use super::{Posterior, lines_of_picture};
 use crate::device::Placement;
 use crate::layers::bands::{
     Norm, Planes, Residual, Room, Size, Source, Stored, conv, keep_between, map_bands,
@@ -16,7 +16,7 @@ use crate::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, Mask, NormAct, Padding,
     TokensInParts, attention, map_tokens,
 };
-use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Weights, within};
+use crate::model::{MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Weights, vae_name, within};
 
 /// Positions that attend to the keys of one window, in each direction: where all of a map is too much.
 const TILE: usize = 64;
@@ -145,7 +145,7 @@ impl KlConfig {
 /// A number of the configuration is not the weights'.
 pub(super) fn checked(config: &KlConfig, weights: Weights) -> Result<Weights> {
     let levels = config.block_out_channels.len();
-    let weights = weights.renamed(|key| original_names::to_diffusers(key, levels));
+    let weights = weights.renamed(|key| vae_name(key, levels));
     config.check_weights(&weights)?;
     Ok(weights)
 }

@@ -2,7 +2,6 @@
 //! (`kl`), or one distilled from it (`tiny`), about a twentieth of the work, whose latents are the same.
 
 mod kl;
-mod original_names;
 mod tiny;
 
 use std::ops::Range;
