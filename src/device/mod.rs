@@ -32,6 +32,10 @@ pub struct Placement {
     pub weights_in_place: bool,
 }
 
+/// Steps told to a card before the last of them is done: enough that it never waits for the program, and few enough that
+/// an interrupt ends the run soon.
+pub const STEPS_AHEAD: usize = 2;
+
 /// What computes the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {

@@ -64,8 +64,7 @@ pub fn locate_base(
 ) -> Result<ModelFiles> {
     let path = Path::new(name);
     if path.is_file() {
-        let _ = model;
-        bail!("--base {name}: TODO");
+        return ModelFiles::single_file(path, model.clone());
     }
     if is_path(name) {
         ensure!(

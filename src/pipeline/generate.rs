@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 
-use super::base::{BaseModel, BaseSettings};
+use super::base::BaseModel;
 use super::noise::Generator;
-use super::types::{OnEvent, Settings, Stage};
+use super::types::{BaseSettings, OnEvent, Settings, Stage};
 use super::{Upscaler, finished};
 use crate::model::ModelFiles;
 use crate::networks::Room;

@@ -5,11 +5,7 @@ use candle_core::Device;
 
 use super::passes::Pass;
 use super::{Event, OnEvent};
-use crate::device::StepClock;
-
-/// Steps told to a card before the last of them is done: enough that it never waits for the program, and few enough that
-/// an interrupt ends the run soon.
-pub const AHEAD: usize = 2;
+use crate::device::{STEPS_AHEAD, StepClock};
 
 /// Counts the evaluations of a pass by its device's clock, and tells of each when it is done.
 pub struct Progress {
@@ -43,7 +39,7 @@ impl Progress {
     /// All work of an evaluation has been told to the device.
     pub fn step(&mut self, on_event: OnEvent) -> Result<()> {
         self.clock.mark()?;
-        self.tell(AHEAD, on_event)
+        self.tell(STEPS_AHEAD, on_event)
     }
 
     /// Waits for the last of them, and says how many there were.

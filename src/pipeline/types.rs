@@ -7,7 +7,6 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use super::base::BaseSettings;
 use super::padding::Extent;
 use super::sampler::Sampler;
 use super::schedule::Schedule;
@@ -172,6 +171,51 @@ pub struct Settings {
     pub base_guidance: f64,
     /// Refine the result by the base checkpoint at this strength, above 0 to 1: that share of [`base_steps`](Self::base_steps) is done again.
     pub refine: Option<f64>,
+}
+
+/// How the base checkpoint is run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseSettings {
+    /// What the picture shows.
+    pub prompt: String,
+    /// What to steer away from; used with a guidance above 1 alone.
+    pub negative_prompt: String,
+    /// Steps of the sampler, 1 to 1000.
+    pub steps: usize,
+    /// Up to 1 the prompt alone, in one pass; above, up to 100, classifier-free guidance in two.
+    pub guidance: f64,
+}
+
+impl Default for BaseSettings {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            steps: 50,
+            guidance: 7.5,
+        }
+    }
+}
+
+impl BaseSettings {
+    /// Whether there are two passes.
+    pub fn is_guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            (1..=1000).contains(&self.steps),
+            "{} steps of the base checkpoint were asked for; expected 1 to 1000",
+            self.steps
+        );
+        ensure!(
+            (0.0..=MAX_GUIDANCE).contains(&self.guidance),
+            "a guidance of {} was given for the base checkpoint; expected 0 to {MAX_GUIDANCE}",
+            self.guidance
+        );
+        Ok(())
+    }
 }
 
 /// The smallest tolerance: what it allows is float32's rounding.

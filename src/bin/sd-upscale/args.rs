@@ -15,8 +15,8 @@ use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOL
 use sd_upscale::plan::{Shard, Template};
 use sd_upscale::{Enlargement, Sampler, Settings};
 
-use crate::item::Size;
 use crate::memory_size;
+use crate::size::Size;
 
 /// Upscale images and latents 2x, 4x or 8x with the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]

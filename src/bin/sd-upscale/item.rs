@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use sd_upscale::Settings;
 use sd_upscale::latents::{Latents, Scale};
 use sd_upscale::picture::{Format, Picture};
 use sd_upscale::plan::{Source, Variant, Written};
-use sd_upscale::{Enlargement, Pixels, Settings};
 
 use crate::job::Job;
 use crate::preview::Preview;
 use crate::report::{Outcome, Status};
+pub use crate::size::Size;
 
 /// Of a picture beside an output: in the format of the result; PNG beside latents.
 pub fn picture_format(kind: Written) -> Format {
@@ -32,36 +33,6 @@ impl Place {
         match self {
             Place::File(path) => path.display().to_string(),
             Place::Stdout => "-".into(),
-        }
-    }
-}
-
-/// Width and height in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    pub width: usize,
-    pub height: usize,
-}
-
-impl Size {
-    pub fn of(pixels: &Pixels) -> Self {
-        Self {
-            width: pixels.width,
-            height: pixels.height,
-        }
-    }
-
-    pub fn turned(self) -> Self {
-        Self {
-            width: self.height,
-            height: self.width,
-        }
-    }
-
-    pub fn enlarged(self, scale: Enlargement) -> Self {
-        Self {
-            width: scale.times() * self.width,
-            height: scale.times() * self.height,
         }
     }
 }

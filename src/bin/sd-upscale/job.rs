@@ -12,8 +12,8 @@ use sd_upscale::plan::{Output, Prompt, Reads, Request, Source, UsageError, Varia
 use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
 use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, ScaleName, ScheduleName};
-use crate::item::Size;
 use crate::prompts::Prompts;
+use crate::size::Size;
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ mod read;
 mod report;
 mod run;
 mod signals;
+mod size;
 mod threads;
 mod write;
 

@@ -5,65 +5,20 @@ mod scheduler;
 
 use std::collections::HashMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 
 pub use self::scheduler::{BaseScheduler, Times};
 use super::loaded::loaded;
 use super::noise::Generator;
-use super::progress::AHEAD;
 use super::prompts::warn_of_cut;
-use super::types::{Event, MAX_GUIDANCE, OnEvent, Stage, check_finite, floats};
-use crate::device::{Placement, StepClock};
+pub use super::types::BaseSettings;
+use super::types::{Event, OnEvent, Stage, check_finite, floats};
+use crate::device::{Placement, STEPS_AHEAD, StepClock};
 use crate::model::ModelFiles;
 use crate::networks::Room;
 use crate::networks::base_unet::{BaseUNet, BaseUNetConfig, Prompted};
 use crate::networks::text::{TextEncoder, Tokenizer};
-
-/// How the base checkpoint is run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BaseSettings {
-    /// What the picture shows.
-    pub prompt: String,
-    /// What to steer away from; used with a guidance above 1 alone.
-    pub negative_prompt: String,
-    /// Steps of the sampler, 1 to 1000.
-    pub steps: usize,
-    /// Up to 1 the prompt alone, in one pass; above, up to 100, classifier-free guidance in two.
-    pub guidance: f64,
-}
-
-impl Default for BaseSettings {
-    fn default() -> Self {
-        Self {
-            prompt: String::new(),
-            negative_prompt: String::new(),
-            steps: 50,
-            guidance: 7.5,
-        }
-    }
-}
-
-impl BaseSettings {
-    /// Whether there are two passes.
-    pub fn is_guided(&self) -> bool {
-        self.guidance > 1.0
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!(
-            (1..=1000).contains(&self.steps),
-            "{} steps of the base checkpoint were asked for; expected 1 to 1000",
-            self.steps
-        );
-        ensure!(
-            (0.0..=MAX_GUIDANCE).contains(&self.guidance),
-            "a guidance of {} was given for the base checkpoint; expected 0 to {MAX_GUIDANCE}",
-            self.guidance
-        );
-        Ok(())
-    }
-}
 
 /// A Stable Diffusion 1.x or 2.x checkpoint: its text encoder, UNet and sampler. Its VAE is a part like any other.
 pub struct BaseModel {
@@ -255,7 +210,7 @@ impl BaseModel {
         let x = self.scheduler.run(x, times, start, |x, time| {
             let predicted = guided.predict(x, time)?;
             calls.clock.mark()?;
-            calls.tell(AHEAD, on_event)?;
+            calls.tell(STEPS_AHEAD, on_event)?;
             Ok(predicted)
         })?;
         calls.tell(0, on_event)?;
