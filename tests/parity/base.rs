@@ -64,8 +64,10 @@ fn base_unet_call() {
                 let rows = both.narrow(0, 2 - batch, batch).unwrap();
                 let prompted = unet.prompted(&rows).unwrap();
                 let time = values(&get("time"))[0];
+                // At another time too, which is none of this one's.
+                let steps = unet.steps(&[500.0, time]).unwrap();
                 let output = unet
-                    .forward(&x, time, &prompted, &Room::unlimited())
+                    .forward(&x, &steps[1], &prompted, &Room::unlimited())
                     .unwrap();
                 let what = format!("{name} {model} {case}");
                 assert_close(&what, &output, &get("output"), STAGE);

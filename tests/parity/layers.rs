@@ -11,7 +11,7 @@ use safetensors::tensor::TensorView;
 use sd_upscale::device::Placement;
 use sd_upscale::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, LayerNorm, Linear, Mask, Modulations,
-    Padding, Sampling, attention, downsample, part, time_features, upsample,
+    Padding, Sampling, attention, downsample, gate, part, time_features, upsample,
 };
 use sd_upscale::model::Weights;
 
@@ -340,6 +340,18 @@ fn activations() {
 }
 
 #[test]
+fn values_and_their_gates() {
+    for activation in [Activation::Gelu, Activation::Silu] {
+        for (rows, width) in [(5, 7), (3, 36), (9, 130), (300, 8)] {
+            same_on_the_card(&format!("{activation:?} gates of {width}"), |placement| {
+                let x = placed(&tensor(21, &[2, rows, 2 * width]), placement);
+                gate(&x, activation, placement).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
 fn resampling_and_joining() {
     for (channels, h, w) in [(5, 7, 9), (8, 2, 3), (12, 6, 5), (32, 9, 8)] {
         let what = |kind: &str| format!("{kind} of {channels} at {w}x{h}");
@@ -372,7 +384,7 @@ fn the_samplers_ends_and_the_time() {
                 x.to_device(&p.device).unwrap(),
                 condition.to_device(&p.device).unwrap(),
             );
-            let input = sampling.input(&x, &condition, prompts, p).unwrap();
+            let input = sampling.input(&x, Some(&condition), prompts, p).unwrap();
             input.to_nchw().unwrap()
         });
         same_on_the_card(&format!("denoised of {prompts} prompts"), |p| {
