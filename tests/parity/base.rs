@@ -168,6 +168,21 @@ fn end_to_end() -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
+/// The ways to run the networks on the CPU; where a card is named, on that, in every precision.
+fn backends(settings: &BaseSettings) -> Vec<(&'static str, Placement, f64)> {
+    let exact = |(backend, placement)| (backend, placement, BASE);
+    let Some(device) = card() else {
+        return placements(DType::F32).into_iter().map(exact).collect();
+    };
+    let mut all = vec![("card", Placement::new(&device, DType::F32), BASE)];
+    // A card that the CPU plays takes its time: float32 alone of the longest.
+    if settings.steps <= 10 {
+        let of_half = |(dtype, tolerance)| ("card", Placement::new(&device, dtype), tolerance);
+        all.extend(halves(settings.guidance).map(of_half));
+    }
+    all
+}
+
 /// Every case of `list`, on every backend, against what the reference calls `prefix` and the case's name.
 fn each_case(
     list: &str,
@@ -180,18 +195,7 @@ fn each_case(
         let name = format!("{prefix}{}", case["name"].as_str().unwrap());
         let (_folder, files) = checkpoint(case);
         let settings = settings(&all, case);
-        let mut ways: Vec<_> = placements(DType::F32)
-            .into_iter()
-            .map(|(backend, placement)| (backend, placement, BASE))
-            .collect();
-        for (dtype, tolerance) in halves(settings.guidance) {
-            let of_card = |card| ("card", Placement::new(&card, dtype), tolerance);
-            // A card that the CPU plays takes its time: float32 alone of the longest.
-            if settings.steps <= 10 {
-                ways.extend(card().map(of_card));
-            }
-        }
-        for (backend, placement, tolerance) in ways {
+        for (backend, placement, tolerance) in backends(&settings) {
             let mut base = BaseModel::new(files.clone(), &placement).unwrap();
             let mut generator = Generator::new(case["seed"].as_u64().unwrap());
             let latents = run(&mut base, case, &settings, &mut generator).unwrap();
@@ -232,28 +236,29 @@ struct Way {
     pictures: usize,
 }
 
-/// On the CPU, and on a card in every precision.
+/// On the CPU; where a card is named, on that, in every precision.
 fn ways(guidance: f64) -> Vec<Way> {
-    let on_cpu = |keep_loaded| Way {
-        device: Device::Cpu,
-        dtype: DType::F32,
-        tolerance: BASE,
-        keep_loaded,
-        pictures: 2,
+    let Some(device) = card() else {
+        return [true, false]
+            .map(|keep_loaded| Way {
+                device: Device::Cpu,
+                dtype: DType::F32,
+                tolerance: BASE,
+                keep_loaded,
+                pictures: 2,
+            })
+            .into();
     };
-    let mut all = vec![on_cpu(true), on_cpu(false)];
-    if let Some(device) = card() {
-        let [half, brain] = halves(guidance);
-        let on_card = |(dtype, tolerance)| Way {
+    let [half, brain] = halves(guidance);
+    [(DType::F32, BASE), half, brain]
+        .map(|(dtype, tolerance)| Way {
             device: device.clone(),
             dtype,
             tolerance,
             keep_loaded: dtype != DType::F32,
             pictures: 1,
-        };
-        all.extend([(DType::F32, BASE), half, brain].map(on_card));
-    }
-    all
+        })
+        .into()
 }
 
 /// One generator runs through the base checkpoint, the upscaler and the refining pass, as it does where diffusers' pipelines share one.
@@ -355,35 +360,35 @@ fn a_base_checkpoint_that_overflows_is_done_again_in_float32() {
         (LowRes::Prompt { width, height }, settings),
         (latents, refined),
     ];
-    for device in [Some(Device::Cpu), card()].into_iter().flatten() {
-        for (low_res, settings) in &cases {
-            let run = |dtype| {
-                let mut upscaler = Upscaler::new(Options {
-                    device: device.clone(),
-                    dtype,
-                    ..Options::new(model())
-                })
-                .unwrap();
-                upscaler.set_base(files.clone()).unwrap();
-                let mut warnings = Vec::new();
-                let mut on_event = |event| {
-                    if let Event::Warning(text) = event {
-                        warnings.push(text);
-                    }
-                    Ok(())
-                };
-                let input = std::slice::from_ref(low_res);
-                let upscaled = upscaler.upscale(input, settings, &mut on_event).unwrap();
-                (upscaled[0].latents().unwrap(), warnings)
+    let device = card().unwrap_or(Device::Cpu);
+    for (low_res, settings) in &cases {
+        let run = |dtype| {
+            let mut upscaler = Upscaler::new(Options {
+                device: device.clone(),
+                dtype,
+                ..Options::new(model())
+            })
+            .unwrap();
+            upscaler.set_base(files.clone()).unwrap();
+            let mut warnings = Vec::new();
+            let mut on_event = |event| {
+                if let Event::Warning(text) = event {
+                    warnings.push(text);
+                }
+                Ok(())
             };
-            let (exact, none) = run(DType::F32);
-            assert!(none.is_empty(), "{none:?}");
-            let (again, warnings) = run(DType::F16);
-            assert_eq!(warnings.len(), 1, "{warnings:?}");
-            let text = "the base stage gave values that are not numbers (in F16); doing it again in float32";
-            assert_eq!(warnings[0], text);
-            assert_eq!(values(&again), values(&exact));
-        }
+            let input = std::slice::from_ref(low_res);
+            let upscaled = upscaler.upscale(input, settings, &mut on_event).unwrap();
+            (upscaled[0].latents().unwrap(), warnings)
+        };
+        let (exact, none) = run(DType::F32);
+        assert!(none.is_empty(), "{none:?}");
+        let (again, warnings) = run(DType::F16);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let text =
+            "the base stage gave values that are not numbers (in F16); doing it again in float32";
+        assert_eq!(warnings[0], text);
+        assert_eq!(values(&again), values(&exact));
     }
 }
 
