@@ -30,11 +30,12 @@ fn main() {
     let width = unet.config.cross_attention_dim;
     let context = Tensor::randn(0f32, 1.0, (1, 77, width), &Device::Cpu).expect("a context");
     let prompted = unet.prompted(&context).expect("a prompt");
+    let steps = unet.steps(&[500.0]).expect("a time");
     for side in sides {
         let x = Tensor::randn(0f32, 1.0, (1, 4, side, side), &Device::Cpu).expect("latents");
         let call = || {
             let start = Instant::now();
-            unet.forward(&x, 500.0, &prompted, &Room::unlimited())
+            unet.forward(&x, &steps[0], &prompted, &Room::unlimited())
                 .expect("a call");
             start.elapsed().as_secs_f64()
         };

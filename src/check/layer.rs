@@ -47,6 +47,8 @@ enum Kind {
         mask: Mask,
     },
     Activation(Activation),
+    /// Values and their gates.
+    Gate(Activation),
     Downsample,
     Upsample,
 }
@@ -101,9 +103,13 @@ pub fn published() -> Vec<Layer> {
         attention(2, 6, 4096, 77, 64, Mask::None),
         attention(1, 12, 77, 77, 64, Mask::Causal),
         attention(1, 1, 4096, 4096, 512, Mask::None),
+        attention(1, 8, 1024, 1024, 40, Mask::None),
+        attention(2, 8, 1024, 77, 80, Mask::None),
+        attention(2, 8, 256, 256, 160, Mask::None),
         activation("GELU", Gelu, 384),
         activation("SiLU", Silu, 384),
         activation("quick GELU", QuickGelu, 384),
+        gate("GELU", Gelu, (1024, 1280)),
         resampling("half the size", Kind::Downsample, 0.25, (384, 64)),
         resampling("twice the size", Kind::Upsample, 4.0, (384, 64)),
     ]
@@ -127,7 +133,9 @@ pub fn small() -> Vec<Layer> {
         attention(1, 2, 33, 77, 64, Mask::None),
         attention(1, 2, 33, 33, 64, Mask::Causal),
         attention(1, 1, 33, 33, 512, Mask::None),
+        attention(1, 2, 33, 77, 40, Mask::None),
         activation("GELU", Activation::Gelu, 33),
+        gate("GELU", Activation::Gelu, (7, 33)),
         resampling("half the size", Kind::Downsample, 0.25, (32, 10)),
         resampling("twice the size", Kind::Upsample, 4.0, (32, 5)),
     ]
@@ -214,6 +222,16 @@ fn activation(name: &str, activation: Activation, channels: usize) -> Layer {
         input: vec![1, rows, channels],
         operations: 0.0,
         values: 2 * rows * channels,
+    }
+}
+
+fn gate(name: &str, activation: Activation, (rows, width): (usize, usize)) -> Layer {
+    Layer {
+        what: format!("gates through {name}, {width}, {rows} rows"),
+        kind: Kind::Gate(activation),
+        input: vec![1, rows, 2 * width],
+        operations: 0.0,
+        values: 3 * rows * width,
     }
 }
 
@@ -334,6 +352,13 @@ impl Made {
                 let (x, placement) = (sent(input)?, placement.clone());
                 Box::new(move || Ok(Output::Tensor(activation.apply(&x, &placement)?)))
             }
+            Kind::Gate(activation) => {
+                let (x, placement) = (sent(input)?, placement.clone());
+                Box::new(move || {
+                    let y = layers::gate(&x, activation, &placement)?;
+                    Ok(Output::Tensor(y))
+                })
+            }
             Kind::Downsample => {
                 let x = map()?;
                 Box::new(move || Ok(Output::Map(layers::downsample(&x)?)))
@@ -382,9 +407,11 @@ impl Kind {
             }
             Self::Norm { channels, .. } => norm(channels).to_vec(),
             Self::LayerNorm { size } => norm(size).to_vec(),
-            Self::Attention { .. } | Self::Activation(_) | Self::Downsample | Self::Upsample => {
-                Vec::new()
-            }
+            Self::Attention { .. }
+            | Self::Activation(_)
+            | Self::Gate(_)
+            | Self::Downsample
+            | Self::Upsample => Vec::new(),
         }
     }
 }

@@ -158,12 +158,12 @@ impl Conv2d {
         })
     }
 
-    /// The same weights with `shift` added to the bias.
-    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
-        Ok(Self {
-            conv: self.conv.shifted(shift)?,
-            activation: self.activation,
-        })
+    /// The same weights once for each row of `shifts`, which is added to the bias.
+    pub fn shifted_by_each(&self, shifts: &Tensor) -> Result<Vec<Self>> {
+        let activation = self.activation;
+        let with = |conv| Self { conv, activation };
+        let each = self.conv.shifted_by_each(shifts)?;
+        Ok(each.into_iter().map(with).collect())
     }
 
     /// `conv(norm(x)) + residual`, the normalised map in the memory of `x`, which nobody else has.
@@ -239,6 +239,10 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::None => x.clone(),
         other => kernels::activation(&x.contiguous()?, other)?,
     })
+}
+
+pub fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    Ok(kernels::gate(&x.contiguous()?, activation)?)
 }
 
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

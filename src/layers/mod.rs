@@ -606,32 +606,48 @@ impl Conv2d {
         Ok(Self { shape, weights })
     }
 
-    /// The same weights with `shift` (1, outputs), float32, added to the bias.
+    /// Channels that it writes.
+    pub fn outputs(&self) -> usize {
+        self.shape.outputs
+    }
+
+    /// The same weights once for each row of `shifts` (n, outputs), float32, which is added to the bias.
     ///
     /// # Errors
-    /// The convolution has no bias, or the shift another shape.
-    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
-        let weights = match &self.weights {
-            ConvWeights::Packed(packed) => {
-                ConvWeights::Packed(packed.shifted(&shift.flatten_all()?.to_vec1()?))
+    /// The convolution has no bias, or the shifts another shape.
+    pub fn shifted_by_each(&self, shifts: &Tensor) -> Result<Vec<Self>> {
+        let count = shifts.dim(0)?;
+        let rows = || (0..count).map(|row| shifts.narrow(0, row, 1));
+        let each: Vec<ConvWeights> = match &self.weights {
+            ConvWeights::Packed(packed) => rows()
+                .map(|row| {
+                    let row: Vec<f32> = row?.flatten_all()?.to_vec1()?;
+                    Ok(ConvWeights::Packed(packed.shifted(&row)))
+                })
+                .collect::<Result<_>>()?,
+            ConvWeights::Card(convolution) => {
+                let each = convolution.shifted_by_each(shifts)?;
+                each.into_iter().map(ConvWeights::Card).collect()
             }
-            ConvWeights::Card(convolution) => ConvWeights::Card(convolution.shifted(shift)?),
-            ConvWeights::Shapes => ConvWeights::Shapes,
+            ConvWeights::Shapes => (0..count).map(|_| ConvWeights::Shapes).collect(),
             ConvWeights::Stock { weight, bias } => {
                 let Some(bias) = bias else {
                     bail!("a convolution without a bias cannot be shifted");
                 };
-                let shift = shift.to_dtype(bias.dtype())?.reshape(bias.shape())?;
-                ConvWeights::Stock {
-                    weight: weight.clone(),
-                    bias: Some((bias + shift)?),
-                }
+                rows()
+                    .map(|row| {
+                        let shift = row?.to_dtype(bias.dtype())?.reshape(bias.shape())?;
+                        Ok(ConvWeights::Stock {
+                            weight: weight.clone(),
+                            bias: Some((bias + shift)?),
+                        })
+                    })
+                    .collect::<Result<_>>()?
             }
         };
-        Ok(Self {
-            shape: self.shape,
-            weights,
-        })
+        let shape = self.shape;
+        let with = |weights| Self { shape, weights };
+        Ok(each.into_iter().map(with).collect())
     }
 
     /// (b, inputs, h, w) -> (b, outputs, h', w')
@@ -1096,7 +1112,8 @@ pub fn gate(x: &Tensor, activation: Activation, placement: &Placement) -> Result
     let width = x.dim(2)? / 2;
     match placement.backend {
         Backend::CpuKernels => cpu::gate(x, activation),
-        Backend::CardKernels | Backend::Stock => {
+        Backend::CardKernels => cuda::gate(x, activation),
+        Backend::Stock => {
             let half = |index: usize| x.narrow(2, index * width, width)?.contiguous();
             Ok((half(0)? * activation.apply(&half(1)?, placement)?)?)
         }

@@ -51,7 +51,7 @@ impl Conv2d {
         none()
     }
 
-    pub fn shifted(&self, _: &Tensor) -> Result<Self> {
+    pub fn shifted_by_each(&self, _: &Tensor) -> Result<Vec<Self>> {
         match *self {}
     }
 
@@ -80,6 +80,10 @@ pub fn norm_act(_: &FeatureMap, _: &NormAct) -> Result<FeatureMap> {
 }
 
 pub fn activation(_: &Tensor, _: Activation) -> Result<Tensor> {
+    none()
+}
+
+pub fn gate(_: &Tensor, _: Activation) -> Result<Tensor> {
     none()
 }
 

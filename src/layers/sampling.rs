@@ -20,23 +20,26 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The network's input: `c_in` times the latents `x` (b, c, h, w) and then the `condition` (b, d, h, w), both float32, as a map
-    /// of `prompts` times the batch.
+    /// The network's input: `c_in` times the latents `x` (b, c, h, w) and then the `condition` (b, d, h, w), where there is one, both
+    /// float32, as a map of `prompts` times the batch.
     pub fn input(
         &self,
         x: &Tensor,
-        condition: &Tensor,
+        condition: Option<&Tensor>,
         prompts: usize,
         placement: &Placement,
     ) -> Result<FeatureMap> {
         if placement.backend == Backend::CardKernels {
-            let second = Some(condition);
             return Ok(FeatureMap {
-                tensor: cuda::map_of_planes(x, self.c_in, second, prompts, placement.dtype)?,
+                tensor: cuda::map_of_planes(x, self.c_in, condition, prompts, placement.dtype)?,
                 backend: placement.backend,
             });
         }
-        let input = Tensor::cat(&[&(x * self.c_in)?, condition], 1)?;
+        let scaled = (x * self.c_in)?;
+        let input = match condition {
+            Some(condition) => Tensor::cat(&[&scaled, condition], 1)?,
+            None => scaled,
+        };
         FeatureMap::from_nchw(&Tensor::cat(&vec![&input; prompts], 0)?, placement)
     }
 

@@ -1,10 +1,10 @@
 //! Stable Diffusion's own pipeline around the upscaler: low-res latents from a prompt, and a light second pass over the result. One
-//! generator serves all of it, and latents stay on the device between the base checkpoint and the upscaler.
+//! generator serves all of it, and latents stay on the device from the base checkpoint to the end of that pass.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::base::BaseModel;
 use super::noise::Generator;
@@ -87,7 +87,7 @@ impl Upscaler {
         )
     }
 
-    /// Upscaled latents (b, 4, h, w), each with the next draw of its generator as noise, refined where the settings say so.
+    /// Upscaled latents (b, 4, h, w), each with the next draw of its generator as noise, refined where the settings say so; on the CPU then.
     pub(super) fn refined(
         &mut self,
         latents: Tensor,
@@ -110,12 +110,12 @@ impl Upscaler {
                     base.refine(&row, strength, settings, generator, room, on_event)
                 },
             )?;
-            rows.push(refined.to_device(latents.device())?);
+            rows.push(refined);
         }
         if !self.options.keep_loaded {
             self.base = None;
         }
-        Ok(Tensor::cat(&rows, 0)?)
+        Ok(Tensor::cat(&rows, 0)?.to_device(&Device::Cpu)?)
     }
 
     /// Runs the base checkpoint on latents (h, w), as a stage of its own.

@@ -55,7 +55,7 @@ pub use self::types::{
     Enlargement, Event, LowRes, MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOLERANCE,
     Memory, NoiseType, NotFinite, OnEvent, Options, PictureSink, Settings, Stage, UpscaledLatents,
 };
-use self::types::{check_finite, floats};
+use self::types::{check_finite, check_latents, floats};
 use crate::device::{Backend, Placement};
 use crate::model::{ModelFiles, PartFiles};
 use crate::networks;
@@ -444,7 +444,8 @@ impl Upscaler {
                     self.extended(made.insert(latents))?
                 }
             };
-            batch.push(latents);
+            // From here to the last stage before the decoder they stay there.
+            batch.push(latents.to_device(&self.placement.device)?);
             extents.push(extent);
             base.push(made);
         }
@@ -521,8 +522,8 @@ impl Upscaler {
         Ok((latents, Extent { width, height }))
     }
 
-    /// Low-res latents (b, 4, h, w) -> upscaled latents (b, 4, 2h, 2w), on the CPU, and how often the UNet was evaluated. The starting
-    /// noise is the generators' next draw, one a picture; what the sampler adds are those after it.
+    /// Low-res latents (b, 4, h, w) -> upscaled latents (b, 4, 2h, 2w), on the CPU where no other stage goes on with them, and how often
+    /// the UNet was evaluated. The starting noise is the generators' next draw, one a picture; what the sampler adds are those after it.
     fn denoise(
         &mut self,
         batch: &Batch,
@@ -567,10 +568,7 @@ impl Upscaler {
         })?;
         on_event(Event::Started(Stage::Denoise))?;
         let device = &self.placement.device;
-        let low_res = batch
-            .latents
-            .to_device(device)?
-            .upsample_nearest2d(2 * h, 2 * w)?;
+        let low_res = batch.latents.upsample_nearest2d(2 * h, 2 * w)?;
         let mut denoiser = Denoiser::new(
             unet,
             conditioning,
@@ -602,8 +600,13 @@ impl Upscaler {
 
         self.passes = denoiser.passes();
         let evaluations = progress.into_inner().end(on_event)?;
-        let latents = latents.to_device(&Device::Cpu)?;
-        check_finite(&floats(&latents)?, Stage::Denoise, dtype)?;
+        let goes_on = !pass.is_last() || settings.refine.is_some();
+        let latents = if goes_on {
+            latents
+        } else {
+            latents.to_device(&Device::Cpu)?
+        };
+        check_latents(&latents, Stage::Denoise, dtype)?;
         if !self.options.keep_loaded && pass.is_last() {
             self.unet = None;
         }
@@ -656,7 +659,7 @@ impl Upscaler {
 
 /// Inputs that go through the networks together.
 struct Batch {
-    /// (b, 4, h, w), scaled, of a size that the UNet takes.
+    /// (b, 4, h, w), scaled, on the device, of a size that the UNet takes.
     latents: Tensor,
     /// Of each, in pixels, what it stands for without its extension.
     extents: Vec<Extent>,

@@ -116,6 +116,6 @@ fn of_batch(event: Event, number: usize) -> Event {
 impl UpscaledLatents {
     /// As the input of another pass.
     fn again(&self) -> Result<LowRes> {
-        Ok(LowRes::Latents(self.latents()?))
+        Ok(LowRes::Latents(self.where_they_are()?))
     }
 }

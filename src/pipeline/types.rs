@@ -338,7 +338,7 @@ impl LowRes {
 /// Latents of the upscaled picture, extended to what the networks take.
 #[derive(Clone, Debug)]
 pub struct UpscaledLatents {
-    /// (1, 4, H, W), scaled, float32, on the CPU.
+    /// (1, 4, H, W), scaled, float32; on the CPU, but for those that the next pass of the same upscale goes on with.
     pub(super) padded: Tensor,
     /// The picture's width in pixels, exactly the input's times [`Settings::scale`].
     pub width: usize,
@@ -361,6 +361,11 @@ impl UpscaledLatents {
     /// # Errors
     /// candle's own only.
     pub fn latents(&self) -> Result<Tensor> {
+        Ok(self.where_they_are()?.to_device(&Device::Cpu)?)
+    }
+
+    /// The same where it is.
+    pub(super) fn where_they_are(&self) -> Result<Tensor> {
         let Extent { width, height } = self.positions;
         let latents = self.padded.narrow(2, 0, height)?.narrow(3, 0, width)?;
         Ok(latents.contiguous()?)
@@ -487,6 +492,19 @@ pub fn check_finite(values: &[f32], stage: Stage, dtype: DType) -> Result<()> {
         NotFinite { stage, dtype }
     );
     Ok(())
+}
+
+/// The same of latents, float32, that stay where they are: of a card's, one number is read back.
+///
+/// # Errors
+/// As [`check_finite`].
+pub fn check_latents(latents: &Tensor, stage: Stage, dtype: DType) -> Result<()> {
+    if latents.device().is_cpu() {
+        return check_finite(&floats(latents)?, stage, dtype);
+    }
+    // 0 of a number, and not a number of anything else: so is the sum.
+    let sum = (latents * 0.0)?.sum_all()?;
+    check_finite(&[sum.to_scalar()?], stage, dtype)
 }
 
 /// A tensor's values in C order, whatever its dtype and device.

@@ -93,10 +93,10 @@ class Stage:
     def of(cls, run):
         return cls(run.summary(), run.shapes, run.peaks[0])
 
-    def less(self, other, parts=1):
-        """What is more here than in `other`, in equal parts."""
-        counts = {name: (n - other.counts[name]) // parts for name, n in self.counts.items()}
-        shapes = {key: (n - other.shapes.get(key, 0)) // parts for key, n in self.shapes.items()}
+    def less(self, other, parts=1, times=1):
+        """What is more here than so many times in `other`, in equal parts."""
+        counts = {name: (n - times * other.counts[name]) // parts for name, n in self.counts.items()}
+        shapes = {key: (n - times * other.shapes.get(key, 0)) // parts for key, n in self.shapes.items()}
         return Stage(counts, {key: n for key, n in shapes.items() if n > 0}, self.peak)
 
 
@@ -117,6 +117,27 @@ def stages(card, model, side, folder, dtype="f16"):
     three, from_latents = run(image, "a.safetensors", 3), run(latents, "b.safetensors", 1)
     step = three.less(one, parts=2)
     return {"text": from_latents.less(step), "encode": one.less(from_latents), "step": step, "decode": picture.less(one)}
+
+
+def base_arguments(base, side, steps, dtype="f16"):
+    """A run that makes a square picture of words, with both prompts of guidance, and upscales it in one step."""
+    return ["--generate", "--base", base, "--size", f"{side}x{side}", "--base-steps", steps, "-p", "a cat", "-s", 1, "--dtype", dtype, "--device", "cuda", "-q"]
+
+
+def base_stages(card, model, base, side, folder, dtype="f16"):
+    """What the base checkpoint adds to a run that is given latents: what is done once, and a step."""
+    write_latents(folder / "latents.safetensors", side // 8)
+
+    def run(*arguments):
+        done = card.run(*arguments, "--model", model, "-o", folder / "c.safetensors", skip=1, stats=2, memory=80 << 30)
+        assert done.status == 0, done
+        return Stage.of(done)
+
+    # PNDM's steps are alike from the fifth call of the UNet on; there is one call more than steps.
+    six, eight = (run(*base_arguments(base, side, steps, dtype)) for steps in [6, 8])
+    upscaled = run(folder / "latents.safetensors", "-p", "a cat", "-s", 1, "--dtype", dtype, "--device", "cuda", "-q")
+    step = eight.less(six, parts=2)
+    return {"base": six.less(upscaled).less(step, times=7), "base step": step}
 
 
 def write_png(path, side):

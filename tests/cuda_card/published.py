@@ -1,6 +1,7 @@
-"""Writes a model of the published configuration (stabilityai/sd-x2-latent-upscaler) whose weights are all zero.
+"""Writes a model of a published configuration whose weights are all zero: stabilityai/sd-x2-latent-upscaler's, or, as the base
+checkpoint, Stable Diffusion 1.4's.
 
-    python3 published.py FOLDER
+    python3 published.py FOLDER [--base]
 
 The weight files are holes, which take no room on the disk. For counts of calls and bytes, where SIM_SKIP computes nothing.
 """
@@ -19,6 +20,10 @@ TEXT = dict(
 )  # fmt: skip
 UNET = dict(
     block_out_channels=[384, 384, 768, 768], layers_per_block=4, attention_head_dim=64, cross_attention_dim=768, time_cond_proj_dim=896
+)  # fmt: skip
+BASE_UNET = dict(
+    block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, attention_head_dim=8, cross_attention_dim=768,
+    norm_num_groups=32, sample_size=64
 )  # fmt: skip
 VAE = dict(block_out_channels=[128, 256, 512, 512], layers_per_block=2, norm_num_groups=32, sample_size=512)
 
@@ -94,6 +99,62 @@ def unet():
     return shapes
 
 
+def base_unet():
+    shapes, blocks, layers = Shapes(), BASE_UNET["block_out_channels"], BASE_UNET["layers_per_block"]
+    time, context = 4 * blocks[0], BASE_UNET["cross_attention_dim"]
+
+    def resnet(key, inputs, outputs):
+        for name, ins in [("1", inputs), ("2", outputs)]:
+            shapes.norm(f"{key}.norm{name}", ins)
+            shapes.layer(f"{key}.conv{name}", outputs, ins, 3)
+        shapes.layer(f"{key}.time_emb_proj", outputs, time)
+        if inputs != outputs:
+            shapes.layer(f"{key}.conv_shortcut", outputs, inputs, 1)
+
+    def transformer(key, channels):
+        block = f"{key}.transformer_blocks.0"
+        shapes.norm(f"{key}.norm", channels)
+        for name in ["proj_in", "proj_out"]:
+            shapes.layer(f"{key}.{name}", channels, channels, 1)
+        for i in range(3):
+            shapes.norm(f"{block}.norm{i + 1}", channels)
+        for attn, keys in [("attn1", channels), ("attn2", context)]:
+            for name, inputs in [("to_q", channels), ("to_k", keys), ("to_v", keys)]:
+                shapes.layer(f"{block}.{attn}.{name}", channels, inputs, bias=False)
+            shapes.layer(f"{block}.{attn}.to_out.0", channels, channels)
+        shapes.layer(f"{block}.ff.net.0.proj", 8 * channels, channels)
+        shapes.layer(f"{block}.ff.net.2", channels, 4 * channels)
+
+    shapes.layer("time_embedding.linear_1", time, blocks[0])
+    shapes.layer("time_embedding.linear_2", time, time)
+    shapes.layer("conv_in", blocks[0], 4, 3)
+    shapes.norm("conv_norm_out", blocks[0])
+    shapes.layer("conv_out", 4, blocks[0], 3)
+    last = len(blocks) - 1
+    for level, channels in enumerate(blocks):
+        key = f"down_blocks.{level}"
+        for i in range(layers):
+            resnet(f"{key}.resnets.{i}", blocks[max(level - 1, 0)] if i == 0 else channels, channels)
+            if level < last:
+                transformer(f"{key}.attentions.{i}", channels)
+        if level < last:
+            shapes.layer(f"{key}.downsamplers.0.conv", channels, channels, 3)
+    for i in range(2):
+        resnet(f"mid_block.resnets.{i}", blocks[-1], blocks[-1])
+    transformer("mid_block.attentions.0", blocks[-1])
+    for index, level in enumerate(reversed(range(len(blocks)))):
+        key, channels = f"up_blocks.{index}", blocks[level]
+        for i in range(layers + 1):
+            inputs = blocks[min(level + 1, last)] if i == 0 else channels
+            skip = blocks[max(level - 1, 0)] if i == layers else channels
+            resnet(f"{key}.resnets.{i}", inputs + skip, channels)
+            if level < last:
+                transformer(f"{key}.attentions.{i}", channels)
+        if level > 0:
+            shapes.layer(f"{key}.upsamplers.0.conv", channels, channels, 3)
+    return shapes
+
+
 def vae():
     shapes, blocks, layers = Shapes(), VAE["block_out_channels"], VAE["layers_per_block"]
 
@@ -154,20 +215,28 @@ def write_holes(path, shapes):
         file.truncate(8 + len(text) + end)
 
 
-def main(folder):
-    model = DATA / "model"
+def write(folder, small, unet_config, unet_shapes):
+    """A checkpoint in `folder`: the files of the `small` one, of these sizes, with CLIP's own tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DATA / "tokenizer", folder / "tokenizer")
-    shutil.copytree(model / "scheduler", folder / "scheduler")
-    shutil.copy(model / "model_index.json", folder)
-    parts = [("text_encoder", "model", TEXT, text_encoder()), ("unet", "diffusion_pytorch_model", UNET, unet()),
+    shutil.copytree(small / "scheduler", folder / "scheduler")
+    shutil.copy(small / "model_index.json", folder)
+    parts = [("text_encoder", "model", TEXT, text_encoder()), ("unet", "diffusion_pytorch_model", unet_config, unet_shapes),
              ("vae", "diffusion_pytorch_model", VAE, vae())]  # fmt: skip
     for part, file, config, shapes in parts:
         (folder / part).mkdir()
-        small = json.loads((model / part / "config.json").read_text())
-        (folder / part / "config.json").write_text(json.dumps(small | config))
+        of_small = json.loads((small / part / "config.json").read_text())
+        (folder / part / "config.json").write_text(json.dumps(of_small | config))
         write_holes(folder / part / f"{file}.safetensors", shapes)
 
 
+def main(folder):
+    write(folder, DATA / "model", UNET, unet())
+
+
+def base(folder):
+    write(folder, DATA / "base" / "sd1", BASE_UNET, base_unet())
+
+
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    (base if "--base" in sys.argv[2:] else main)(pathlib.Path(sys.argv[1]))

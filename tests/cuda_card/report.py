@@ -21,7 +21,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import published  # noqa: E402
-from card import Card, stages  # noqa: E402
+from card import Card, base_stages, stages  # noqa: E402
 
 LAUNCH = 2.5e-6  # seconds of the host
 OF_PEAK = 0.6
@@ -40,8 +40,11 @@ def attention_operations(side, stage):
 
     blocks, layers = published.UNET["block_out_channels"], published.UNET["layers_per_block"]
     latents, tokens = side // 8, 77
-    if stage == "text":
-        return published.TEXT["num_hidden_layers"] * attention(tokens, tokens, published.TEXT["hidden_size"])
+    if stage in ("text", "base"):
+        prompts = 2 if stage == "base" else 1
+        return prompts * published.TEXT["num_hidden_layers"] * attention(tokens, tokens, published.TEXT["hidden_size"])
+    if stage == "base step":
+        return base_attention_operations(latents, tokens, attention)
     if stage in ("encode", "decode"):
         queries = latents**2 * (4 if stage == "decode" else 1)
         return attention(queries, queries, published.VAE["block_out_channels"][-1])
@@ -52,6 +55,18 @@ def attention_operations(side, stage):
         if level == len(blocks) - 1:
             total += 2 * layers * attention(queries, queries, width)
     return total
+
+
+def base_attention_operations(latents, tokens, attention):
+    """The same of a call of the base checkpoint's UNet, for two prompts."""
+    blocks, layers = published.BASE_UNET["block_out_channels"], published.BASE_UNET["layers_per_block"]
+    last = len(blocks) - 1
+    transformers = [(level, 2 * layers + 1) for level in range(last)] + [(last, 1)]
+    total = 0
+    for level, count in transformers:
+        queries = (latents >> level) ** 2
+        total += count * sum(attention(queries, keys, blocks[level]) for keys in [queries, tokens])
+    return 2 * total
 
 
 class Call:
@@ -127,13 +142,19 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--side", type=int, default=512, help="of the square image that is upscaled")
     parser.add_argument("--dtype", default="f16")
-    parser.add_argument("--calls", choices=["text", "encode", "step", "decode"], action="append", default=[])
+    parser.add_argument("--calls", choices=["text", "encode", "step", "decode", "base", "base step"], action="append", default=[])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        published.main(folder / "published")
-        parts = stages(Card(args.out, args.program), folder / "published", args.side, folder, args.dtype)
-    print(f"published configuration, {args.side} -> {2 * args.side}, {args.dtype}, guidance 1; times are predicted, none was measured\n")
+        model, base, card = folder / "published", folder / "base", Card(args.out, args.program)
+        published.main(model)
+        published.base(base)
+        parts = stages(card, model, args.side, folder, args.dtype)
+        parts |= base_stages(card, model, base, args.side, folder, args.dtype)
+    print(
+        f"published configurations, {args.side} -> {2 * args.side}, {args.dtype}, guidance 1, and of the base checkpoint, PNDM, 7.5; "
+        "times are predicted, none was measured\n"
+    )
     print_table(parts, args.side, args.dtype)
     for name in args.calls:
         print_calls(parts[name], name, args.side)

@@ -20,12 +20,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import ceilings  # noqa: E402
 import published  # noqa: E402
-from card import DATA, Card, read_bmp, read_tensors, relative_error, stages, write_png  # noqa: E402
+from card import DATA, Card, base_arguments, base_stages, read_bmp, read_tensors, relative_error, stages, write_latents, write_png  # noqa: E402
 
 SMALL, SQUARE = DATA / "model", DATA / "inputs" / "square-64x64.png"
 card = None  # set by main
 # As tests/parity/card.rs: what float32's order of sums leaves, and what the roundings of the halves leave.
 LATENTS = {"f32": 1e-5, "f16": 5e-3, "bf16": 4e-2}
+# The same of more steps with guidance of 3, which multiplies them: three times what is seen.
+BASE_LATENTS = {"f32": 1e-4, "f16": 2e-2, "bf16": 1.3e-1}
 
 
 def in_parallel(work, items):
@@ -133,6 +135,55 @@ class Numbers(CardTest):
                 # Three steps more: their noise, and nothing else.
                 most = 3 if sampler in noisy else 0
                 self.assertLessEqual(more["uploads"] - counts["uploads"], most, f"{what}: steps send something")
+
+    def words(self, name, *arguments, model="sd1", device="cuda", dtype="f32", steps=4, **settings):
+        """A quiet run from words alone to latents, with both prompts of guidance in a batch, and through the refining pass."""
+        out = self.folder / f"{name}.safetensors"
+        base = ["--generate", "--base", DATA / "base" / model, "--base-steps", steps, "--base-guidance", 3, "--size", "64x64", "-p", "a cat", "--refine", 0.5]
+        run = card.run(*base, "--model", SMALL, "-s", 1, "--dtype", dtype, "--device", device, "-q", "-o", out, *arguments, **settings)
+        return self.done(run), out
+
+    def test_a_base_checkpoint_gives_the_latents_of_the_cpu_and_reads_nothing_back_in_a_step(self):
+        models = ["sd1", "sd2"]
+        cpu = {model: self.words(f"cpu-{model}", model=model, device="cpu")[1] for model in models}
+        for dtype in LATENTS:  # the card is tried at its first use, which is counted too
+            self.done(self.upscale(f"first-{dtype}.safetensors", dtype=dtype)[0])
+
+        def at(case):
+            model, dtype = case
+            run, few = self.words(f"few-{model}-{dtype}", model=model, dtype=dtype, guard=1, strict=1, stats=1)
+            self.assertEqual(run.told, [], case)
+            return case, few, run.summary()
+
+        cases = [(model, dtype) for model in models for dtype in LATENTS]
+        for (model, dtype), few, counts in in_parallel(at, cases):
+            what = f"{model} in {dtype}"
+            (ours,), (theirs,) = read_tensors(few).values(), read_tensors(cpu[model]).values()
+            error = relative_error(ours, theirs)
+            print(f"{what}: relative error {error:.1e}")
+            self.assertLessEqual(error, BASE_LATENTS[dtype], what)
+            if dtype == "f16":  # one type's calls are those of all
+                more = self.words(f"more-{model}", model=model, dtype=dtype, steps=6, stats=1)[0].summary()
+                self.assertEqual(more["downloads"], counts["downloads"], f"{what}: steps read something back")
+                self.assertEqual(more["uploads"], counts["uploads"], f"{what}: steps send something")
+
+    def test_latents_stay_on_the_card_from_the_base_checkpoint_to_the_refining_pass(self):
+        def bytes_read(run):
+            return sum(n for name, n in run.bytes.items() if name.startswith("copy from the card"))
+
+        def read_back(name, *arguments):
+            return bytes_read(self.words(name, *arguments, dtype="f16", steps=2, stats=1)[0])
+
+        self.done(self.upscale("first.safetensors", steps=1, dtype="f16")[0])  # tries the card
+        latents = self.folder / "latents.safetensors"
+        write_latents(latents, 8)
+        upscaled, _ = self.upscale("upscaled.safetensors", input=latents, steps=1, dtype="f16", stats=1)
+        # What a run that is given latents reads back, and beside that the contexts of two prompts, 77 tokens of 48 numbers, and of what was
+        # made, upscaled and refined whether it is numbers.
+        once = bytes_read(self.done(upscaled)) + 2 * 77 * 48 * 4 + 3 * 4
+        self.assertEqual(read_back("once"), once)
+        # Of another pass the result, four times as large, and the same of what it was made of.
+        self.assertEqual(read_back("twice", "--scale", 4), once + 3 * 4 * 16 * 16 * 4 + 4)
 
     def test_a_folder_over_two_cards(self):
         inputs, names = self.folder / "in", [f"{i}.png" for i in range(4)]
@@ -319,6 +370,21 @@ class Costs(CardTest):
             with self.subTest(name):
                 self.assert_within(name, parts[name].counts, most)
         self.assert_within("512 to 1024", {"peak": parts["decode"].peak}, {"peak": ceilings.PEAK[512]})
+
+    def test_what_the_base_checkpoint_costs(self):
+        base = self.folder / "base"
+        published.base(base)
+        parts = base_stages(card, self.model, base, 512, self.folder)
+        for name, most in [("base", ceilings.BASE), ("base step", ceilings.BASE_STEP)]:
+            with self.subTest(name):
+                self.assert_within(name, parts[name].counts, most)
+        # A picture, and one that is refined and whose low-res one is decoded too, on a card of 6 GB.
+        arguments = [*base_arguments(base, 512, 4), "--model", self.model, "-o", self.folder / "a.png"]
+        for what, more, most in [("from words", [], ceilings.BASE_PEAK), ("refined", ["--refine", 0.5, "--save-low-res"], ceilings.REFINED_PEAK)]:
+            with self.subTest(what):
+                run = self.done(card.run(*arguments, *more, skip=1, stats=1, memory=6_000_000_000))
+                self.assertFalse([line for line in run.told if "CPU" in line or "memory" in line], run)
+                self.assert_within(f"{what}, 512 to 1024", {"peak": run.peaks[0]}, {"peak": most})
 
     def test_bytes_of_a_larger_image(self):
         arguments = ["--model", self.model, "-s", 1, "--device", "cuda", "-q", "-o", self.folder / "a.png"]

@@ -11,7 +11,7 @@ use safetensors::tensor::TensorView;
 use sd_upscale::device::Placement;
 use sd_upscale::layers::{
     Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, LayerNorm, Linear, Mask, Modulations,
-    Padding, Sampling, attention, downsample, part, time_features, upsample,
+    Padding, Sampling, attention, downsample, gate, part, time_features, upsample,
 };
 use sd_upscale::model::Weights;
 
@@ -293,6 +293,12 @@ fn attention_of_every_width() {
         (1, 512, 70, 45, Mask::None),
         (1, 512, 40, 40, Mask::Causal),
         (2, 24, 33, 40, Mask::None),
+        (2, 40, 70, 77, Mask::None),
+        (3, 48, 65, 66, Mask::Causal),
+        (2, 80, 130, 77, Mask::None),
+        (1, 80, 70, 130, Mask::Causal),
+        (2, 160, 66, 77, Mask::None),
+        (1, 104, 40, 140, Mask::None),
         (5, 7, 40, 40, Mask::Causal),
         (1, 100, 35, 33, Mask::None),
         (1, 256, 34, 34, Mask::None),
@@ -340,6 +346,18 @@ fn activations() {
 }
 
 #[test]
+fn values_and_their_gates() {
+    for activation in [Activation::Gelu, Activation::Silu] {
+        for (rows, width) in [(5, 7), (3, 36), (9, 130), (300, 8)] {
+            same_on_the_card(&format!("{activation:?} gates of {width}"), |placement| {
+                let x = placed(&tensor(21, &[2, rows, 2 * width]), placement);
+                gate(&x, activation, placement).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
 fn resampling_and_joining() {
     for (channels, h, w) in [(5, 7, 9), (8, 2, 3), (12, 6, 5), (32, 9, 8)] {
         let what = |kind: &str| format!("{kind} of {channels} at {w}x{h}");
@@ -372,7 +390,7 @@ fn the_samplers_ends_and_the_time() {
                 x.to_device(&p.device).unwrap(),
                 condition.to_device(&p.device).unwrap(),
             );
-            let input = sampling.input(&x, &condition, prompts, p).unwrap();
+            let input = sampling.input(&x, Some(&condition), prompts, p).unwrap();
             input.to_nchw().unwrap()
         });
         same_on_the_card(&format!("denoised of {prompts} prompts"), |p| {

@@ -9,6 +9,9 @@ use super::int;
 const MODULE: &str = "sd_attention";
 /// The widest head that a kernel's registers hold.
 const WIDEST: usize = 512;
+/// Widths of heads that there are kernels on tensor cores for: a head narrower by less than the next is filled up with zeros. 40, 80 and 160
+/// are Stable Diffusion 1's.
+const TILES: [usize; 4] = [48, 64, 80, 160];
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -37,17 +40,18 @@ struct Kernel {
     threads: u32,
 }
 
-/// The kernel for heads of `size`: on tensor cores where these take the type and the rows are aligned for 16 bytes.
+/// The kernel for heads of `size`: on tensor cores where these take the type, and rows and heads are aligned for 16 bytes.
 fn kernel(dtype: DType, size: usize, aligned: bool) -> Result<Kernel> {
     let end = suffix(dtype)?;
-    let tiles = dtype != DType::F32 && aligned;
-    Ok(match size {
-        64 if tiles => Kernel {
-            name: format!("sd_attention_tiles_{end}_64"),
+    let tiles = dtype != DType::F32 && aligned && size.is_multiple_of(8);
+    let narrow = TILES.into_iter().find(|&width| size <= width);
+    Ok(match (tiles, narrow) {
+        (true, Some(width)) => Kernel {
+            name: format!("sd_attention_tiles_{end}_{width}"),
             queries: 64,
             threads: 128,
         },
-        512 if tiles => Kernel {
+        (true, None) if size == WIDEST => Kernel {
             name: format!("sd_attention_tiles_{end}_512"),
             queries: 32,
             threads: 256,

@@ -1,7 +1,7 @@
 //! Convolutions over channels-last maps: by cuDNN where the build has it and it takes the shape, else by a kernel of our own;
 //! those of one position are products.
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 
 use super::arrays::{Array, Output, pointer};
 use super::calls::{Convolve, Filter, Float32, Places, Read};
@@ -49,23 +49,28 @@ impl Convolution {
         })
     }
 
-    /// The same weights with `shift` (outputs values) added to the bias.
+    /// The same weights once for each row of `shifts` (n, outputs), float32, which is added to the bias. All biases are made here, at once:
+    /// none of the convolutions has more to do than this one.
     ///
     /// # Errors
     /// It has no bias, or another number of outputs.
-    pub fn shifted(&self, shift: &Tensor) -> Result<Self> {
+    pub fn shifted_by_each(&self, shifts: &Tensor) -> Result<Vec<Self>> {
         let Some(bias) = &self.bias else {
             return Err(Error::Msg(
                 "a convolution without a bias cannot be shifted".into(),
             ));
         };
-        let shift = shift.reshape(bias.shape())?.to_dtype(bias.dtype())?;
-        Ok(Self {
-            filter: self.filter,
-            weight: self.weight.clone(),
-            bias: Some((bias + shift)?),
-            float32: self.float32,
-        })
+        let all = shifts.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+        let all = all.to_dtype(bias.dtype())?;
+        let one = |row: usize| -> Result<Self> {
+            Ok(Self {
+                filter: self.filter,
+                weight: self.weight.clone(),
+                bias: Some(all.get(row)?),
+                float32: self.float32,
+            })
+        };
+        (0..shifts.dim(0)?).map(one).collect()
     }
 
     /// x (b, h, w, inputs) -> (b, h', w', outputs), plus `residual` of that shape, through `activation`.

@@ -33,6 +33,42 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(y.tensor(x.shape()))
 }
 
+/// `value * act(gate)` of tokens (b, n, 2 * width), whose channels are the values, then their gates: (b, n, width).
+///
+/// # Errors
+/// An odd number of channels, or the device gives up.
+pub fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    let card = of_device(x.device())?;
+    let (b, n, channels) = x.dims3()?;
+    let width = channels / 2;
+    if width == 0 || channels != 2 * width {
+        return Err(Error::Msg(format!(
+            "{channels} channels were given as values and their gates"
+        )));
+    }
+    let joined = Array::contiguous(x, &card)?;
+    let rows = b * n;
+    let together = vector(width, joined.dtype);
+    let y = Output::new(rows * width, joined.dtype, &card)?;
+    let name = format!("sd_gate_{}_{together}", suffix(joined.dtype)?);
+    // SAFETY: the arguments are sd_gate's; x has rows of twice the width, y as many of the width.
+    unsafe {
+        card.launch(
+            (MODULE, &name),
+            (blocks(rows * width / together), 1, 1),
+            THREADS,
+            &[
+                &joined.pointer,
+                &y.pointer,
+                &rows,
+                &int(width)?,
+                &number(activation),
+            ],
+        )?;
+    }
+    Ok(y.tensor((b, n, width)))
+}
+
 /// The channels of `a` (b, h, w, c), then those of `b` (b, h, w, d).
 ///
 /// # Errors

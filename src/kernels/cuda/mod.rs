@@ -26,7 +26,7 @@ pub use self::conv::Convolution;
 pub use self::gemm::Linear;
 pub use self::graph::{Graph, copy};
 pub use self::maps::{
-    Reading, activation, concatenate, denoised, downsample, map_to_planes, planes_to_map,
+    Reading, activation, concatenate, denoised, downsample, gate, map_to_planes, planes_to_map,
     time_features, upsample,
 };
 pub use self::norm::{GroupNorm, affine, group_norm, group_norm_over, layer_norm, moments};

@@ -88,25 +88,26 @@ __device__ void attention_plain(const T *q, const T *k, const T *v, T *y, Attent
     }
 }
 
-// On tensor cores, for heads of 64: as attention_plain, the strides and pointers multiples of 8 values.
+// On tensor cores, for heads of at most D, a multiple of 16: as attention_plain, the size, strides and pointers multiples of 8 values.
 // Grid (queries / 64 rounded up, heads, b), 128 threads: a warp has 16 queries, whose 64 scores a tile stay in its registers.
-template <class T> __device__ void attention_64(const T *q, const T *k, const T *v, T *y, AttentionShape shape) {
-    constexpr int D = 64, TILE = 64, ROW = D + 8; // 8 more, so that the rows of a fragment lie in different banks
+template <class T, int D> __device__ void attention_tiles(const T *q, const T *k, const T *v, T *y, AttentionShape shape) {
+    constexpr int TILE = 64, ROW = D + 8; // 8 more, so that the rows of a fragment lie in different banks
     __shared__ __align__(16) T ks[TILE * ROW];
     __shared__ __align__(16) T vs[TILE * ROW];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int first = blockIdx.x * 64;
-    q += blockIdx.z * shape.q_batch + blockIdx.y * D;
-    k += blockIdx.z * shape.k_batch + blockIdx.y * D;
-    v += blockIdx.z * shape.v_batch + blockIdx.y * D;
+    q += blockIdx.z * shape.q_batch + blockIdx.y * shape.size;
+    k += blockIdx.z * shape.k_batch + blockIdx.y * shape.size;
+    v += blockIdx.z * shape.v_batch + blockIdx.y * shape.size;
 
-    // Zeros beyond the last row: their scores are masked, and 0 * 0 adds nothing where memory might hold no number.
+    // Zeros beyond the last row: their scores are masked, and 0 * 0 adds nothing where memory might hold no number. Zeros beyond a
+    // head's last value, which add nothing to scores and are not written.
     auto fetch = [&](T *to, const T *from, int row, int start, int rows) {
         for (int i = thread; i < TILE * (D / 8); i += 128) {
             const int r = i / (D / 8), c = i % (D / 8) * 8;
             Vector<T, 8> values;
             for (int j = 0; j < 8; j++) values.at[j] = from_float<T>(0.0f);
-            if (start + r < rows) values = load<T, 8>(from + (size_t)(start + r) * row + c);
+            if (start + r < rows && c < shape.size) values = load<T, 8>(from + (size_t)(start + r) * row + c);
             store<T, 8>(to + r * ROW + c, values);
         }
     };
@@ -189,16 +190,17 @@ template <class T> __device__ void attention_64(const T *q, const T *k, const T 
         for (int by = 2; by > 0; by /= 2) total[half] += __shfl_xor_sync(0xffffffffu, total[half], by);
         const int query = first + warp * 16 + g + 8 * half;
         if (query < shape.queries) {
-            T *to = y + (((size_t)blockIdx.z * shape.queries + query) * shape.heads + blockIdx.y) * D + 2 * t;
+            T *to = y + (((size_t)blockIdx.z * shape.queries + query) * shape.heads + blockIdx.y) * shape.size + 2 * t;
 #pragma unroll
             for (int tile = 0; tile < D / 8; tile++)
-                *reinterpret_cast<unsigned *>(to + tile * 8) =
-                    pair_of<T>(sums[tile][2 * half] / total[half], sums[tile][2 * half + 1] / total[half]);
+                if (tile * 8 < shape.size)
+                    *reinterpret_cast<unsigned *>(to + tile * 8) =
+                        pair_of<T>(sums[tile][2 * half] / total[half], sums[tile][2 * half + 1] / total[half]);
         }
     }
 }
 
-// On tensor cores, for one wide head of 512 (the VAE's): as attention_64. Grid (queries / 32 rounded up, heads, b), 256 threads:
+// On tensor cores, for one wide head of 512 (the VAE's): as attention_tiles. Grid (queries / 32 rounded up, heads, b), 256 threads:
 // 32 queries; of the 8 warps, two rows of 16 queries by four columns, of 8 keys each for the scores and of 32 of every 128
 // values for the sums. Keys and values come 128 of their 512 at a time.
 template <class T> __device__ void attention_512(const T *q, const T *k, const T *v, T *y, AttentionShape shape) {
@@ -318,11 +320,13 @@ template <class T> __device__ void attention_512(const T *q, const T *k, const T
         const T *q, const T *k, const T *v, T *y, AttentionShape shape) {                                                 \
         attention_plain<T, D>(q, k, v, y, shape);                                                                         \
     }
-#define TENSOR_CORES(T, NAME)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(128) sd_attention_tiles_##NAME##_64(                                     \
+#define TILES(T, NAME, D)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(128) sd_attention_tiles_##NAME##_##D(                                    \
         const T *q, const T *k, const T *v, T *y, AttentionShape shape) {                                                 \
-        attention_64<T>(q, k, v, y, shape);                                                                               \
-    }                                                                                                                     \
+        attention_tiles<T, D>(q, k, v, y, shape);                                                                         \
+    }
+#define TENSOR_CORES(T, NAME)                                                                                             \
+    TILES(T, NAME, 48) TILES(T, NAME, 64) TILES(T, NAME, 80) TILES(T, NAME, 160)                                          \
     extern "C" __global__ void __launch_bounds__(256) sd_attention_tiles_##NAME##_512(                                    \
         const T *q, const T *k, const T *v, T *y, AttentionShape shape) {                                                 \
         attention_512<T>(q, k, v, y, shape);                                                                              \

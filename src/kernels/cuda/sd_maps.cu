@@ -12,6 +12,20 @@ template <class T, int N> __device__ void activation(const T *x, T *y, size_t co
     }
 }
 
+// x (rows, 2 * width), the values of a row and then their gates -> y (rows, width), value * act(gate); N divides width.
+template <class T, int N> __device__ void gate(const T *x, T *y, size_t rows, int width, int kind) {
+    const int columns = width / N;
+    const size_t vectors = rows * columns, step = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < vectors; i += step) {
+        const T *from = x + i / columns * 2 * width + i % columns * N;
+        Vector<T, N> values = load<T, N>(from);
+        const Vector<T, N> gates = load<T, N>(from + width);
+        for (int j = 0; j < N; j++)
+            values.at[j] = from_float<T>(to_float(values.at[j]) * activate(to_float(gates.at[j]), kind));
+        store<T, N>(y + i * N, values);
+    }
+}
+
 // a (places, first), b (places, second) -> y (places, first + second); N divides both.
 template <class T, int N>
 __device__ void concatenate(const T *a, const T *b, T *y, size_t places, int first, int second) {
@@ -154,6 +168,10 @@ __device__ void time_features(const T *condition, const float *frequencies, T *y
     extern "C" __global__ void __launch_bounds__(256) sd_activation_##NAME##_##N(const T *x, T *y, size_t count,          \
                                                                                 int kind) {                              \
         activation<T, N>(x, y, count, kind);                                                                              \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) sd_gate_##NAME##_##N(const T *x, T *y, size_t rows, int width,      \
+                                                                          int kind) {                                    \
+        gate<T, N>(x, y, rows, width, kind);                                                                              \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) sd_concatenate_##NAME##_##N(                                        \
         const T *a, const T *b, T *y, size_t places, int first, int second) {                                             \

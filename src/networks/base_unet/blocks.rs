@@ -24,19 +24,18 @@ const TOKENS: usize = 1 << 13;
 pub struct Builder<'a> {
     config: &'a BaseUNetConfig,
     activation: Activation,
-    time_width: usize,
+    /// Of each resnet built so far: channels of its first convolution, and the weights of the layer that shifts it by the time.
+    pub shifts: Vec<(usize, Weights)>,
     /// Built so far: each takes a number.
-    resnets: usize,
     transformers: usize,
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(config: &'a BaseUNetConfig, activation: Activation, time_width: usize) -> Self {
+    pub fn new(config: &'a BaseUNetConfig, activation: Activation) -> Self {
         Self {
             config,
             activation,
-            time_width,
-            resnets: 0,
+            shifts: Vec::new(),
             transformers: 0,
         }
     }
@@ -47,7 +46,6 @@ pub struct Resnet {
     number: usize,
     norm1: NormAct,
     conv1: Conv2d,
-    time_emb_proj: Linear,
     norm2: NormAct,
     conv2: Conv2d,
     conv_shortcut: Option<Conv2d>,
@@ -61,24 +59,28 @@ impl Resnet {
             let norm = GroupNorm::new(groups, channels, eps, &w.pp(name))?;
             Ok(norm.then(build.activation))
         };
-        let time = w.pp("time_emb_proj").in_dtype(DType::F32);
         let shortcut = || Conv2d::new(ConvShape::same(inputs, outputs, 1), &w.pp("conv_shortcut"));
         let resnet = Self {
-            number: build.resnets,
+            number: build.shifts.len(),
             norm1: norm(inputs, "norm1")?,
             conv1: Conv2d::new(ConvShape::same(inputs, outputs, 3), &w.pp("conv1"))?,
-            time_emb_proj: Linear::of_few_rows(build.time_width, outputs, &time)?,
             norm2: norm(outputs, "norm2")?,
             conv2: Conv2d::new(ConvShape::same(outputs, outputs, 3), &w.pp("conv2"))?,
             conv_shortcut: (inputs != outputs).then(shortcut).transpose()?,
         };
-        build.resnets += 1;
+        let shift = w.pp("time_emb_proj").in_dtype(DType::F32);
+        build.shifts.push((outputs, shift));
         Ok(resnet)
     }
 
-    /// The first convolution for a time, of which `embedding` (1, width) is the activated embedding.
-    pub fn conv1_at(&self, embedding: &Tensor) -> Result<Conv2d> {
-        self.conv1.shifted(&self.time_emb_proj.forward(embedding)?)
+    /// Channels of the first convolution.
+    pub fn channels(&self) -> usize {
+        self.conv1.outputs()
+    }
+
+    /// The first convolution at every time of a run, by its shifts, (times, channels), float32.
+    pub fn conv1_at_each(&self, shifts: &Tensor) -> Result<Vec<Conv2d>> {
+        self.conv1.shifted_by_each(shifts)
     }
 
     fn forward<'a>(&'a self, x: Source<'a>, step: &'a Step, room: &Room) -> Result<Source<'a>> {

@@ -4,14 +4,14 @@ mod blocks;
 mod config;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use self::blocks::{Builder, Level, Middle};
 pub use self::config::BaseUNetConfig;
 use crate::device::Placement;
 use crate::layers::bands::{Beside, Norm, Room, Source, Stored, conv, store};
 use crate::layers::{
-    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, shapes,
+    Activation, Conv2d, ConvShape, FeatureMap, GroupNorm, Linear, NormAct, Sampling, shapes,
 };
 use crate::model::{ModelFiles, Weights};
 
@@ -30,7 +30,7 @@ impl Prompted {
 }
 
 /// What changes from step to step: the first convolution of every resnet, its bias shifted by the time, in the order of their numbers.
-struct Step {
+pub struct Step {
     conv1: Vec<Conv2d>,
 }
 
@@ -48,6 +48,8 @@ struct TimeEmbedding {
 pub struct BaseUNet {
     conv_in: Conv2d,
     time: TimeEmbedding,
+    /// What the time adds to the first convolution of every resnet, one after the other.
+    shifts: Linear,
     activation: Activation,
     down: Vec<Level>,
     middle: Middle,
@@ -93,7 +95,7 @@ impl BaseUNet {
             linear_2: Linear::of_few_rows(width, width, &embedding.pp("linear_2"))?,
             placement: embedding.placement().clone(),
         };
-        let mut build = Builder::new(&config, activation, width);
+        let mut build = Builder::new(&config, activation);
         let levels = 0..config.levels();
         let down = levels
             .clone()
@@ -103,6 +105,7 @@ impl BaseUNet {
         let up = levels
             .map(|index| Level::up(&mut build, index, &w.pp("up_blocks").pp(index)))
             .collect::<Result<_>>()?;
+        let (outputs, parts): (Vec<usize>, Vec<Weights>) = build.shifts.into_iter().unzip();
         let norm_out = GroupNorm::new(
             config.norm_num_groups,
             first,
@@ -115,6 +118,7 @@ impl BaseUNet {
                 &w.pp("conv_in"),
             )?,
             time,
+            shifts: Linear::joined_of_few_rows(width, &outputs, &parts)?,
             activation,
             down,
             middle,
@@ -163,45 +167,76 @@ impl BaseUNet {
         let dtype = self.placement.dtype;
         let context = shapes::view((b, TOKENS, self.config.cross_attention_dim), dtype)?;
         let x = shapes::view((b, self.config.in_channels, h, w), dtype)?;
-        self.forward(&x, 0.0, &self.prompted(&context)?, room)?;
+        for step in &self.steps(&[0.0])? {
+            self.forward(&x, step, &self.prompted(&context)?, room)?;
+        }
         room.passing();
         Ok(())
     }
 
-    /// One call: `x` (b, in_channels, h, w), float32, as the sampler scales it, at time `timestep` of the training's 1000, which may lie
-    /// between two; out comes what the network predicts, of the same shape, float32. Any sides of 1 or more.
+    /// What holds at each time of a run, of the training's 1000, which may lie between two.
+    ///
+    /// # Errors
+    /// The device gives up.
+    pub fn steps(&self, timesteps: &[f32]) -> Result<Vec<Step>> {
+        let embedding = self.time.forward(timesteps, self.activation)?;
+        let embedding = self.activation.apply(&embedding, &self.time.placement)?;
+        let all = self.shifts.forward(&embedding)?;
+        // In the order that they are built in.
+        let resnets = (self.down.iter().flat_map(|level| &level.resnets))
+            .chain(&self.middle.resnets)
+            .chain(self.up.iter().flat_map(|level| &level.resnets));
+        let mut steps: Vec<Step> = Vec::new();
+        steps.resize_with(timesteps.len(), || Step { conv1: Vec::new() });
+        let mut first = 0;
+        for resnet in resnets {
+            let shifts = all.narrow(1, first, resnet.channels())?;
+            first += resnet.channels();
+            for (step, conv1) in steps.iter_mut().zip(resnet.conv1_at_each(&shifts)?) {
+                step.conv1.push(conv1);
+            }
+        }
+        Ok(steps)
+    }
+
+    /// One call: `x` (b, in_channels, h, w), float32, as the sampler scales it; out comes what the network predicts, of the same shape,
+    /// float32. Any sides of 1 or more.
     ///
     /// # Errors
     /// The shapes do not fit, or the device gives up.
     pub fn forward(
         &self,
         x: &Tensor,
-        timestep: f32,
+        step: &Step,
         prompted: &Prompted,
         room: &Room,
     ) -> Result<Tensor> {
-        let step = self.step(timestep)?;
         let input = FeatureMap::from_nchw(x, &self.placement)?;
-        self.timed(&input, &step, prompted, room)?.to_nchw()
+        self.timed(&input, step, prompted, room)?.to_nchw()
     }
 
-    fn step(&self, timestep: f32) -> Result<Step> {
-        let embedding = self.time.forward(timestep, self.activation)?;
-        let embedding = self.activation.apply(&embedding, &self.time.placement)?;
-        let levels = |levels: &[Level]| -> Result<Vec<Conv2d>> {
-            levels
-                .iter()
-                .flat_map(|level| &level.resnets)
-                .map(|resnet| resnet.conv1_at(&embedding))
-                .collect()
+    /// The same of `x` for every prompt at once, of which there are as many as `x` has rows, or with a `guidance` twice as many, the
+    /// negative ones first: what is predicted with them is put together by classifier-free guidance.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn guided(
+        &self,
+        x: &Tensor,
+        step: &Step,
+        prompted: &Prompted,
+        guidance: f64,
+        room: &Room,
+    ) -> Result<Tensor> {
+        let sampling = Sampling {
+            c_in: 1.0,
+            c_skip: 0.0,
+            c_out: 1.0,
+            guidance,
         };
-        // In the order that they are built in.
-        let mut conv1 = levels(&self.down)?;
-        for resnet in &self.middle.resnets {
-            conv1.push(resnet.conv1_at(&embedding)?);
-        }
-        conv1.extend(levels(&self.up)?);
-        Ok(Step { conv1 })
+        let prompts = prompted.rows()? / x.dim(0)?;
+        let input = sampling.input(x, None, prompts, &self.placement)?;
+        sampling.denoised(x, &self.timed(&input, step, prompted, room)?)
     }
 
     fn timed(
@@ -277,23 +312,28 @@ fn frequencies(half: usize, shift: f64) -> Vec<f32> {
 }
 
 impl TimeEmbedding {
-    /// (1, 4 * channels), float32.
-    fn forward(&self, timestep: f32, activation: Activation) -> Result<Tensor> {
-        let angles = || {
-            self.frequencies
-                .iter()
-                .map(|frequency| timestep * frequency)
-        };
-        let (cosines, sines) = (angles().map(f32::cos), angles().map(f32::sin));
-        let features: Vec<f32> = if self.cosine_first {
-            cosines.chain(sines).collect()
-        } else {
-            sines.chain(cosines).collect()
-        };
-        let count = features.len();
-        let x = Tensor::from_vec(features, (1, count), &candle_core::Device::Cpu)?;
+    /// (times, 4 * channels), float32.
+    fn forward(&self, timesteps: &[f32], activation: Activation) -> Result<Tensor> {
+        let features = timesteps.iter().flat_map(|time| self.features(*time));
+        let shape = (timesteps.len(), 2 * self.frequencies.len());
+        let x = Tensor::from_vec(features.collect(), shape, &Device::Cpu)?;
         let x = x.to_device(&self.placement.device)?;
         let x = activation.apply(&self.linear_1.forward(&x)?, &self.placement)?;
         self.linear_2.forward(&x)
+    }
+
+    /// Cosines and sines of a time.
+    fn features(&self, timestep: f32) -> Vec<f32> {
+        let angles = || {
+            self.frequencies
+                .iter()
+                .map(move |frequency| timestep * frequency)
+        };
+        let (cosines, sines) = (angles().map(f32::cos), angles().map(f32::sin));
+        if self.cosine_first {
+            cosines.chain(sines).collect()
+        } else {
+            sines.chain(cosines).collect()
+        }
     }
 }

@@ -342,7 +342,7 @@ impl UNet {
         let pictures = x.dim(0)?;
         let one = |prompted: &Prompted| -> Result<Tensor> {
             let prompts = prompted.rows()? / pictures;
-            let input = sampling.input(x, condition, prompts, &self.placement)?;
+            let input = sampling.input(x, Some(condition), prompts, &self.placement)?;
             // The last channel of the output is a variance that nobody reads.
             sampling.denoised(x, &self.call(&input, time, prompted, room)?)
         };

@@ -5,7 +5,7 @@ mod scheduler;
 
 use std::collections::HashMap;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 
 pub use self::scheduler::{BaseScheduler, Times};
@@ -13,11 +13,11 @@ use super::loaded::loaded;
 use super::noise::Generator;
 use super::prompts::warn_of_cut;
 pub use super::types::BaseSettings;
-use super::types::{Event, OnEvent, Stage, check_finite, floats};
+use super::types::{Event, OnEvent, Stage, check_finite, check_latents, floats};
 use crate::device::{Placement, STEPS_AHEAD, StepClock};
 use crate::model::ModelFiles;
 use crate::networks::Room;
-use crate::networks::base_unet::{BaseUNet, BaseUNetConfig, Prompted};
+use crate::networks::base_unet::{BaseUNet, BaseUNetConfig};
 use crate::networks::text::{TextEncoder, Tokenizer};
 
 /// A Stable Diffusion 1.x or 2.x checkpoint: its text encoder, UNet and sampler. Its VAE is a part like any other.
@@ -29,14 +29,6 @@ pub struct BaseModel {
     /// Contexts of the prompts of the run, (1, tokens, width).
     contexts: HashMap<String, Tensor>,
     unet: Option<BaseUNet>,
-}
-
-/// The network, and how far a sampler has come with it.
-struct Guided<'a> {
-    unet: &'a BaseUNet,
-    prompted: Prompted,
-    guidance: Option<f64>,
-    room: &'a Room,
 }
 
 /// The network's calls as they are done.
@@ -58,21 +50,6 @@ impl Calls {
             })?;
         }
         Ok(())
-    }
-}
-
-impl Guided<'_> {
-    /// What the network predicts for `x` (b, 4, h, w) at a time, both prompts of guidance put together.
-    fn predict(&self, x: &Tensor, time: f32) -> Result<Tensor> {
-        let Some(guidance) = self.guidance else {
-            return self.unet.forward(x, time, &self.prompted, self.room);
-        };
-        let both = self
-            .unet
-            .forward(&Tensor::cat(&[x, x], 0)?, time, &self.prompted, self.room)?;
-        let rows = x.dim(0)?;
-        let (without, with) = (both.narrow(0, 0, rows)?, both.narrow(0, rows, rows)?);
-        Ok((&without + ((with - &without)? * guidance)?)?)
     }
 }
 
@@ -196,24 +173,24 @@ impl BaseModel {
             BaseUNet::load(&self.files, &self.placement)
         })?;
         on_event(Event::Started(Stage::Base))?;
-        let guided = Guided {
-            prompted: unet.prompted(&context)?,
-            unet,
-            guidance: settings.is_guided().then_some(settings.guidance),
-            room,
-        };
+        // Everything but the latents is known before the first step.
+        let prompted = unet.prompted(&context)?;
+        let steps = unet.steps(&times.timesteps[start..])?;
         let mut calls = Calls {
             clock: StepClock::start(&self.placement.device)?,
             done: 0,
-            total: times.timesteps.len() - start,
+            total: steps.len(),
         };
-        let x = self.scheduler.run(x, times, start, |x, time| {
-            let predicted = guided.predict(x, time)?;
+        let mut steps = steps.iter();
+        let x = self.scheduler.run(x, times, start, |x, _| {
+            let step = steps.next().context("a step for each time")?;
+            let predicted = unet.guided(x, step, &prompted, settings.guidance, room)?;
             calls.clock.mark()?;
             calls.tell(STEPS_AHEAD, on_event)?;
             Ok(predicted)
         })?;
         calls.tell(0, on_event)?;
+        check_latents(&x, Stage::Base, self.placement.dtype)?;
         Ok(x)
     }
 
