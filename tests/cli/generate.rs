@@ -316,6 +316,7 @@ fn what_cannot_be_followed_is_refused_before_any_work() {
             1,
             "unet/config.json",
         ),
+        ("--generate -p cat --base in.png -o a.png", 1, "in.png"),
     ] {
         run(folder.path(), arguments).ends_in(code).says(&[said]);
     }

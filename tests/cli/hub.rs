@@ -188,3 +188,37 @@ fn without_a_network_the_published_model_points_to_the_small_one() {
     ]);
     assert!(!folder.path().join("out.png").exists());
 }
+
+#[test]
+fn of_a_base_checkpoint_what_is_used_is_fetched_and_no_more() {
+    let setup = Setup {
+        server: HubServer::of_folder(&data("base/sd1")),
+        folder: folder(),
+    };
+    let base = |more: &[&str], offline: bool| {
+        let mut command = small(setup.folder.path(), "--generate -p cat -o out.png -s 1");
+        command
+            .env("HF_ENDPOINT", setup.server.url())
+            .env("HF_HOME", setup.folder.path().join("hf"))
+            .args(["--base", REPO, "--base-steps", "1"])
+            .args(more);
+        if offline {
+            command.env("HF_HUB_OFFLINE", "1");
+        }
+        finish(command, b"")
+    };
+    let fetched = |part: &str| {
+        let seen = setup.server.seen();
+        assert!(seen.iter().any(|seen| seen.file.ends_with(".safetensors")));
+        seen.iter().any(|seen| seen.file.starts_with(part))
+    };
+    base(&["--save-low-res"], true)
+        .ends_in(1)
+        .says(&["HF_HUB_OFFLINE"]);
+    base(&[], false).ends_in(0);
+    assert!(!fetched("vae/"));
+    base(&["--save-low-res"], false).ends_in(0);
+    assert!(fetched("vae/"));
+    base(&["--save-low-res", "--refine", "1"], true).ends_in(0);
+    assert_eq!(setup.server.seen(), []);
+}

@@ -10,7 +10,7 @@ use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sd_upscale::device::Placement;
-use sd_upscale::model::PartFiles;
+use sd_upscale::model::{PartFiles, locate_base};
 use sd_upscale::networks::Room;
 use sd_upscale::networks::text::Tokenizer;
 use sd_upscale::networks::vae::{Decoder, Encoder};
@@ -220,7 +220,10 @@ fn opened(small: &Small) -> (tempfile::TempDir, ModelFiles) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.safetensors");
     small.write(&path, |key| Some(key.to_owned()));
-    let files = ModelFiles::single_file(&path, model()).unwrap();
+    // As --base finds it.
+    let name = path.display().to_string();
+    let no_hub = || anyhow::bail!("nothing is fetched");
+    let files = locate_base(&name, "main", &[], &model(), no_hub).unwrap();
     (folder, files)
 }
 
