@@ -1,5 +1,5 @@
 //! A call of the base UNet of a checkpoint in a folder: `cargo bench --bench base -- FOLDER [SIDE ...]`, the sides of latents (64).
-//! benches/generate.py runs it beside diffusers and OpenVINO.
+//! benches/base_unet.py runs it beside diffusers and OpenVINO.
 
 use std::path::PathBuf;
 use std::time::Instant;
