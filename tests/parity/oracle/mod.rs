@@ -2,6 +2,7 @@
 //!
 //! It shares candle's tensors with our stock operations, but neither a model's structure nor a kernel with us.
 
+mod ddim;
 mod peer;
 mod text;
 mod vae;
