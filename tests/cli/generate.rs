@@ -485,3 +485,42 @@ fn a_dry_run_says_what_the_base_would_do() {
     );
     assert!(files(folder.path()).is_empty());
 }
+
+#[test]
+fn a_prompt_beside_each_input_is_taken_where_that_was_asked_for() {
+    let folder = folder_of(&[("in/a.png", 12, 8), ("in/b.png", 12, 8)]);
+    fs::write(folder.path().join("in/a.txt"), "a red cat\n").unwrap();
+    let said = |name: &str| {
+        let bytes = fs::read(folder.path().join(name)).unwrap();
+        String::from_utf8_lossy(&bytes).contains("a red cat")
+    };
+    run(folder.path(), "in -o out --prompt-from sidecar")
+        .ends_in(1)
+        .says(&["in/b.png", "b.txt", "give -p"]);
+    assert!(said("out/a.png") && !folder.path().join("out/b.png").exists());
+    // What a picture says of itself counts by default, and not where it is told not to.
+    run(folder.path(), "out/a.png -o again.png").ends_in(0);
+    assert!(said("again.png"));
+    run(
+        folder.path(),
+        "out/a.png -o none.png --strip --prompt-from none",
+    )
+    .ends_in(0)
+    .never_says("using the prompt");
+    fs::write(folder.path().join("in/a.txt"), "a blue dog").unwrap();
+    run(
+        folder.path(),
+        "in/a.png -o out --prompt-from sidecar --skip-existing",
+    )
+    .ends_in(0)
+    .says(&["made with other settings"]);
+    run(folder.path(), "in/a.png -o x.png -p cat --prompt-from none")
+        .ends_in(0)
+        .says(&["--prompt-from has no effect"]);
+    let mut fed = small(folder.path(), "- -o fed.png --prompt-from sidecar -s 1");
+    fed.arg("-q");
+    let bytes = fs::read(folder.path().join("in/a.png")).unwrap();
+    finish(fed, &bytes)
+        .ends_in(1)
+        .says(&["no file beside standard input"]);
+}

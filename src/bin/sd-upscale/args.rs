@@ -49,6 +49,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
 
+    /// Where an input's prompt comes from when neither -p nor --prompt-file gives one: its metadata, or NAME.txt beside it
+    #[arg(long, value_enum, default_value_t = PromptFrom::Metadata)]
+    pub prompt_from: PromptFrom,
+
     /// How many times as large the result is; 4 and 8 repeat the upscaler on its own latents
     #[arg(long, value_name = "2|4|8", default_value_t)]
     pub scale: Enlargement,
@@ -342,6 +346,13 @@ pub enum ScheduleName {
 pub enum NoiseTypeName {
     Gaussian,
     Fake,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PromptFrom {
+    Metadata,
+    Sidecar,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -11,7 +11,7 @@ use sd_upscale::model::{self, TINY, hub};
 use sd_upscale::plan::{Output, Prompt, Reads, Request, Source, UsageError, Variant};
 use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
-use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, ScaleName, ScheduleName};
+use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, PromptFrom, ScaleName, ScheduleName};
 use crate::prompts::Prompts;
 use crate::size::Size;
 
@@ -30,6 +30,8 @@ pub struct Job {
     pub prompt: Option<String>,
     /// Of pictures, from `--prompt-file`.
     pub prompts: Option<Prompts>,
+    /// Where an input's own is looked for.
+    pub prompt_from: PromptFrom,
     /// The prompt, seed and guidance in it are replaced by each input's.
     pub settings: Settings,
     /// Whether pictures are made of prompts alone.
@@ -180,6 +182,7 @@ impl TryFrom<Args> for Job {
             },
             prompt: args.prompt,
             prompts,
+            prompt_from: args.prompt_from,
             generate: args.generate,
             base: args.base,
             base_size: args.size,
@@ -365,6 +368,11 @@ fn without_effect(args: &Args) -> Vec<String> {
                     || args.negative_prompt.is_some()
                     || guidances.iter().any(|guidance| *guidance > 1.0)),
             "the prompt and the guidance do nothing in the built-in model: it was trained without words",
+        ),
+        (
+            args.gives("prompt_from")
+                && (args.prompt.is_some() || args.prompt_file.is_some() || args.generate),
+            "--prompt-from has no effect: it says where a prompt comes from when none is given",
         ),
         (
             args.noise_type.is_some() && args.noise_level == 0.0,

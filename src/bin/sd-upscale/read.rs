@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sd_upscale::Settings;
 use sd_upscale::files::{self, Loaded};
 use sd_upscale::latents::{LatentScale, Latents, SDXL_NOTE, Scale};
@@ -14,7 +14,7 @@ use sd_upscale::metadata::{FoundPrompt, Metadata};
 use sd_upscale::picture::Format;
 use sd_upscale::plan::{Claims, Numbered, Source, Target, Task, Written};
 
-use crate::args::ColorFix;
+use crate::args::{ColorFix, PromptFrom};
 use crate::existing;
 use crate::item::{Content, Item, LowResPlace, Place, Size, picture_format};
 use crate::job::Job;
@@ -216,7 +216,8 @@ impl Reader<'_> {
             height: header.height,
         }
         .enlarged(self.job.settings.scale);
-        let made = self.made(task, header.metadata, expected);
+        // One whose prompt cannot be had is kept without a word of what changed.
+        let made = self.made(task, header.metadata, expected).ok().flatten();
         self.skips(task, start, &path, Some(expected), made.as_ref())
     }
 
@@ -243,9 +244,10 @@ impl Reader<'_> {
     }
 
     /// What the result of a picture with `metadata` would say of itself; nothing where metadata is stripped.
-    fn made(&self, task: &Task, metadata: Metadata, size: Size) -> Option<Metadata> {
-        let settings = self.settings(task, metadata.prompt());
-        self.made_by(metadata, &settings, size)
+    fn made(&self, task: &Task, metadata: Metadata, size: Size) -> Result<Option<Metadata>> {
+        let own = self.own_prompt(task, metadata.prompt())?;
+        let settings = self.settings(task, own);
+        Ok(self.made_by(metadata, &settings, size))
     }
 
     fn made_by(&self, mut metadata: Metadata, settings: &Settings, size: Size) -> Option<Metadata> {
@@ -294,7 +296,7 @@ impl Reader<'_> {
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
             preview: self.preview(task, kind, &place),
-            settings: self.told_settings(task, &content),
+            settings: self.told_settings(task, &content)?,
             source: task.source.clone(),
             content,
             kind,
@@ -454,6 +456,25 @@ impl Reader<'_> {
         settings
     }
 
+    /// The input's own prompt, where `--prompt-from` says; `found` is that of its metadata.
+    ///
+    /// # Errors
+    /// It was to be in a file beside the input, which cannot be read.
+    fn own_prompt(&self, task: &Task, found: Option<FoundPrompt>) -> Result<Option<FoundPrompt>> {
+        if self.given_prompt(task).is_some() {
+            return Ok(None);
+        }
+        match self.job.prompt_from {
+            PromptFrom::Metadata => Ok(found),
+            PromptFrom::None => Ok(None),
+            PromptFrom::Sidecar => Ok(Some(FoundPrompt {
+                prompt: sidecar(&task.source)?,
+                negative: String::new(),
+                origin: SIDECAR,
+            })),
+        }
+    }
+
     /// By `--prompt` or `--prompt-file`.
     fn given_prompt(&self, task: &Task) -> Option<&str> {
         let listed = self.job.prompts.as_ref();
@@ -466,20 +487,22 @@ impl Reader<'_> {
     }
 
     /// The same, and says where the prompt is the input's.
-    fn told_settings(&self, task: &Task, content: &Content) -> Settings {
+    fn told_settings(&self, task: &Task, content: &Content) -> Result<Settings> {
         let found = match content {
             Content::Picture(picture) => picture.metadata.prompt(),
             Content::Latents(latents) => latents.prompt(),
             Content::Prompt { text, .. } => {
-                return Settings {
+                return Ok(Settings {
                     prompt: text.clone(),
                     ..self.job.settings_by(task.variant)
-                };
+                });
             }
         };
+        let found = self.own_prompt(task, found)?;
         let settings = self.job.settings_by(task.variant);
-        let used = self.given_prompt(task).is_none() && self.uses_a_prompt(&settings);
-        if let Some(found) = found.as_ref().filter(|_| used) {
+        let used = self.uses_a_prompt(&settings);
+        let unasked = |found: &&FoundPrompt| used && found.origin != SIDECAR;
+        if let Some(found) = found.as_ref().filter(unasked) {
             self.say(Message::Info(format!(
                 "{}: using the prompt of its metadata ({}): \"{}\"",
                 task.source,
@@ -496,8 +519,23 @@ impl Reader<'_> {
                 task.source, settings.guidance
             )));
         }
-        self.settings(task, found)
+        Ok(self.settings(task, found))
     }
+}
+
+/// What is said of a prompt from a file beside the input, which was asked for.
+const SIDECAR: &str = "a file beside it";
+
+/// The prompt in `NAME.txt` beside an input.
+///
+/// # Errors
+/// The input is no file, or there is no such file, or it is no text.
+fn sidecar(source: &Source) -> Result<String> {
+    let Source::Path(input) = source else {
+        bail!("--prompt-from sidecar: there is no file beside {source}; give -p");
+    };
+    let path = input.with_extension("txt");
+    prompt_in(&path).context("--prompt-from sidecar: no prompt for it; write one there, or give -p")
 }
 
 /// Whether there is something to steer away from a negative prompt.
