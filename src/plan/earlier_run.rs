@@ -48,8 +48,8 @@ pub(super) fn leave_out(
     left
 }
 
-/// What the name of a picture of the low-res latents, beside a result, ends in.
-const LOW_RES: &str = "-low-res";
+/// What the names of pictures that are written beside a result end in.
+const BESIDE: [&str; 2] = ["-low-res", "-compare"];
 
 /// For each of the inputs, given with where its output goes, the index of the input whose output it is by its name.
 /// The extension, seed, size and scale may differ from this run's.
@@ -67,7 +67,9 @@ fn outputs_of(inputs: &[(&Source, Option<&Naming>)]) -> Vec<Option<usize>> {
             return None;
         };
         let (base, name) = placed(&mut folders, path, naming.template.depth())?;
-        let whole = name.strip_suffix(LOW_RES).unwrap_or(&name);
+        let mut beside = BESIDE.iter();
+        let whole = beside.find_map(|what| name.strip_suffix(what));
+        let whole = whole.unwrap_or(&name);
         for (numbered, stem) in [false, true].into_iter().flat_map(|numbered| {
             let stems = naming.template.stems_of(whole, numbered);
             stems.into_iter().map(move |stem| (numbered, stem))

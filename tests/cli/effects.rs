@@ -223,3 +223,66 @@ fn a_device_is_checked_layer_by_layer() {
         .ends_in(2)
         .says(&["expected auto, cpu, cuda"]);
 }
+
+#[test]
+fn the_input_is_shown_beside_the_result() {
+    let folder = folder_of(&[("in.png", 12, 8)]);
+    let at = |name: &str| folder.path().join(name);
+    run(folder.path(), "in.png -o plain.png").ends_in(0);
+    run(
+        folder.path(),
+        "in.png -o out.png --compare --color-fix none",
+    )
+    .ends_in(0);
+    // The result is the same, and what stands beside it is the input enlarged.
+    assert!(fs::read(at("plain.png")).unwrap() == fs::read(at("out.png")).unwrap());
+    let both = image(at("out-compare.png")).to_rgb8();
+    assert_eq!(both.dimensions(), (48, 16));
+    let (input, result) = (
+        image(at("in.png")).to_rgb8(),
+        image(at("out.png")).to_rgb8(),
+    );
+    let lanczos = image::imageops::FilterType::Lanczos3;
+    let expected = image::imageops::resize(&input, 24, 16, lanczos);
+    for (x, y, pixel) in both.enumerate_pixels() {
+        let (expected, most) = match x {
+            0..24 => (expected.get_pixel(x, y), 1),
+            _ => (result.get_pixel(x - 24, y), 0),
+        };
+        let apart = pixel.0.iter().zip(expected.0).map(|(a, b)| a.abs_diff(b));
+        assert!(apart.max().unwrap() <= most, "{x} {y}");
+    }
+    // Of latents, what they show; and of both, beside the low-res picture.
+    let latents = data("inputs/latents-8x12.safetensors")
+        .display()
+        .to_string();
+    run(
+        folder.path(),
+        &format!("{latents} -o l.webp --compare --scale 4"),
+    )
+    .ends_in(0);
+    assert_eq!(size(at("l-compare.webp")), (768, 256));
+    assert!(!at("l-low-res.webp").exists());
+    run(
+        folder.path(),
+        &format!("{latents} -o m.png --compare --save-low-res"),
+    )
+    .ends_in(0);
+    assert_eq!(
+        (size(at("m-compare.png")), size(at("m-low-res.png"))),
+        ((384, 128), (96, 64))
+    );
+    let base = data("base/sd1").display().to_string();
+    let words = format!("--generate -p cat --base {base} --base-steps 1 -o g.png --compare");
+    run(folder.path(), &words).ends_in(0);
+    assert_eq!(size(at("g-compare.png")), (256, 128));
+    for (arguments, said) in [
+        (
+            "in.png -o l.safetensors --compare",
+            "--compare has no effect where latents",
+        ),
+        ("in.png -o - --compare", "have no effect with -o -"),
+    ] {
+        run(folder.path(), arguments).ends_in(0).says(&[said]);
+    }
+}

@@ -120,7 +120,7 @@ fn where_there_is_no_place_for_a_preview_it_is_said_and_a_dry_run_writes_none() 
     let folder = folder_of(&[("in.png", 8, 8)]);
     let ran = run(folder.path(), "in.png -o - --preview")
         .ends_in(0)
-        .says(&["--preview and --name have no effect with -o -"]);
+        .says(&["--compare and --name have no effect with -o -"]);
     assert!(ran.stdout.starts_with(b"\x89PNG"));
     run(folder.path(), "in.png -o out.png --preview --dry-run").ends_in(0);
     assert_eq!(files(folder.path()), ["in.png"]);

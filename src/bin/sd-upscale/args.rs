@@ -255,6 +255,10 @@ pub struct Args {
     #[arg(long, help_heading = "Files")]
     pub save_low_res: bool,
 
+    /// Also write NAME-compare.EXT: the input enlarged by Lanczos beside the result
+    #[arg(long, help_heading = "Files")]
+    pub compare: bool,
+
     /// Show the steps so far in NAME-preview.EXT, replaced as they pass, removed at the end
     ///
     /// By the decoder where --vae is an AutoencoderTiny, at the result's size; else by a linear map of the latents, a pixel a

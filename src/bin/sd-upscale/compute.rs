@@ -227,9 +227,10 @@ impl Worker<'_> {
         };
         let kind = item.kind;
         // Before it goes.
-        let before = item.low_res.as_ref().map(|place| Before {
+        let places = item.low_res.as_ref();
+        let before = item.decodes_low_res().then(|| Before {
             low_res: low_res(&item.content),
-            with_latents: place.latents.is_some(),
+            with_latents: places.is_some_and(|place| place.latents.is_some()),
         });
         self.outbox.item(item, form)?;
         let made = self.make(upscaler, name, kind, latents, before);

@@ -66,6 +66,8 @@ pub struct Item {
     pub place: Place,
     /// Where the decoded input goes, where it was asked for.
     pub low_res: Option<LowResPlace>,
+    /// Where it is shown beside the result, where that was asked for.
+    pub compare: Option<PathBuf>,
     /// What shows the steps so far, where it was asked for.
     pub preview: Option<Preview>,
     /// The result's.
@@ -90,9 +92,15 @@ impl Item {
         kind(self) == kind(other) && self.settings == other.settings
     }
 
-    /// Drops the input's colours, which nothing needs once it was upscaled but to fix the result's by them.
+    /// Whether what it was upscaled from is to be decoded: latents.
+    pub fn decodes_low_res(&self) -> bool {
+        let picture = matches!(self.content, Content::Picture(_));
+        self.low_res.is_some() || (self.compare.is_some() && !picture)
+    }
+
+    /// Drops the input's colours, which nothing needs once it was upscaled but to fix the result's by them, and to compare.
     pub fn without_colors(&mut self) {
-        if let Content::Picture(picture) = &mut self.content {
+        if let (Content::Picture(picture), None) = (&mut self.content, &self.compare) {
             picture.pixels.values = Vec::new();
         }
     }

@@ -62,6 +62,7 @@ pub struct Job {
     pub latent_scale: LatentScale,
     pub save_low_res: bool,
     pub preview: bool,
+    pub compare: bool,
     pub limits: ReadLimits,
     pub json: bool,
     pub verbosity: Verbosity,
@@ -89,7 +90,7 @@ impl Job {
 
     /// Whether its VAE has.
     pub fn uses_base_vae(&self) -> bool {
-        (self.generate && self.save_low_res)
+        (self.generate && (self.save_low_res || self.compare))
             || (self.settings.refine.is_some() && self.vae.is_none())
     }
 
@@ -220,6 +221,7 @@ impl TryFrom<Args> for Job {
             save_low_res: args.save_low_res && !to_stdout,
             // There is nothing beside standard output, which is said.
             preview: args.preview && !to_stdout,
+            compare: args.compare && !to_stdout,
             limits: ReadLimits {
                 max_pixels: args.max_pixels,
             },
@@ -396,8 +398,12 @@ fn without_effect(args: &Args) -> Vec<String> {
         ),
         (
             to_stdout
-                && (args.skip_existing || args.save_low_res || args.preview || args.name.is_some()),
-            "--skip-existing, --save-low-res, --preview and --name have no effect with -o -",
+                && (args.skip_existing
+                    || args.save_low_res
+                    || args.preview
+                    || args.compare
+                    || args.name.is_some()),
+            "--skip-existing, --save-low-res, --preview, --compare and --name have no effect with -o -",
         ),
     ];
     let of_base = [

@@ -2,6 +2,7 @@
 
 mod args;
 mod check_device;
+mod comparison;
 mod compute;
 mod convert;
 mod dry_run;

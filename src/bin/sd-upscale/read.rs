@@ -295,6 +295,7 @@ impl Reader<'_> {
         self.warn_of_idle_options(&content, kind);
         Ok(Some(Item {
             low_res: self.low_res(task, &content, kind, &place)?,
+            compare: self.compare(task, size, kind, &place)?,
             preview: self.preview(task, kind, &place),
             settings: self.told_settings(task, &content)?,
             source: task.source.clone(),
@@ -334,6 +335,10 @@ impl Reader<'_> {
             (
                 fixes && image && !matches!(kind, Written::Image(_)),
                 "--color-fix has no effect where latents are written: they are not decoded",
+            ),
+            (
+                job.compare && !matches!(kind, Written::Image(_)),
+                "--compare has no effect where latents are written: they are not decoded",
             ),
             (
                 job.save_low_res && image,
@@ -416,6 +421,28 @@ impl Reader<'_> {
             self.claim(task, path)?;
         }
         Ok(Some(LowResPlace { picture, latents }))
+    }
+
+    /// Where what it was is shown beside the result, where that was asked for and the result is a picture.
+    fn compare(
+        &mut self,
+        task: &Task,
+        size: Size,
+        kind: Written,
+        place: &Place,
+    ) -> Result<Option<PathBuf>> {
+        let (true, Place::File(output), Written::Image(format)) = (self.job.compare, place, kind)
+        else {
+            return Ok(None);
+        };
+        let both = Size {
+            width: 2 * size.width,
+            ..size
+        };
+        fits(both, kind).context("--compare")?;
+        let path = beside(output, "compare", format.extension());
+        self.claim(task, &path)?;
+        Ok(Some(path))
     }
 
     /// What shows the steps, where it was asked for and there is a place beside the output. A file that is there is left alone.

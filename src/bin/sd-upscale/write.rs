@@ -15,7 +15,8 @@ use sd_upscale::plan::Written;
 use sd_upscale::{Enlargement, Pixels, Schedule, Settings};
 
 use crate::args::ColorFix;
-use crate::item::{Content, Item, LatentForm, Place, Size, picture_format};
+use crate::comparison;
+use crate::item::{Content, Item, LatentForm, LowResPlace, Place, Size, picture_format};
 use crate::job::Job;
 use crate::open_files::{OpenFile, OpenFiles};
 use crate::parcel::{Handed, Parcel};
@@ -55,6 +56,8 @@ struct Encoded {
     /// The result's first.
     files: Vec<Out>,
     warnings: Vec<String>,
+    /// The picture, where it is wanted once more.
+    kept: Option<Pixels>,
 }
 
 impl Writer<'_> {
@@ -80,28 +83,49 @@ impl Writer<'_> {
 
     /// Encodes what comes of an item, up to its end.
     fn encode(&self, item: &mut Item, form: LatentForm, parcels: &mut Parcels) -> Result<Encoded> {
+        let mut colors = Metadata::default();
+        let mut low = before(item);
         let mut encoded = match item.kind {
             Written::Image(format) => {
                 let place = item.place.clone();
                 let dressed = Dressed::of(self.job, item);
+                colors = dressed.metadata.clone().color_only();
                 self.picture(&dressed, format, &place, parcels)?
             }
             Written::Safetensors | Written::ComfyLatent => self.latents(item, form, parcels)?,
         };
-        if let Some(low_res) = &item.low_res {
-            let format = picture_format(item.kind);
-            let place = Place::File(low_res.picture.clone());
-            let picture =
-                self.picture(&Dressed::low_res(self.job, item), format, &place, parcels)?;
-            encoded.files.extend(picture.files);
-            if let Some(path) = &low_res.latents {
-                let place = Place::File(path.clone());
-                let (values, size) = parcels.latents()?;
-                let metadata = low_res_metadata(self.job, item, size, form);
-                let kind = Written::Safetensors;
-                let latents = self.latents_file(values, size, kind, &metadata, form, &place)?;
-                encoded.files.push(latents);
+        if item.decodes_low_res() {
+            let dressed = Dressed::low_res(self.job, item);
+            match &item.low_res {
+                Some(low_res) => {
+                    let format = picture_format(item.kind);
+                    let place = Place::File(low_res.picture.clone());
+                    let picture = self.picture(&dressed, format, &place, parcels)?;
+                    encoded.files.extend(picture.files);
+                    low = low.or(picture.kept);
+                }
+                None => low = Some(self.gathered(parcels)?),
             }
+        }
+        if let (Some(path), Some(low), Some(result)) = (&item.compare, low, encoded.kept.take()) {
+            let both = comparison::beside(low, &result)?;
+            let place = Place::File(path.clone());
+            let format = picture_format(item.kind);
+            encoded
+                .files
+                .push(self.plain(&both, colors, format, &place)?);
+        }
+        if let Some(LowResPlace {
+            latents: Some(path),
+            ..
+        }) = &item.low_res
+        {
+            let place = Place::File(path.clone());
+            let (values, size) = parcels.latents()?;
+            let metadata = low_res_metadata(self.job, item, size, form);
+            let kind = Written::Safetensors;
+            let latents = self.latents_file(values, size, kind, &metadata, form, &place)?;
+            encoded.files.push(latents);
         }
         parcels.closed()?;
         Ok(encoded)
@@ -151,6 +175,7 @@ impl Writer<'_> {
             size,
             files: vec![out],
             warnings: Vec::new(),
+            kept: None,
         })
     }
 
@@ -191,7 +216,7 @@ impl Writer<'_> {
                 continue;
             }
             // What the computing says comes before what that led to.
-            let (out, warnings) = match parcels.failure.take() {
+            let (out, warnings, kept) = match parcels.failure.take() {
                 Some(error) => return Err(error),
                 None => encoded?,
             };
@@ -201,6 +226,7 @@ impl Writer<'_> {
                         size,
                         files: vec![out],
                         warnings,
+                        kept,
                     });
                 }
                 Parcel::Begin(again) => size = again,
@@ -217,7 +243,7 @@ impl Writer<'_> {
         format: Format,
         place: &Place,
         parcels: &mut Parcels,
-    ) -> Result<(Out, Vec<String>)> {
+    ) -> Result<(Out, Vec<String>, Option<Pixels>)> {
         let outline = dressed.outline(self.job, size);
         let quality = self.job.quality;
         let whole = match &dressed.reference {
@@ -226,31 +252,71 @@ impl Writer<'_> {
                 fix_color(self.job.color_fix, &mut whole, low, *times);
                 Some(whole)
             }
-            None => None,
+            None => dressed.kept.then(|| whole(size, parcels)).transpose()?,
         };
         let mut out = self.open(place)?;
         let encoded = match &whole {
             Some(pixels) => {
-                let mut pieces = pixels.values.chunks(3 * size.width * LINES);
-                let mut next = || {
-                    pieces
-                        .next()
-                        .map(<[f32]>::to_vec)
-                        .with_context(out_of_order)
-                };
-                picture::encode_lines(&outline, format, quality, &mut next, &mut out)
+                picture::encode_lines(&outline, format, quality, &mut pieces(pixels), &mut out)
             }
             None => {
                 picture::encode_lines(&outline, format, quality, &mut || parcels.lines(), &mut out)
             }
         };
         match (encoded, out.failure()) {
-            (Ok(warnings), _) => Ok((out, warnings)),
+            (Ok(warnings), _) => Ok((out, warnings, whole.filter(|_| dressed.kept))),
             (Err(_), Some(failure)) => Err(failure),
             (Err(error), None) => Err(match &dressed.name {
                 Some(name) => error.context(name.clone()),
                 None => error,
             }),
+        }
+    }
+
+    /// A picture that comes and is only looked at.
+    fn gathered(&self, parcels: &mut Parcels) -> Result<Pixels> {
+        let mut size = parcels.begin()?;
+        loop {
+            let gathered = whole(size, parcels);
+            if let Some(again) = parcels.again.take() {
+                size = again;
+                continue;
+            }
+            let pixels = match parcels.failure.take() {
+                Some(error) => return Err(error),
+                None => gathered?,
+            };
+            match parcels.next()? {
+                Parcel::End => return Ok(pixels),
+                Parcel::Begin(again) => size = again,
+                _ => return Err(out_of_order()),
+            }
+        }
+    }
+
+    /// A picture of which nothing but the meaning of its colours is said.
+    fn plain(
+        &self,
+        pixels: &Pixels,
+        colors: Metadata,
+        format: Format,
+        place: &Place,
+    ) -> Result<Out> {
+        let outline = Outline {
+            width: pixels.width,
+            height: pixels.height,
+            alpha: None,
+            gray: false,
+            depth: Depth::Eight,
+            metadata: Cow::Owned(colors),
+        };
+        let mut out = self.open(place)?;
+        let quality = self.job.quality;
+        let encoded =
+            picture::encode_lines(&outline, format, quality, &mut pieces(pixels), &mut out);
+        match (encoded, out.failure()) {
+            (Ok(_), _) => Ok(out),
+            (Err(error), failure) => Err(failure.unwrap_or(error)),
         }
     }
 
@@ -264,6 +330,23 @@ impl Writer<'_> {
 
 /// Lines of a whole picture that are encoded at a time.
 const LINES: usize = 64;
+
+/// A picture's lines, some at a time.
+fn pieces(pixels: &Pixels) -> impl FnMut() -> Result<Vec<f32>> {
+    let mut pieces = pixels.values.chunks(3 * pixels.width * LINES);
+    move || {
+        let piece = pieces.next().map(<[f32]>::to_vec);
+        piece.with_context(out_of_order)
+    }
+}
+
+/// The picture that an item was, where it is wanted beside the result.
+fn before(item: &Item) -> Option<Pixels> {
+    match (&item.content, &item.compare) {
+        (Content::Picture(picture), Some(_)) => Some(picture.pixels.clone()),
+        _ => None,
+    }
+}
 
 /// Where an encoded file goes.
 enum Out {
@@ -427,6 +510,8 @@ struct Dressed {
     settings: Option<(Settings, Stated)>,
     /// The input, where the result's colours are fixed by it, and how many times as large the result is.
     reference: Option<(Pixels, usize)>,
+    /// Whether the picture is wanted once more.
+    kept: bool,
 }
 
 impl Dressed {
@@ -440,6 +525,7 @@ impl Dressed {
             metadata: Metadata::default(),
             settings: None,
             reference: None,
+            kept: false,
         }
     }
 
@@ -448,6 +534,7 @@ impl Dressed {
         let says = job.generate && !job.strip;
         Self {
             settings: says.then(|| (item.settings.clone(), Stated::Base)),
+            kept: item.compare.is_some(),
             ..Self::plain()
         }
     }
@@ -457,6 +544,7 @@ impl Dressed {
         let mut dressed = Self {
             name: Some(item.source.to_string()),
             settings: (!job.strip).then(|| (item.settings.clone(), Stated::Result)),
+            kept: item.compare.is_some(),
             ..Self::plain()
         };
         match &mut item.content {
@@ -778,6 +866,7 @@ mod tests {
             kind: Written::Image(Format::Png),
             place: Place::File(path),
             low_res: None,
+            compare: None,
             preview: None,
             expected: SIZE,
             of_many: false,

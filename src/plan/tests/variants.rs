@@ -79,6 +79,7 @@ fn what_runs_with_other_values_wrote_is_no_input() {
         "a-2x-g1.5.png",
         "a-2x-12-g0.png",
         "l-2x-low-res.png",
+        "a-2x-compare.png",
         "l-2x-3-low-res.safetensors",
     ];
     let mut files = vec!["a.png", "l.safetensors", "own-low-res.png"];
