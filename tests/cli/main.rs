@@ -1,6 +1,7 @@
 //! The program itself, as people and scripts meet it: arguments and files in; exit code, files and messages out.
 //! All on the small model in `tests/data/model`, on the CPU.
 
+mod configuration;
 mod convert;
 #[path = "../common/damage.rs"]
 mod damage;

@@ -73,6 +73,8 @@ pub fn program(folder: &Path) -> Command {
     heed_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sd-upscale"));
     command.current_dir(folder).env("RAYON_NUM_THREADS", "1");
+    // Nor what his configuration folder holds.
+    command.env("XDG_CONFIG_HOME", "/nowhere");
     for name in [
         "HF_HOME",
         "HF_HUB_CACHE",

@@ -5,16 +5,19 @@ use std::num::ParseIntError;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, ValueEnum};
+use clap::{ArgMatches, Command, CommandFactory, Error, FromArgMatches, Id, Parser, ValueEnum};
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
 use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOLERANCE};
-use sd_upscale::plan::{Shard, Template};
+use sd_upscale::plan::{Shard, Template, UsageError};
 use sd_upscale::{Enlargement, Sampler, Settings};
 
+use crate::configuration::Configuration;
 use crate::memory_size;
 use crate::size::Size;
 
@@ -285,17 +288,55 @@ pub struct Args {
     /// Which of these were given, not taken by default.
     #[arg(skip)]
     given: Vec<Id>,
+
+    /// What a configuration file says, in words.
+    #[arg(skip)]
+    pub configuration: Option<String>,
 }
 
 impl Args {
     /// What the process was given; a command line that cannot be read ends it, with clap's message and status 2.
-    pub fn of_process() -> Self {
-        let matches = Self::checked_command().get_matches();
+    /// What a configuration file says counts where the command line says nothing else.
+    ///
+    /// # Errors
+    /// The configuration file cannot be followed.
+    pub fn of_process() -> Result<Self> {
+        let command = Self::checked_command();
+        let matches = command.clone().try_get_matches();
+        let lacks = |error: &Error| error.kind() == ErrorKind::MissingRequiredArgument;
+        let given = match &matches {
+            Ok(matches) => given(matches),
+            // The file may say what is missing.
+            Err(error) if lacks(error) => {
+                let lenient = command.clone().ignore_errors(true);
+                given(&lenient.try_get_matches().unwrap_or_default())
+            }
+            Err(error) => error.exit(),
+        };
+        let found = Configuration::find(&command)?;
+        let (matches, configuration) = match found {
+            None => (matches.unwrap_or_else(|error| error.exit()), None),
+            Some(found) => {
+                let found = found.under(&command, &given);
+                let mut words = std::env::args_os();
+                let program = words.next();
+                let all = program.into_iter().chain(found.arguments()).chain(words);
+                let matches = command.try_get_matches_from(all).map_err(|error| {
+                    // Without the usage that follows, which is not the matter.
+                    let text = error.to_string();
+                    let line = text.lines().next().unwrap_or_default();
+                    let what = line.strip_prefix("error: ").unwrap_or(line);
+                    UsageError(format!("{what} (with the defaults of {})", found.name()))
+                })?;
+                (matches, Some(found.in_words()))
+            }
+        };
         let args = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        Self {
-            given: given(&matches),
+        Ok(Self {
+            given,
+            configuration,
             ..args
-        }
+        })
     }
 
     /// Whether an option of this name was given, be it its default.

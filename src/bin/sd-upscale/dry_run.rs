@@ -41,6 +41,8 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
     ];
     about.extend(original_settings(&job.settings));
     about.extend(base(&job));
+    let configuration = job.configuration.as_ref();
+    about.extend(configuration.map(|text| format!("configuration: {text}")));
     about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {

@@ -66,6 +66,8 @@ pub struct Job {
     pub limits: ReadLimits,
     pub json: bool,
     pub verbosity: Verbosity,
+    /// What a configuration file says, in words.
+    pub configuration: Option<String>,
     /// Things to say once before the work.
     pub warnings: Vec<String>,
 }
@@ -231,6 +233,7 @@ impl TryFrom<Args> for Job {
                 (_, true) => Verbosity::Verbose,
                 _ => Verbosity::Normal,
             },
+            configuration: args.configuration,
             warnings,
         })
     }

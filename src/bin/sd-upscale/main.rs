@@ -4,6 +4,7 @@ mod args;
 mod check_device;
 mod comparison;
 mod compute;
+mod configuration;
 mod convert;
 mod dry_run;
 mod existing;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     signals::outlive_file_limits();
     // Its own messages on a command line that it cannot read end in status 2.
     let args = args::Args::of_process();
-    let result = threads::guarded(|| done(args)).flatten();
+    let result = args.and_then(|args| threads::guarded(|| done(args)).flatten());
     result.unwrap_or_else(|error| {
         // Where no one reads standard error, the exit status remains.
         let _ = writeln!(std::io::stderr(), "error: {error:#}");

@@ -48,6 +48,9 @@ pub fn run(job: Job) -> Result<ExitCode> {
     for text in warnings.chain(&of_prompts).chain(&note) {
         reporter.warning(text);
     }
+    if let Some(text) = &job.configuration {
+        reporter.note(&format!("configuration: {text}"));
+    }
     for (path, why) in &plan.passed_over {
         reporter.note(&format!("passed over {}: {why}", path.display()));
     }
