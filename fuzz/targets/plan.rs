@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use sd_upscale::device::DeviceChoice;
-use sd_upscale::plan::{Numbered, Output, Request, Shard, Source, plan};
+use sd_upscale::plan::{Numbered, Output, Request, Shard, Source, Variant, plan};
 use sd_upscale_fuzz::scratch;
 
 /// What lies in the folder; a name that ends in `/` is a folder, and `->` makes a link.
@@ -107,8 +107,15 @@ fn request(line: &Line) -> Request {
         exclude: texts(&line.exclude),
         shard: None,
         format: line.format.map(str::to_owned),
-        seed: line.seed,
+        // Up to three outputs an input.
+        variants: (0..=line.seed % 3)
+            .map(|more| Variant {
+                seed: line.seed.wrapping_add(more),
+                guidance: 1.0,
+            })
+            .collect(),
         times: 2 << (line.seed % 3),
+        ..Request::default()
     }
 }
 
@@ -123,7 +130,7 @@ fuzz_target!(|line: Line| {
     let inputs: HashSet<PathBuf> = (plan.tasks.iter())
         .filter_map(|task| match &task.source {
             Source::Path(path) => path.canonicalize().ok(),
-            Source::Stdin => None,
+            Source::Stdin | Source::Prompt(_) => None,
         })
         .collect();
     let mut outputs = HashSet::new();
@@ -140,7 +147,7 @@ fuzz_target!(|line: Line| {
                 .canonicalize()
                 .map_or(true, |p| !inputs.contains(&p))
         );
-        assert_eq!(plan.claims.claim(&pattern, &task.source), Ok(()));
+        assert_eq!(plan.claims.claim(&pattern, &task.origin()), Ok(()));
         let tenth = Numbered {
             number: 1,
             count: 10,
