@@ -29,7 +29,7 @@ pub fn is_checkpoint(name: &str) -> bool {
 /// # Errors
 /// The folder lacks its parts, or the repository cannot be had.
 pub fn locate(
-    option: &str,
+    option: &'static str,
     name: &str,
     revision: &str,
     parts: &[Part],
@@ -47,7 +47,8 @@ pub fn locate(
         );
         return Ok(ModelFiles::Folder(folder));
     }
-    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, parts)?))
+    let hub = hub()?.named_by(option);
+    Ok(ModelFiles::Folder(hub.snapshot(name, revision, parts)?))
 }
 
 /// The base checkpoint called `name`: a folder in the diffusers layout, or a repository at `revision`, of which `parts` are wanted; or its single
@@ -73,7 +74,8 @@ pub fn locate_base(
         );
         return Ok(ModelFiles::Folder(path.to_owned()));
     }
-    Ok(ModelFiles::Folder(hub()?.snapshot(name, revision, parts)?))
+    let hub = hub()?.named_by("--base");
+    Ok(ModelFiles::Folder(hub.snapshot(name, revision, parts)?))
 }
 
 /// The VAE called `name`: a folder (a VAE's own or a pipeline's), a safetensors file that goes with `model`'s VAE

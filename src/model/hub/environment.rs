@@ -34,6 +34,8 @@ pub struct Environment {
     pub retry_pauses: Vec<Duration>,
     /// Longest wait for another process that downloads the same file and makes no progress.
     pub lock_patience: Duration,
+    /// The option that messages advise to give a folder to instead.
+    pub named_by: &'static str,
 }
 
 impl Environment {
@@ -117,6 +119,7 @@ impl Environment {
                 .map(Duration::from_millis)
                 .to_vec(),
             lock_patience: Duration::from_secs(300),
+            named_by: "--model",
         })
     }
 }

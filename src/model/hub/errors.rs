@@ -137,7 +137,7 @@ pub(super) fn explain(
 
 fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Environment) -> String {
     let endpoint = &settings.endpoint;
-    let flag = flag(parts);
+    let flag = flag(parts, settings);
     match fault {
         Fault::Status { status, code } => match (status, code.as_deref()) {
             // The Hub answers 401 for repositories that do not exist, lest private ones be found out.
@@ -221,7 +221,7 @@ fn cure(fault: &Fault, kept: u64, repo: &str, parts: &[Part], settings: &Environ
 /// What to do where there is no network.
 fn ways_round(parts: &[Part], settings: &Environment) -> String {
     let cache = settings.cache.display();
-    let flag = flag(parts);
+    let flag = flag(parts, settings);
     let tiny = match flag {
         "--model" => {
             "\n  --model tiny       to try the program out with the small model built into it"
@@ -239,7 +239,7 @@ fn ways_round(parts: &[Part], settings: &Environment) -> String {
 
 /// For `HF_HUB_OFFLINE=1` and a cache that lacks something.
 fn offline_cure(parts: &[Part], settings: &Environment) -> String {
-    let flag = flag(parts);
+    let flag = flag(parts, settings);
     let tiny = match flag {
         "--model" => ", or --model tiny for the small model built into the program",
         _ => "",
@@ -252,9 +252,9 @@ fn offline_cure(parts: &[Part], settings: &Environment) -> String {
 }
 
 /// The option that names the repository.
-fn flag(parts: &[Part]) -> &'static str {
+fn flag(parts: &[Part], settings: &Environment) -> &'static str {
     match parts {
         [Part::Vae | Part::BareVae] => "--vae",
-        _ => "--model",
+        _ => settings.named_by,
     }
 }

@@ -56,6 +56,12 @@ impl Hub {
         Hub { settings }
     }
 
+    /// The same, and what messages advise to give instead of a repository is given by this option, `--model` if nothing else is said.
+    pub fn named_by(mut self, option: &'static str) -> Self {
+        self.settings.named_by = option;
+        self
+    }
+
     /// The folder with the files of `parts` of `repo` (`ORG/NAME`) at `revision` (branch, tag or commit),
     /// downloading what the cache lacks. Nothing is asked of the network when all is there, so a branch stays at the
     /// commit that was first fetched.

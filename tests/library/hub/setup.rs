@@ -154,6 +154,7 @@ pub fn settings(endpoint: &str, cache: &Path) -> Environment {
         read_timeout: Duration::from_secs(4),
         retry_pauses: vec![Duration::from_millis(10); 3],
         lock_patience: Duration::from_secs(4),
+        named_by: "--model",
     }
 }
 
