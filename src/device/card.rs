@@ -260,6 +260,12 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     Some(free as u64)
 }
 
+pub fn total_memory(device: &Device) -> Option<u64> {
+    let device = device.as_cuda_device().ok()?;
+    let (_, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    Some(total as u64)
+}
+
 /// Tells from the card's own events how long the steps of its work took.
 pub struct StepClock {
     stream: std::sync::Arc<CudaStream>,

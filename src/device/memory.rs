@@ -29,6 +29,11 @@ fn free_under(root: &Path) -> Option<u64> {
     Some(limits.fold(machine, u64::min))
 }
 
+/// All that the machine has, in bytes; None where the system does not tell.
+pub fn total() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// Of `/proc/meminfo`: what the kernel can give without swapping.
 fn available(meminfo: &str) -> Option<u64> {
     kibibytes(meminfo, "MemAvailable:")

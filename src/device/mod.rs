@@ -210,6 +210,44 @@ pub fn open(choice: &DeviceChoice) -> Result<(Vec<Device>, Option<String>)> {
     }
 }
 
+/// How many CUDA cards the driver shows.
+///
+/// # Errors
+/// CUDA is not to be had; the message says why.
+pub fn cards() -> Result<usize> {
+    card::count()
+}
+
+/// Every device by the name that `--device` takes, the CPU first, then each card; what cannot be had with the reason.
+pub fn all() -> Vec<(String, Result<Device>)> {
+    let mut found = vec![("cpu".into(), Ok(Device::Cpu))];
+    match cards() {
+        Err(error) => found.push(("cuda".into(), Err(error))),
+        // Opening one says that there is none.
+        Ok(0) => found.push(("cuda".into(), card::open(0))),
+        Ok(count) => {
+            found.extend((0..count).map(|number| (format!("cuda:{number}"), card::open(number))));
+        }
+    }
+    found
+}
+
+/// What its maker calls a device, of the CPU the processor; None where the system does not tell.
+pub fn hardware_name(device: &Device) -> Option<String> {
+    match device {
+        Device::Cpu => processor_name(),
+        other => card::name(other),
+    }
+}
+
+fn processor_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).trim().to_owned())
+}
+
 /// Whether a device computes at all: 0 + 1 is 1 on it.
 ///
 /// # Errors
@@ -243,6 +281,14 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => memory::free(),
         other => card::free_memory(other),
+    }
+}
+
+/// Bytes of memory that a device has, of the CPU the machine's; None where the system does not tell.
+pub fn total_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => memory::total(),
+        other => card::total_memory(other),
     }
 }
 

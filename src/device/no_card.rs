@@ -6,14 +6,14 @@ use std::error::Error as StdError;
 use anyhow::{Result, bail};
 use candle_core::Device;
 
+const NONE: &str = "this build runs on the CPU alone: build it with `cargo build --release --features cuda,cudnn`, or use --device cpu";
+
 pub fn count() -> Result<usize> {
-    Ok(1)
+    bail!(NONE)
 }
 
 pub fn open(_: usize) -> Result<Device> {
-    bail!(
-        "this build runs on the CPU alone: build it with `cargo build --release --features cuda,cudnn`, or use --device cpu"
-    )
+    bail!(NONE)
 }
 
 pub fn is_out_of_memory(_: &(dyn StdError + 'static)) -> bool {
@@ -37,6 +37,10 @@ pub fn description(_: &Device) -> Result<Vec<String>> {
 }
 
 pub fn free_memory(_: &Device) -> Option<u64> {
+    None
+}
+
+pub fn total_memory(_: &Device) -> Option<u64> {
     None
 }
 

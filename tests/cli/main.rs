@@ -30,6 +30,7 @@ mod refusals;
 mod samplers;
 mod scale;
 mod setup;
+mod shell;
 mod sizes;
 mod spellings;
 mod taesd;

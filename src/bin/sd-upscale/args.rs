@@ -9,7 +9,10 @@ use anyhow::Result;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory, Error, FromArgMatches, Id, Parser, ValueEnum};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, Error, FromArgMatches, Id, Parser,
+    ValueEnum, ValueHint,
+};
 use sd_upscale::device::DeviceChoice;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::hub;
@@ -17,27 +20,33 @@ use sd_upscale::pipeline::{MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOL
 use sd_upscale::plan::{Shard, Template, UsageError};
 use sd_upscale::{Enlargement, Sampler, Settings};
 
+use crate::completions::Shell;
+use crate::completions::values::{self, values_of};
 use crate::configuration::Configuration;
-use crate::memory_size;
 use crate::size::Size;
+use crate::{memory_size, notes, version};
 
-/// Upscale images and latents 2x, 4x or 8x with the Stable Diffusion x2 latent upscaler
+/// Upscale images and latents by the Stable Diffusion x2 latent upscaler
 #[derive(Parser, Debug)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES, args_override_self = true)]
+#[command(version, max_term_width = 80, args_override_self = true)]
 pub struct Args {
-    /// Image, latents file (.safetensors, .latent, .npz), folder, or - for standard input
-    #[arg(required_unless_present_any = ["export_tiny", "check_device", "convert", "generate"])]
+    /// Image, latents file, folder, or - for standard input
+    ///
+    /// Latents are .safetensors, .latent and .npz.
+    #[arg(required_unless_present_any = WITHOUT_INPUT, value_hint = ValueHint::AnyPath)]
     pub input: Vec<OsString>,
 
-    /// File (one input), folder (several inputs or a folder), or - for standard output
+    /// File, folder, or - for standard output
     ///
-    /// The extension picks the format: png, jpg, webp, tif, bmp; .safetensors and .latent write the upscaled
+    /// A file for one input, a folder for several or for a folder. The extension picks the format: png, jpg, webp, tif, bmp; .safetensors and .latent write the upscaled
     /// latents and decode nothing. Without it, the result goes beside the input as NAME-2x.EXT (of --scale 4,
     /// NAME-4x.EXT).
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub output: Option<OsString>,
 
-    /// What the image shows [default: the prompt in the input's metadata, else empty]
+    /// What the image shows [default: as its metadata say]
+    ///
+    /// The prompt in the input's metadata, where there is one, else none.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
 
@@ -56,21 +65,42 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = PromptFrom::Metadata)]
     pub prompt_from: PromptFrom,
 
-    /// How many times as large the result is; 4 and 8 repeat the upscaler on its own latents
+    /// How many times as large the result is
+    ///
+    /// 4 and 8 repeat the upscaler on its own latents.
     #[arg(long, value_name = "2|4|8", default_value_t)]
     pub scale: Enlargement,
 
-    /// Denoising steps, of each pass at --scale 4 and 8
+    /// Denoising steps, 1 to 1000
+    ///
+    /// Of each pass at --scale 4 and 8.
     #[arg(short, long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub steps: u32,
 
-    /// 0: ignore the prompt; above 0 up to 1: one pass; above 1: classifier-free guidance, two passes; several, such as 0,1,4: an output each
+    /// How much the prompt counts; 0: not at all
+    ///
+    /// 0: ignore the prompt; above 0 up to 1: one pass; above 1: classifier-free guidance, two passes. Several, such as 0,1,4: an
+    /// output each.
     #[arg(short, long, value_name = "G", default_value = "1", value_parser = several(guidance), allow_negative_numbers = true)]
     pub guidance: Several<f64>,
 
-    /// Noise seed: the noise of PyTorch's CPU generator; every input starts from the same; several, such as 1,2,3: an output each
+    /// Noise seed, or several: 1,2,3
+    ///
+    /// Several: an output each. The noise of PyTorch's CPU generator; every input starts from the same.
     #[arg(long, value_name = "N", default_value = "0", value_parser = several(seed), allow_negative_numbers = true)]
     pub seed: Several<u64>,
+
+    /// Folder, Hub repository, FILE.pth, or tiny (built in)
+    ///
+    /// A folder in the diffusers layout, a repository of the Hub, the original checkpoint, or the small built-in model.
+    #[arg(long, value_name = "MODEL", default_value = hub::DEFAULT_REPO, add = values_of(values::models))]
+    pub model: String,
+
+    /// auto, cpu, cuda, cuda:N, or several
+    ///
+    /// Several: a list such as cuda:0,cuda:1, or cuda:all.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", add = values_of(values::devices))]
+    pub device: DeviceChoice,
 
     /// Noise schedule; log-linear is what the published pipeline runs
     #[arg(long, value_enum, default_value_t = ScheduleName::Karras)]
@@ -112,7 +142,7 @@ pub struct Args {
     pub generate: bool,
 
     /// The checkpoint for --generate and --refine, Stable Diffusion 1.x or 2.x: diffusers layout, or its single file
-    #[arg(long, value_name = "DIR|REPO|FILE", default_value = hub::DEFAULT_BASE, help_heading = "From words")]
+    #[arg(long, value_name = "DIR|REPO|FILE", default_value = hub::DEFAULT_BASE, add = values_of(values::bases), help_heading = "From words")]
     pub base: String,
 
     /// Steps of that checkpoint, by the sampler that it names
@@ -133,12 +163,8 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = strength, allow_negative_numbers = true, help_heading = "From words")]
     pub refine: Option<f64>,
 
-    /// Folder in the diffusers layout, Hub repository, `tiny`, the small built-in model, or the original checkpoint (FILE.pth)
-    #[arg(long, value_name = "DIR|REPO|tiny|FILE.pth", default_value = hub::DEFAULT_REPO, help_heading = "Model")]
-    pub model: String,
-
     /// What goes with the original checkpoint: text encoder, tokenizer, VAE [default: those of the usual repository]
-    #[arg(long, value_name = "DIR|REPO", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|REPO", add = values_of(values::models), help_heading = "Model")]
     pub model_parts: Option<String>,
 
     /// Branch, tag or commit of the model's repository, or of its parts' [default: a pinned commit]
@@ -146,17 +172,8 @@ pub struct Args {
     pub revision: Option<String>,
 
     /// Another Stable Diffusion VAE, e.g. stabilityai/sd-vae-ft-mse, or madebyollin/taesd for drafts [default: the model's own]
-    #[arg(long, value_name = "DIR|FILE|REPO", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|FILE|REPO", add = values_of(values::vaes), help_heading = "Model")]
     pub vae: Option<String>,
-
-    /// auto, cpu, cuda, cuda:N, a list such as cuda:0,cuda:1, or cuda:all
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        default_value = "auto",
-        help_heading = "Model"
-    )]
-    pub device: DeviceChoice,
 
     /// Compute every layer and the built-in model on a device, compare with the CPU, and end; 1 where one is wrong
     #[arg(
@@ -164,9 +181,14 @@ pub struct Args {
         value_name = "DEVICE",
         num_args = 0..=1,
         default_missing_value = "auto",
+        add = values_of(values::devices),
         help_heading = "Model"
     )]
     pub check_device: Option<DeviceChoice>,
+
+    /// Show the devices with their memory, and why there is no CUDA where there is none, and end; with --json a line each
+    #[arg(long, help_heading = "Model")]
+    pub list_devices: bool,
 
     /// Precision; auto: f16 on CUDA, f32 on the CPU; f16 and bf16: half the memory;
     /// tf32: f32 whose products CUDA's tensor cores may round
@@ -182,23 +204,26 @@ pub struct Args {
     pub max_memory: Option<u64>,
 
     /// Where maps that do not fit in memory go [default: the system's]
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
     pub temp_dir: Option<PathBuf>,
 
     /// Write the model to a new folder in the diffusers layout, in --dtype where that is given, else as it is stored, and end
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
     pub convert: Option<PathBuf>,
 
     /// Write the built-in model to a folder in the diffusers layout, and end
     #[arg(
         long,
         value_name = "DIR",
+        value_hint = ValueHint::DirPath,
         help_heading = "Model",
         conflicts_with = "input"
     )]
     pub export_tiny: Option<PathBuf>,
 
-    /// Read folders within folders; the output folder gets the same tree
+    /// Read folders within folders
+    ///
+    /// The output folder gets the same tree.
     #[arg(short, long, help_heading = "Many files")]
     pub recursive: bool,
 
@@ -214,7 +239,9 @@ pub struct Args {
     #[arg(long, value_name = "TEMPLATE", help_heading = "Many files")]
     pub name: Option<Template>,
 
-    /// Leave alone what an earlier run finished; anything not whole is done again
+    /// Leave alone what an earlier run finished
+    ///
+    /// Anything not whole is done again.
     #[arg(long, help_heading = "Many files", conflicts_with = "overwrite")]
     pub skip_existing: bool,
 
@@ -235,7 +262,7 @@ pub struct Args {
     pub dry_run: bool,
 
     /// Output format where -o does not say: png, jpg, webp, tif, bmp, safetensors, latent
-    #[arg(long, value_name = "EXT", help_heading = "Files")]
+    #[arg(long, value_name = "EXT", add = values_of(values::formats), help_heading = "Files")]
     pub format: Option<String>,
 
     /// JPEG (default 95) and WebP (default lossless) quality, 1 to 100
@@ -284,6 +311,19 @@ pub struct Args {
     /// Stage times, memory, files passed over
     #[arg(short, long)]
     pub verbose: bool,
+
+    /// Print what completes this command line in a shell, and end
+    #[arg(
+        long,
+        value_name = "SHELL",
+        value_enum,
+        help_heading = "About the program"
+    )]
+    pub completions: Option<Shell>,
+
+    /// Print the man page, and end
+    #[arg(long, help_heading = "About the program")]
+    pub man: bool,
 
     /// Which of these were given, not taken by default.
     #[arg(skip)]
@@ -344,19 +384,83 @@ impl Args {
         self.given.iter().any(|id| id == option)
     }
 
-    /// The command, whose `--check-device` and `--convert` take no option of a run: whatever is not about what they do.
-    fn checked_command() -> Command {
-        let command = alone(Self::command(), "check_device", &["json", "verbose"]);
-        let of_a_model = [
-            "model",
-            "model_parts",
-            "revision",
-            "dtype",
-            "quiet",
-            "verbose",
-        ];
-        alone(command, "convert", &of_a_model)
+    /// The command, as it is read, helped with and completed.
+    pub fn checked_command() -> Command {
+        let command = modes(Self::command())
+            .mut_args(|argument| {
+                let shown = ON_ONE_SCREEN.contains(&argument.get_id().as_str());
+                argument.hide_short_help(!shown)
+            })
+            .disable_help_flag(true)
+            .disable_version_flag(true);
+        command
+            .arg(help_flag())
+            .arg(version_flag())
+            .long_version(version::in_full())
+            .after_long_help(notes::of_help())
     }
+}
+
+/// What works without one.
+const WITHOUT_INPUT: [&str; 7] = [
+    "export_tiny",
+    "check_device",
+    "list_devices",
+    "completions",
+    "man",
+    "convert",
+    "generate",
+];
+
+/// What `-h` shows: the ten options that people use.
+const ON_ONE_SCREEN: [&str; 11] = [
+    "input",
+    "output",
+    "prompt",
+    "scale",
+    "steps",
+    "guidance",
+    "seed",
+    "model",
+    "device",
+    "recursive",
+    "skip_existing",
+];
+
+fn help_flag() -> Arg {
+    Arg::new("help")
+        .short('h')
+        .long("help")
+        .action(ArgAction::Help)
+        .help("This page; --help has all options, with examples")
+        .long_help("All options; -h shows the ten that people use")
+}
+
+fn version_flag() -> Arg {
+    Arg::new("version")
+        .short('V')
+        .long("version")
+        .action(ArgAction::Version)
+        .hide_short_help(true)
+        .help_heading("About the program")
+        .help("The version, and with --version the commit, features and CPU kernels")
+}
+
+/// The command, whose modes take no option of a run: whatever is not about what they do.
+fn modes(command: Command) -> Command {
+    let command = alone(command, "check_device", &["json", "verbose"]);
+    let command = alone(command, "list_devices", &["json"]);
+    let command = alone(command, "completions", &[]);
+    let command = alone(command, "man", &[]);
+    let of_a_model = [
+        "model",
+        "model_parts",
+        "revision",
+        "dtype",
+        "quiet",
+        "verbose",
+    ];
+    alone(command, "convert", &of_a_model)
 }
 
 /// The command with an option that no other goes with but those of `company`.
@@ -368,18 +472,6 @@ fn alone(command: Command, option: &'static str, company: &[&str]) -> Command {
         .collect();
     command.mut_arg(option, |argument| argument.conflicts_with_all(others))
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  sd-upscale photo.png -p \"a red bicycle\" -o photo-2x.png
-  sd-upscale photo.png --model tiny -o draft.png            no download
-  sd-upscale -r shots/ -p \"film still\" -o big/ --skip-existing
-  generator --latents | sd-upscale - -p \"an astronaut\" -o out.png
-  sd-upscale --generate -p \"an astronaut\" --seed 33 -g 0 -o astronaut.png
-
-Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE=1, NO_COLOR, RAYON_NUM_THREADS,
-  SD_UPSCALE_KERNELS=avx512bf16|avx512|avx2|base|portable (the fastest that the machine has)
-Exit status: 0 all done; 1 an input failed (the others were done); 2 usage; 130 interrupted";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ScheduleName {

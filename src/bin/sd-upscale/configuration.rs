@@ -11,7 +11,16 @@ use toml::{Table, Value};
 /// The file's name.
 const NAME: &str = "sd-upscale.toml";
 /// Options that are no defaults but things to do.
-const NO_DEFAULTS: [&str; 5] = ["help", "version", "check-device", "convert", "export-tiny"];
+const NO_DEFAULTS: [&str; 8] = [
+    "help",
+    "version",
+    "check-device",
+    "list-devices",
+    "completions",
+    "man",
+    "convert",
+    "export-tiny",
+];
 
 /// What a configuration file says.
 pub struct Configuration {

@@ -3,6 +3,7 @@
 mod args;
 mod check_device;
 mod comparison;
+mod completions;
 mod compute;
 mod configuration;
 mod convert;
@@ -12,8 +13,11 @@ mod export_tiny;
 mod first_use;
 mod item;
 mod job;
+mod list_devices;
+mod manual;
 mod memory_size;
 mod model;
+mod notes;
 mod open_files;
 mod parcel;
 mod preview;
@@ -24,6 +28,7 @@ mod run;
 mod signals;
 mod size;
 mod threads;
+mod version;
 mod write;
 
 use std::io::Write;
@@ -41,6 +46,7 @@ fn main() -> ExitCode {
     errors_without_backtraces();
     threads::keep_panics();
     signals::outlive_file_limits();
+    completions::answer();
     // Its own messages on a command line that it cannot read end in status 2.
     let args = args::Args::of_process();
     let result = args.and_then(|args| threads::guarded(|| done(args)).flatten());
@@ -64,6 +70,19 @@ fn errors_without_backtraces() {
 fn done(args: args::Args) -> Result<ExitCode> {
     if let Some(folder) = &args.export_tiny {
         export_tiny::export(folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(shell) = args.completions {
+        completions::print(shell)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.man {
+        manual::print()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.list_devices {
+        Isa::chosen().map_err(UsageError)?;
+        list_devices::print(args.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(choice) = &args.check_device {

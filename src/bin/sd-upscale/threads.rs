@@ -1,10 +1,9 @@
 //! Threads that cannot die unheard: a panic is an error like any other, and ends in a message and an exit status.
 
-use std::env;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::{env, thread};
 
 use anyhow::{Context, Result, anyhow};
 

@@ -1,4 +1,5 @@
-//! Compiles the CUDA kernels beside this file to PTX with `nvcc`, with the feature `cuda`; else nothing.
+//! Compiles the CUDA kernels beside this file to PTX with `nvcc`, with the feature `cuda`, and says where git notes which commit is
+//! checked out.
 //!
 //! Read from the environment, as by candle's own build: `NVCC`, `CUDA_HOME`, and `CUDA_COMPUTE_CAP`, the oldest card that the
 //! kernels are for (75 where it is not set). Where that is older than 80 they are compiled for 80 too: bfloat16 and the wider
@@ -18,17 +19,53 @@ fn main() {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
-    if let Err(message) = build() {
+    let with_cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
+    let built = point_to_head_log().and_then(|()| if with_cuda { build() } else { Ok(()) });
+    if let Err(message) = built {
         eprintln!("{message}");
         exit(1);
     }
 }
 
+/// Writes `head_log.rs`: `Some` of the bytes of git's log of what was checked out here, or `None` without git. The program alone
+/// includes it, so that a commit compiles the program anew, and neither the library nor the kernels: this script does not run then.
+fn point_to_head_log() -> Result<(), String> {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo sets its folder")?);
+    let log = git_folder(&root).map(|folder| folder.join("logs/HEAD"));
+    let code = match log.filter(|log| log.is_file()) {
+        Some(log) => format!("Some(include_bytes!({log:?}) as &[u8])"),
+        None => "None::<&[u8]>".into(),
+    };
+    let path = out_folder()?.join("head_log.rs");
+    // Written only where it differs: its time would have the program compiled anew.
+    if fs::read_to_string(&path).is_ok_and(|old| old == code) {
+        return Ok(());
+    }
+    fs::write(&path, code).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Where git keeps what is of this checkout: `.git`, or what `.git` names where it is a worktree's. None outside a clone, as from a
+/// source archive; a repository around the folder is another's.
+fn git_folder(root: &Path) -> Option<PathBuf> {
+    let git = root.join(".git");
+    let (folder, watched) = if git.is_dir() {
+        (git.clone(), git.join("config"))
+    } else {
+        let text = fs::read_to_string(&git).ok()?;
+        let named = text.trim().strip_prefix("gitdir: ")?;
+        (root.join(named), git)
+    };
+    // What is there as long as git is, and no commit changes.
+    println!("cargo::rerun-if-changed={}", watched.display());
+    Some(folder)
+}
+
+fn out_folder() -> Result<PathBuf, String> {
+    Ok(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?.into())
+}
+
 fn build() -> Result<(), String> {
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    let out = out_folder()?;
     let nvcc = nvcc();
     let mut table = String::from("&[\n");
     for source in sources()? {

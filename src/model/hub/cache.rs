@@ -172,6 +172,27 @@ impl RepoCache {
     }
 }
 
+/// `ORG/NAME` of each folder `models--ORG--NAME` under `root`, in their order, with its `snapshots/COMMIT` folders. What cannot be
+/// read is not there.
+pub(super) fn repositories(root: &Path) -> Vec<(String, Vec<PathBuf>)> {
+    let paths = |folder: &Path| -> Vec<PathBuf> {
+        let listed = fs::read_dir(folder).into_iter().flatten().flatten();
+        listed.map(|entry| entry.path()).collect()
+    };
+    let mut found: Vec<(String, Vec<PathBuf>)> = paths(root)
+        .into_iter()
+        .filter_map(|folder| {
+            let name = folder.file_name()?.to_str()?.strip_prefix("models--")?;
+            Some((
+                name.replacen("--", "/", 1),
+                paths(&folder.join("snapshots")),
+            ))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
 pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }

@@ -104,6 +104,11 @@ impl Hub {
         first_missing(&dir, parts).is_none().then_some(dir)
     }
 
+    /// The model repositories that the cache has something of, in their order, each with the folders of the commits that are there.
+    pub fn repositories(&self) -> Vec<(String, Vec<PathBuf>)> {
+        cache::repositories(&self.settings.cache)
+    }
+
     fn obtain(&self, repo: &str, revision: &str, parts: &[Part]) -> Result<PathBuf, Failure> {
         let settings = &self.settings;
         let cache = RepoCache::new(&settings.cache, repo, revision);
