@@ -215,7 +215,7 @@ fn of_a_base_checkpoint_what_is_used_is_fetched_and_no_more() {
     base(&["--save-low-res"], true)
         .ends_in(1)
         .says(&["HF_HUB_OFFLINE", "or give --base DIR"])
-        .never_says("--model");
+        .never_says("give --model");
     base(&[], false).ends_in(0);
     assert!(!fetched("vae/"));
     base(&["--save-low-res"], false).ends_in(0);
