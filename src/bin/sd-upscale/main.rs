@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     errors_without_backtraces();
     threads::keep_panics();
     signals::outlive_file_limits();
-    completions::answer();
+    completions::answer(args::Args::checked_command);
     // Its own messages on a command line that it cannot read end in status 2.
     let args = args::Args::of_process();
     let result = args.and_then(|args| threads::guarded(|| done(args)).flatten());

@@ -7,11 +7,9 @@ pub mod values;
 use std::io::{Error, Write};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{Command, ValueEnum};
 use clap_complete::CompleteEnv;
 use clap_complete::env::Shells;
-
-use crate::args::Args;
 
 const PROGRAM: &str = "sd-upscale";
 
@@ -42,9 +40,9 @@ impl Shell {
     }
 }
 
-/// Answers a shell and ends the process, where one asks.
-pub fn answer() {
-    CompleteEnv::with_factory(Args::checked_command)
+/// Answers a shell that asks what can be said to `command`, and ends the process, where one asks.
+pub fn answer(command: fn() -> Command) {
+    CompleteEnv::with_factory(command)
         .bin(PROGRAM)
         .var(ASKING)
         .complete();
