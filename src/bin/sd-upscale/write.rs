@@ -104,16 +104,19 @@ impl Writer<'_> {
                     encoded.files.extend(picture.files);
                     low = low.or(picture.kept);
                 }
-                None => low = Some(self.gathered(parcels)?),
+                None => low = Some(parcels.picture(whole)?.1),
             }
         }
         if let (Some(path), Some(low), Some(result)) = (&item.compare, low, encoded.kept.take()) {
             let both = comparison::beside(low, &result)?;
-            let place = Place::File(path.clone());
-            let format = picture_format(item.kind);
-            encoded
-                .files
-                .push(self.plain(&both, colors, format, &place)?);
+            let (place, format) = (Place::File(path.clone()), picture_format(item.kind));
+            let dressed = Dressed {
+                metadata: colors,
+                ..Dressed::plain()
+            };
+            let (size, mut lines) = (Size::of(&both), pieces(&both));
+            let (out, _) = self.encoded(&dressed, size, format, &place, &mut lines)?;
+            encoded.files.push(out);
         }
         if let Some(LowResPlace {
             latents: Some(path),
@@ -208,31 +211,14 @@ impl Writer<'_> {
         place: &Place,
         parcels: &mut Parcels,
     ) -> Result<Encoded> {
-        let mut size = parcels.begin()?;
-        loop {
-            let encoded = self.lines(dressed, size, format, place, parcels);
-            if let Some(again) = parcels.again.take() {
-                size = again;
-                continue;
-            }
-            // What the computing says comes before what that led to.
-            let (out, warnings, kept) = match parcels.failure.take() {
-                Some(error) => return Err(error),
-                None => encoded?,
-            };
-            match parcels.next()? {
-                Parcel::End => {
-                    return Ok(Encoded {
-                        size,
-                        files: vec![out],
-                        warnings,
-                        kept,
-                    });
-                }
-                Parcel::Begin(again) => size = again,
-                _ => return Err(out_of_order()),
-            }
-        }
+        let (size, (out, warnings, kept)) =
+            parcels.picture(|size, parcels| self.lines(dressed, size, format, place, parcels))?;
+        Ok(Encoded {
+            size,
+            files: vec![out],
+            warnings,
+            kept,
+        })
     }
 
     /// Encodes the lines that come.
@@ -244,8 +230,6 @@ impl Writer<'_> {
         place: &Place,
         parcels: &mut Parcels,
     ) -> Result<(Out, Vec<String>, Option<Pixels>)> {
-        let outline = dressed.outline(self.job, size);
-        let quality = self.job.quality;
         let whole = match &dressed.reference {
             Some((low, times)) => {
                 let mut whole = whole(size, parcels)?;
@@ -254,69 +238,32 @@ impl Writer<'_> {
             }
             None => dressed.kept.then(|| whole(size, parcels)).transpose()?,
         };
+        let (out, warnings) = match &whole {
+            Some(pixels) => self.encoded(dressed, size, format, place, &mut pieces(pixels)),
+            None => self.encoded(dressed, size, format, place, &mut || parcels.lines()),
+        }?;
+        Ok((out, warnings, whole.filter(|_| dressed.kept)))
+    }
+
+    /// Encodes the lines that `next` gives.
+    fn encoded(
+        &self,
+        dressed: &Dressed,
+        size: Size,
+        format: Format,
+        place: &Place,
+        next: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<(Out, Vec<String>)> {
+        let outline = dressed.outline(self.job, size);
         let mut out = self.open(place)?;
-        let encoded = match &whole {
-            Some(pixels) => {
-                picture::encode_lines(&outline, format, quality, &mut pieces(pixels), &mut out)
-            }
-            None => {
-                picture::encode_lines(&outline, format, quality, &mut || parcels.lines(), &mut out)
-            }
-        };
+        let encoded = picture::encode_lines(&outline, format, self.job.quality, next, &mut out);
         match (encoded, out.failure()) {
-            (Ok(warnings), _) => Ok((out, warnings, whole.filter(|_| dressed.kept))),
+            (Ok(warnings), _) => Ok((out, warnings)),
             (Err(_), Some(failure)) => Err(failure),
             (Err(error), None) => Err(match &dressed.name {
                 Some(name) => error.context(name.clone()),
                 None => error,
             }),
-        }
-    }
-
-    /// A picture that comes and is only looked at.
-    fn gathered(&self, parcels: &mut Parcels) -> Result<Pixels> {
-        let mut size = parcels.begin()?;
-        loop {
-            let gathered = whole(size, parcels);
-            if let Some(again) = parcels.again.take() {
-                size = again;
-                continue;
-            }
-            let pixels = match parcels.failure.take() {
-                Some(error) => return Err(error),
-                None => gathered?,
-            };
-            match parcels.next()? {
-                Parcel::End => return Ok(pixels),
-                Parcel::Begin(again) => size = again,
-                _ => return Err(out_of_order()),
-            }
-        }
-    }
-
-    /// A picture of which nothing but the meaning of its colours is said.
-    fn plain(
-        &self,
-        pixels: &Pixels,
-        colors: Metadata,
-        format: Format,
-        place: &Place,
-    ) -> Result<Out> {
-        let outline = Outline {
-            width: pixels.width,
-            height: pixels.height,
-            alpha: None,
-            gray: false,
-            depth: Depth::Eight,
-            metadata: Cow::Owned(colors),
-        };
-        let mut out = self.open(place)?;
-        let quality = self.job.quality;
-        let encoded =
-            picture::encode_lines(&outline, format, quality, &mut pieces(pixels), &mut out);
-        match (encoded, out.failure()) {
-            (Ok(_), _) => Ok(out),
-            (Err(error), failure) => Err(failure.unwrap_or(error)),
         }
     }
 
@@ -440,6 +387,31 @@ impl<'a> Parcels<'a> {
         match self.next()? {
             Parcel::Begin(size) => Ok(size),
             _ => Err(out_of_order()),
+        }
+    }
+
+    /// What `take` makes of the picture that comes, and its size: from its beginning again where that is said.
+    fn picture<T>(
+        &mut self,
+        mut take: impl FnMut(Size, &mut Self) -> Result<T>,
+    ) -> Result<(Size, T)> {
+        let mut size = self.begin()?;
+        loop {
+            let taken = take(size, self);
+            if let Some(again) = self.again.take() {
+                size = again;
+                continue;
+            }
+            // What the computing says comes before what that led to.
+            let taken = match self.failure.take() {
+                Some(error) => return Err(error),
+                None => taken?,
+            };
+            match self.next()? {
+                Parcel::End => return Ok((size, taken)),
+                Parcel::Begin(again) => size = again,
+                _ => return Err(out_of_order()),
+            }
         }
     }
 

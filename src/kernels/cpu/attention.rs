@@ -25,9 +25,6 @@ const FEW_KEYS: usize = 8192;
 /// instruction set's rows, whole slabs, and few enough that their scores of [`NB`] queries stay in the first cache.
 const KEYS: usize = 192;
 
-/// Channels of a product of keys and queries, whole slabs of either kind: of so many the panel of queries stays in the first cache.
-const CHANNELS: usize = 128;
-
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -206,6 +203,28 @@ impl Packing {
     /// Where the values of the block that begins with key `key` are.
     fn values_from(&self, key: usize) -> usize {
         key / KEYS * self.values_block()
+    }
+
+    /// Writes `rows` rows of a panel of A, which is packed for `r`, times `cols` columns of a panel of B to rows of [`NB`], or adds it.
+    ///
+    /// # Safety
+    /// Both panels hold so many steps, `to` has room for the rows, and numbers where it is added to.
+    unsafe fn product(
+        &self,
+        (a, r, rows): (*const f32, usize, usize),
+        (b, cols): (*const f32, usize),
+        steps: usize,
+        to: *mut f32,
+        accumulate: bool,
+    ) {
+        let dst = Dst {
+            ptr: to,
+            row_stride: NB,
+            slab_stride: SLAB,
+            accumulate,
+        };
+        // SAFETY: the caller's promise is the same.
+        unsafe { panel_of(self.in_pairs, self.isa, rows, cols, steps, a, r, b, dst) };
     }
 
     /// Packs `n` keys from number `key` on, rows of `k`.
@@ -420,36 +439,12 @@ impl Task {
         to: *mut f32,
     ) {
         let packing = &self.packing;
-        let (r, d) = (packing.key_rows, packing.shape.d);
-        for channel in (0..d).step_by(CHANNELS) {
-            let steps = packing.steps(CHANNELS.min(d - channel));
-            let b = queries.wrapping_add(packing.steps(channel) * NB);
-            for row in (0..keys).step_by(r) {
-                let panel = kp.wrapping_add((key + row) / r * packing.keys_panel());
-                let a = panel.wrapping_add(packing.panel(channel, r));
-                let dst = Dst {
-                    ptr: to.wrapping_add(row * NB),
-                    row_stride: NB,
-                    slab_stride: SLAB,
-                    accumulate: channel > 0,
-                };
-                let rows = r.min(keys - row);
-                // SAFETY: slabs of a panel of A of this block's keys, as blocks are of whole panels, and the rows of the panel of B that
-                // go with them.
-                unsafe {
-                    panel_of(
-                        packing.in_pairs,
-                        packing.isa,
-                        rows,
-                        cols,
-                        steps,
-                        a,
-                        r,
-                        b,
-                        dst,
-                    )
-                };
-            }
+        let (r, steps) = (packing.key_rows, packing.steps(packing.shape.d));
+        for row in (0..keys).step_by(r) {
+            let a = kp.wrapping_add((key + row) / r * packing.keys_panel());
+            let (rows, to) = (r.min(keys - row), to.wrapping_add(row * NB));
+            // SAFETY: a panel of A of this block's keys, as blocks are of whole panels.
+            unsafe { packing.product((a, r, rows), (queries, cols), steps, to, false) };
         }
     }
 
@@ -471,27 +466,10 @@ impl Task {
         for channel in (0..d).step_by(r) {
             let panel = vp.wrapping_add(channel / r * packing.values_panel());
             let a = panel.wrapping_add(packing.values_from(key));
-            let dst = Dst {
-                ptr: to.wrapping_add(channel * NB),
-                row_stride: NB,
-                slab_stride: SLAB,
-                accumulate: key > 0,
-            };
-            let (rows, steps) = (r.min(d - channel), packing.steps(keys));
+            let (rows, to) = (r.min(d - channel), to.wrapping_add(channel * NB));
+            let (steps, again) = (packing.steps(keys), key > 0);
             // SAFETY: the slabs of this block of a panel of A of values, which begins at one.
-            unsafe {
-                panel_of(
-                    packing.in_pairs,
-                    packing.isa,
-                    rows,
-                    cols,
-                    steps,
-                    a,
-                    r,
-                    weights,
-                    dst,
-                )
-            };
+            unsafe { packing.product((a, r, rows), (weights, cols), steps, to, again) };
         }
     }
 }
