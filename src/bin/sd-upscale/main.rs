@@ -27,6 +27,7 @@ mod report;
 mod run;
 mod signals;
 mod size;
+mod stated;
 mod threads;
 mod version;
 mod write;

@@ -23,8 +23,8 @@ use crate::open_files::OpenFiles;
 use crate::preview::{self, Preview};
 use crate::prompts::prompt_in;
 use crate::report::{Message, Outcome, Status};
+use crate::stated::written_settings;
 use crate::threads::guarded;
-use crate::write::written_settings;
 
 /// Reads the inputs and hands them on in groups of up to `job.batch` that can be computed together.
 pub fn read(
