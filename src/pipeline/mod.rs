@@ -54,6 +54,7 @@ use self::sinks::{Guarded, Whole};
 pub use self::types::{
     Enlargement, Event, LowRes, MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_TOLERANCE, MIN_TOLERANCE,
     Memory, NoiseType, NotFinite, OnEvent, Options, PictureSink, Settings, Stage, UpscaledLatents,
+    refined_steps,
 };
 use self::types::{check_finite, check_latents, floats};
 use crate::device::{Backend, Placement};

@@ -218,6 +218,12 @@ impl BaseSettings {
     }
 }
 
+/// How many of so many steps a pass over latents at a strength, 0 to 1, does again; as diffusers counts them.
+pub fn refined_steps(steps: usize, strength: f64) -> usize {
+    // In double precision, as there: 50 * 0.58 is 28.
+    ((steps as f64 * strength) as usize).min(steps)
+}
+
 /// The smallest tolerance: what it allows is float32's rounding.
 pub const MIN_TOLERANCE: f64 = 1e-6;
 /// The largest tolerance: an error as large as the value.

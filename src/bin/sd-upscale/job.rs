@@ -8,6 +8,7 @@ use sd_upscale::device::{DeviceChoice, One};
 use sd_upscale::latents::LatentScale;
 use sd_upscale::limits::ReadLimits;
 use sd_upscale::model::{self, TINY, hub};
+use sd_upscale::pipeline::refined_steps;
 use sd_upscale::plan::{Output, Prompt, Reads, Request, Source, UsageError, Variant};
 use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
@@ -88,6 +89,16 @@ impl Job {
     /// Whether the base checkpoint has something to do.
     pub fn uses_base(&self) -> bool {
         self.generate || self.settings.refine.is_some()
+    }
+
+    /// Whether it then has two passes, with a prompt to steer away from.
+    pub fn is_base_guided(&self) -> bool {
+        self.uses_base() && self.settings.base_guidance > 1.0
+    }
+
+    /// Whether there is something to steer away from a negative prompt: the upscaler, by these settings, or the base checkpoint.
+    pub fn is_guided(&self, settings: &Settings) -> bool {
+        settings.guidance > 1.0 || self.is_base_guided()
     }
 
     /// Whether its VAE has.
@@ -275,7 +286,7 @@ fn variants(args: &Args) -> Vec<Variant> {
 /// # Errors
 /// The strength leaves no step to do, as the base checkpoint would say later.
 fn refines_something(strength: f64, steps: u32) -> Result<(), UsageError> {
-    if (f64::from(steps) * strength) as usize > 0 {
+    if refined_steps(steps as usize, strength) > 0 {
         return Ok(());
     }
     Err(UsageError(format!(

@@ -476,7 +476,7 @@ impl Reader<'_> {
             settings.prompt = prompt.to_owned();
         } else if let Some(found) = found.filter(|_| self.uses_a_prompt(&settings)) {
             settings.prompt = found.prompt;
-            if settings.negative_prompt.is_empty() && is_guided(&settings) {
+            if settings.negative_prompt.is_empty() && self.job.is_guided(&settings) {
                 settings.negative_prompt = found.negative;
             }
         }
@@ -510,7 +510,7 @@ impl Reader<'_> {
     }
 
     fn uses_a_prompt(&self, settings: &Settings) -> bool {
-        settings.guidance > 0.0 || settings.refine.is_some()
+        settings.guidance > 0.0 || self.job.uses_base()
     }
 
     /// The same, and says where the prompt is the input's.
@@ -540,7 +540,7 @@ impl Reader<'_> {
         let negative = found
             .as_ref()
             .is_some_and(|found| !found.negative.is_empty());
-        if negative && used && !is_guided(&settings) {
+        if negative && used && !self.job.is_guided(&settings) {
             self.say(Message::Info(format!(
                 "{}: the negative prompt of its metadata has no effect at guidance {}: give -g a value above 1",
                 task.source, settings.guidance
@@ -563,11 +563,6 @@ fn sidecar(source: &Source) -> Result<String> {
     };
     let path = input.with_extension("txt");
     prompt_in(&path).context("--prompt-from sidecar: no prompt for it; write one there, or give -p")
-}
-
-/// Whether there is something to steer away from a negative prompt.
-fn is_guided(settings: &Settings) -> bool {
-    settings.guidance > 1.0 || (settings.refine.is_some() && settings.base_guidance > 1.0)
 }
 
 /// The words that an input is, where pictures are made of words alone.

@@ -32,8 +32,7 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         ("Refine", stated_refine(settings)),
         ("Version", Some(VERSION.into())),
     ];
-    let guided = settings.guidance > 1.0 || is_base_guided(job);
-    parameters(settings, guided, fields)
+    parameters(settings, job.is_guided(settings), fields)
 }
 
 /// The same of the picture that the base checkpoint made.
@@ -46,7 +45,7 @@ pub fn base_settings(job: &Job, settings: &Settings, size: Size) -> Parameters {
         ("Model", Some(job.base_name())),
         ("Version", Some(VERSION.into())),
     ];
-    parameters(settings, is_base_guided(job), fields)
+    parameters(settings, job.is_base_guided(), fields)
 }
 
 const VERSION: &str = concat!("sd-upscale ", env!("CARGO_PKG_VERSION"));
@@ -80,10 +79,6 @@ fn stated_base_guidance(job: &Job) -> Option<String> {
 
 fn stated_refine(settings: &Settings) -> Option<String> {
     settings.refine.map(|strength| strength.to_string())
-}
-
-fn is_base_guided(job: &Job) -> bool {
-    job.uses_base() && job.settings.base_guidance > 1.0
 }
 
 /// Of the settings that not every sampler takes, those that this one does.

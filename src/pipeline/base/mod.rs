@@ -13,7 +13,7 @@ use super::loaded::loaded;
 use super::noise::Generator;
 use super::prompts::warn_of_cut;
 pub use super::types::BaseSettings;
-use super::types::{Event, OnEvent, Stage, check_finite, check_latents, floats};
+use super::types::{Event, OnEvent, Stage, check_finite, check_latents, floats, refined_steps};
 use crate::device::{Placement, STEPS_AHEAD, StepClock};
 use crate::model::ModelFiles;
 use crate::networks::Room;
@@ -133,8 +133,7 @@ impl BaseModel {
         on_event: OnEvent,
     ) -> Result<Tensor> {
         settings.check()?;
-        // In double precision, as there: 50 * 0.58 is 28.
-        let steps = ((settings.steps as f64 * strength) as usize).min(settings.steps);
+        let steps = refined_steps(settings.steps, strength);
         if steps == 0 {
             bail!(
                 "refining at a strength of {strength} over {} steps leaves no step to do: raise --refine or --base-steps",
