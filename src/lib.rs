@@ -59,6 +59,6 @@ pub mod plan;
 pub use model::ModelFiles;
 pub use pipeline::{
     Enlargement, Event, LowRes, Memory, NoiseType, NotFinite, OnEvent, Options, PictureSink,
-    Sampler, Schedule, Settings, Stage, UpscaledLatents, Upscaler,
+    PromptEmbeds, Sampler, Schedule, Settings, Stage, UpscaledLatents, Upscaler,
 };
 pub use pixels::Pixels;

@@ -6,6 +6,7 @@ pub mod base;
 mod base_vae;
 mod course;
 mod denoise;
+mod embeds;
 mod generate;
 mod loaded;
 mod memory;
@@ -36,6 +37,7 @@ use self::base::BaseModel;
 use self::base_vae::{Other, Whose};
 use self::course::Course;
 use self::denoise::{Denoiser, Passes};
+pub use self::embeds::PromptEmbeds;
 use self::loaded::loaded;
 use self::memory::Planner;
 pub use self::memory::{InputKind, PlanFor, StagePlan, TooLittle};
@@ -240,12 +242,16 @@ impl Upscaler {
     }
 
     /// Whether the settings are in their ranges, and the model can do what they ask of it, as far as the names of its tensors tell: a noise
-    /// level above 0 is not for every one.
+    /// level above 0 is not for every one, and prompts in numbers are of one text encoder.
     ///
     /// # Errors
     /// They are not, or it cannot; the message names what it lacks. Or its UNet's weights cannot be read.
     pub fn check(&self, settings: &Settings) -> Result<()> {
         settings.check()?;
+        if let Some(embeds) = &settings.prompt_embeds {
+            let (width, pooled) = self.unet_config.prompt_widths()?;
+            embeds.check(width, pooled)?;
+        }
         let level = settings.noise_level;
         if level == 0.0 || self.unet.is_some() {
             return Ok(());

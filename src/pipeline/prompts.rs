@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use candle_core::DType;
 
+use super::embeds::PromptEmbeds;
 use super::loaded::loaded;
 use super::types::{Event, OnEvent, Settings, Stage, check_finite, floats};
 use crate::device::Placement;
@@ -18,6 +19,23 @@ const PROMPTS_KEPT: usize = 16;
 #[derive(Default)]
 pub struct Prompts {
     kept: HashMap<String, Encoded>,
+}
+
+/// One prompt.
+enum Row<'a> {
+    /// For the text encoder.
+    Words(&'a str),
+    /// From one.
+    Numbers(&'a Conditioning),
+}
+
+impl<'a> Row<'a> {
+    fn words(&self) -> Option<&'a str> {
+        match *self {
+            Row::Words(text) => Some(text),
+            Row::Numbers(_) => None,
+        }
+    }
 }
 
 /// What a prompt became.
@@ -45,12 +63,21 @@ impl Prompts {
         placement: &Placement,
         on_event: OnEvent,
     ) -> Result<Vec<Conditioning>> {
-        let prompt = match settings.guidance {
-            0.0 => "",
-            _ => &*settings.prompt,
+        let given = match settings.guidance {
+            0.0 => None,
+            _ => settings.prompt_embeds.as_ref(),
         };
-        let negative = (settings.guidance > 1.0).then_some(&*settings.negative_prompt);
-        let texts: Vec<&str> = [prompt].into_iter().chain(negative).collect();
+        let prompt = match (settings.guidance, given) {
+            (0.0, _) => Row::Words(""),
+            (_, Some(embeds)) => Row::Numbers(embeds.prompt()),
+            (_, None) => Row::Words(&settings.prompt),
+        };
+        let negative = (settings.guidance > 1.0).then(|| {
+            let given = given.and_then(PromptEmbeds::negative);
+            given.map_or(Row::Words(&settings.negative_prompt), Row::Numbers)
+        });
+        let rows: Vec<Row> = negative.into_iter().chain([prompt]).collect();
+        let texts: Vec<&str> = rows.iter().filter_map(Row::words).collect();
         // In a batch the prompts are nearly always the same; kept is what they became, not the network.
         let mut networks = None;
         for &text in &texts {
@@ -65,18 +92,21 @@ impl Prompts {
             let encoded = encode(text, tokenizer, encoder, placement.dtype, on_event)?;
             self.keep(text, encoded, &texts);
         }
-        let row = |text: &str| {
-            let Encoded {
-                conditioning,
-                visible,
-            } = &self.kept[text];
-            if settings.mask_padding {
-                conditioning.masked(*visible)
-            } else {
-                Ok(conditioning.clone())
+        let conditioning = |row: &Row| match *row {
+            Row::Numbers(numbers) => numbers.to(placement),
+            Row::Words(text) => {
+                let Encoded {
+                    conditioning,
+                    visible,
+                } = &self.kept[text];
+                if settings.mask_padding {
+                    conditioning.masked(*visible)
+                } else {
+                    Ok(conditioning.clone())
+                }
             }
         };
-        negative.into_iter().chain([prompt]).map(row).collect()
+        rows.iter().map(conditioning).collect()
     }
 
     /// Keeps a conditioning, beside at most [`PROMPTS_KEPT`] others: a folder may bring a prompt a file, each of a

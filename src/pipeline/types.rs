@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::embeds::PromptEmbeds;
 use super::padding::Extent;
 use super::sampler::Sampler;
 use super::schedule::Schedule;
@@ -139,6 +140,9 @@ pub struct Settings {
     pub prompt: String,
     /// What to steer away from; used with a guidance scale above 1 alone.
     pub negative_prompt: String,
+    /// The text encoder's numbers in place of `prompt`, and where they have one in place of `negative_prompt`; the base checkpoint, which
+    /// has a text encoder of its own, takes the words. [`mask_padding`](Self::mask_padding) is of words alone.
+    pub prompt_embeds: Option<PromptEmbeds>,
     /// How many times as large the result is.
     pub scale: Enlargement,
     /// Denoising steps of each pass, at least 1; of no account to [`Sampler::DpmAdaptive`].
@@ -270,6 +274,7 @@ impl Default for Settings {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
+            prompt_embeds: None,
             scale: Enlargement::Two,
             steps: 20,
             guidance: 1.0,

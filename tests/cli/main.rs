@@ -9,6 +9,7 @@ mod damaged;
 #[path = "../common/data.rs"]
 mod data;
 mod effects;
+mod embeds;
 mod environment;
 mod fidelity;
 mod folders;

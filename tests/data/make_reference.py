@@ -413,6 +413,40 @@ def taesd_reference():
     save("taesd", out)
 
 
+# In numbers: as another program may weigh words, so that no words give the same.
+EMBEDS = {"prompts": ("a cat", "a photograph of a dog"), "negative": "blurry", "steps": 3, "seed": 6, "guidance": 4.0}
+
+
+@torch.no_grad()
+def embeds_reference():
+    """embeds.safetensors: prompts in numbers as diffusers' pipeline takes them, two rows, and the latents that each gives alone with guidance
+    and without; embeds-positive.safetensors: the same without what to steer away from, which is EMBEDS["negative"] in the text encoder's numbers."""
+    pipe, draw = load_pipe(), generator(17)
+    pipe.scheduler = random_model.scheduler("karras")
+    image = Image.open(INPUTS / "square-64x64.png").convert("RGB")
+    rows = [pipe.encode_prompt(prompt, "cpu", True, EMBEDS["negative"]) for prompt in EMBEDS["prompts"]]
+    embeds, negative, pooled, negative_pooled = (torch.cat(part) for part in zip(*rows))
+    embeds = 1.2 * embeds + 0.1 * torch.randn(embeds.shape, generator=draw)
+    pooled = 0.9 * pooled + 0.1 * torch.randn(pooled.shape, generator=draw)
+    positive = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    both = positive | {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
+    out = dict(both)
+    for row in range(len(rows)):
+        one = {name: values[row : row + 1] for name, values in both.items()}
+        for name, guidance in (("guided", EMBEDS["guidance"]), ("alone", 1.0)):
+            out[f"latents.{row}.{name}"] = pipe(
+                image=image,
+                num_inference_steps=EMBEDS["steps"],
+                guidance_scale=guidance,
+                generator=generator(EMBEDS["seed"]),
+                output_type="latent",
+                prompt=None,
+                **one,
+            ).images
+    save("embeds", out)
+    save("embeds-positive", positive)
+
+
 def versions():
     names = {"torch": torch, "diffusers": diffusers, "transformers": transformers, "numpy": np}
     return ", ".join([f"python {platform.python_version()}"] + [f"{k} {v.__version__}" for k, v in names.items()])
@@ -422,6 +456,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="write only the built-in model's numbers")
     parser.add_argument("--taesd", action="store_true", help="write only the AutoencoderTiny and its numbers")
+    parser.add_argument("--embeds", action="store_true", help="write only prompts in numbers and what they give")
     parser.add_argument("--samplers", action="store_true", help="write only what k-diffusion's samplers give")
     parser.add_argument("--original", action="store_true", help="write only what is of the original implementation")
     parser.add_argument("--check", action="store_true", help="judge the cases instead of writing them")
@@ -444,6 +479,8 @@ def main():
         return samplers.reference(load_pipe())
     if args.original:
         return original.reference(load_pipe())
+    if args.embeds:
+        return embeds_reference()
     if args.tiny:
         return tiny_reference()
     if args.taesd:

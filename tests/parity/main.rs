@@ -11,6 +11,7 @@ mod card;
 mod common;
 #[path = "../common/data.rs"]
 mod data;
+mod embeds;
 mod layers;
 mod networks;
 mod oracle;

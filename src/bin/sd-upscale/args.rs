@@ -61,6 +61,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
 
+    /// A prompt as the text encoder's numbers: safetensors with prompt_embeds (b, 77, 768) and pooled_prompt_embeds (b, 768)
+    ///
+    /// As diffusers' pipeline of this model takes them, with negative_prompt_embeds and negative_pooled_prompt_embeds where the file has
+    /// them. One row for all inputs, or a row an input (or, of one file of several latents, a row for each of these).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["prompt", "prompt_file", "generate", "refine", "mask_padding"])]
+    pub prompt_embeds: Option<PathBuf>,
+
     /// Where an input's prompt comes from when neither -p nor --prompt-file gives one: its metadata, or NAME.txt beside it
     #[arg(long, value_enum, default_value_t = PromptFrom::Metadata)]
     pub prompt_from: PromptFrom,

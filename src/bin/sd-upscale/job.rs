@@ -13,6 +13,7 @@ use sd_upscale::plan::{Output, Prompt, Reads, Request, Source, UsageError, Varia
 use sd_upscale::{Memory, NoiseType, Sampler, Schedule, Settings};
 
 use crate::args::{Args, ColorFix, DtypeName, NoiseTypeName, PromptFrom, ScaleName, ScheduleName};
+use crate::embeds::Embeds;
 use crate::prompts::Prompts;
 use crate::size::Size;
 
@@ -31,6 +32,8 @@ pub struct Job {
     pub prompt: Option<String>,
     /// Of pictures, from `--prompt-file`.
     pub prompts: Option<Prompts>,
+    /// In place of all prompts, from `--prompt-embeds`.
+    pub embeds: Option<Embeds>,
     /// Where an input's own is looked for.
     pub prompt_from: PromptFrom,
     /// The prompt, seed and guidance in it are replaced by each input's.
@@ -128,6 +131,7 @@ impl TryFrom<Args> for Job {
     fn try_from(args: Args) -> Result<Self, UsageError> {
         let warnings = without_effect(&args);
         let (inputs, prompts) = inputs(&args)?;
+        let embeds = embeds(&args)?;
         let variants = variants(&args);
         let refine = args.refine.filter(|strength| *strength > 0.0);
         if let Some(strength) = refine {
@@ -174,6 +178,7 @@ impl TryFrom<Args> for Job {
             settings: Settings {
                 prompt: String::new(),
                 negative_prompt: args.negative_prompt.unwrap_or_default(),
+                prompt_embeds: embeds.as_ref().map(|embeds| embeds.first().clone()),
                 scale: args.scale,
                 steps: args.steps as usize,
                 schedule: match args.schedule {
@@ -196,6 +201,7 @@ impl TryFrom<Args> for Job {
             },
             prompt: args.prompt,
             prompts,
+            embeds,
             prompt_from: args.prompt_from,
             generate: args.generate,
             base: args.base,
@@ -272,6 +278,22 @@ fn inputs(args: &Args) -> Result<(Vec<Source>, Option<Prompts>), UsageError> {
             "--generate makes pictures of prompts: give -p TEXT, or --prompt-file FILE".into(),
         )),
     }
+}
+
+/// # Errors
+/// Their file cannot be followed, or there are two prompts to steer away from.
+fn embeds(args: &Args) -> Result<Option<Embeds>, UsageError> {
+    let Some(file) = &args.prompt_embeds else {
+        return Ok(None);
+    };
+    let embeds = Embeds::read(file)?;
+    if args.negative_prompt.is_some() && embeds.first().has_negative() {
+        return Err(UsageError(format!(
+            "--prompt-embeds {} has negative_prompt_embeds, and --negative-prompt was given as well: leave that out",
+            file.display()
+        )));
+    }
+    Ok(Some(embeds))
 }
 
 /// What every input is done by: each seed with each guidance.
@@ -354,6 +376,7 @@ fn without_effect(args: &Args) -> Vec<String> {
         "--negative-prompt has no effect at guidance {}: give -g a value above 1",
         shown.join(",")
     );
+    let given = args.prompt.is_some() || args.prompt_file.is_some() || args.prompt_embeds.is_some();
     let of_prompts = [
         (
             args.negative_prompt.is_some()
@@ -362,9 +385,7 @@ fn without_effect(args: &Args) -> Vec<String> {
             &*negative,
         ),
         (
-            (args.prompt.is_some() || args.prompt_file.is_some())
-                && guidances.iter().all(|guidance| *guidance == 0.0)
-                && !uses_base,
+            given && guidances.iter().all(|guidance| *guidance == 0.0) && !uses_base,
             "guidance 0 ignores the prompt",
         ),
     ];
@@ -379,15 +400,13 @@ fn without_effect(args: &Args) -> Vec<String> {
         (
             built_in
                 && !uses_base
-                && (args.prompt.is_some()
-                    || args.prompt_file.is_some()
+                && (given
                     || args.negative_prompt.is_some()
                     || guidances.iter().any(|guidance| *guidance > 1.0)),
             "the prompt and the guidance do nothing in the built-in model: it was trained without words",
         ),
         (
-            args.gives("prompt_from")
-                && (args.prompt.is_some() || args.prompt_file.is_some() || args.generate),
+            args.gives("prompt_from") && (given || args.generate),
             "--prompt-from has no effect: it says where a prompt comes from when none is given",
         ),
         (

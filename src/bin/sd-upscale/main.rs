@@ -8,6 +8,7 @@ mod compute;
 mod configuration;
 mod convert;
 mod dry_run;
+mod embeds;
 mod existing;
 mod export_tiny;
 mod first_use;

@@ -246,7 +246,7 @@ impl Reader<'_> {
     /// What the result of a picture with `metadata` would say of itself; nothing where metadata is stripped.
     fn made(&self, task: &Task, metadata: Metadata, size: Size) -> Result<Option<Metadata>> {
         let own = self.own_prompt(task, metadata.prompt())?;
-        let settings = self.settings(task, own);
+        let settings = self.settings(task, own, None)?;
         Ok(self.made_by(metadata, &settings, size))
     }
 
@@ -297,7 +297,7 @@ impl Reader<'_> {
             low_res: self.low_res(task, &content, kind, &place)?,
             compare: self.compare(task, size, kind, &place)?,
             preview: self.preview(task, kind, &place),
-            settings: self.told_settings(task, &content)?,
+            settings: self.told_settings(task, &content, numbered)?,
             source: task.source.clone(),
             content,
             kind,
@@ -470,8 +470,17 @@ impl Reader<'_> {
     }
 
     /// The run's settings with this input's own prompt where none was given.
-    fn settings(&self, task: &Task, found: Option<FoundPrompt>) -> Settings {
+    fn settings(
+        &self,
+        task: &Task,
+        found: Option<FoundPrompt>,
+        numbered: Option<Numbered>,
+    ) -> Result<Settings> {
         let mut settings = self.job.settings_by(task.variant);
+        if let Some(embeds) = &self.job.embeds {
+            settings.prompt_embeds = Some(embeds.of(task, numbered)?.clone());
+            return Ok(settings);
+        }
         if let Some(prompt) = self.given_prompt(task) {
             settings.prompt = prompt.to_owned();
         } else if let Some(found) = found.filter(|_| self.uses_a_prompt(&settings)) {
@@ -480,7 +489,7 @@ impl Reader<'_> {
                 settings.negative_prompt = found.negative;
             }
         }
-        settings
+        Ok(settings)
     }
 
     /// The input's own prompt, where `--prompt-from` says; `found` is that of its metadata.
@@ -488,7 +497,7 @@ impl Reader<'_> {
     /// # Errors
     /// It was to be in a file beside the input, which cannot be read.
     fn own_prompt(&self, task: &Task, found: Option<FoundPrompt>) -> Result<Option<FoundPrompt>> {
-        if self.given_prompt(task).is_some() {
+        if self.given_prompt(task).is_some() || self.job.embeds.is_some() {
             return Ok(None);
         }
         match self.job.prompt_from {
@@ -514,7 +523,12 @@ impl Reader<'_> {
     }
 
     /// The same, and says where the prompt is the input's.
-    fn told_settings(&self, task: &Task, content: &Content) -> Result<Settings> {
+    fn told_settings(
+        &self,
+        task: &Task,
+        content: &Content,
+        numbered: Option<Numbered>,
+    ) -> Result<Settings> {
         let found = match content {
             Content::Picture(picture) => picture.metadata.prompt(),
             Content::Latents(latents) => latents.prompt(),
@@ -546,7 +560,7 @@ impl Reader<'_> {
                 task.source, settings.guidance
             )));
         }
-        Ok(self.settings(task, found))
+        self.settings(task, found, numbered)
     }
 }
 

@@ -28,8 +28,11 @@ const AHEAD: usize = 2;
 /// # Errors
 /// The command line cannot be followed, or the model cannot be had. An input that fails is reported and ends in
 /// exit status 1.
-pub fn run(job: Job) -> Result<ExitCode> {
+pub fn run(mut job: Job) -> Result<ExitCode> {
     let plan = plan::plan(&job.request)?;
+    if let Some(embeds) = &mut job.embeds {
+        embeds.spread(&plan)?;
+    }
     let (devices, note) = device::open(&job.device)?;
     ensure!(
         !(job.tf32 && devices.iter().any(Device::is_cpu)),

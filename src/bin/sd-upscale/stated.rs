@@ -23,6 +23,7 @@ pub fn written_settings(job: &Job, settings: &Settings, size: Size) -> Parameter
         ("Noise level", stated_noise_level(settings)),
         ("Noise type", stated_noise_type(settings)),
         ("Padding", stated_mask(settings)),
+        ("Prompt embeds", stated_embeds(settings)),
         ("Size", Some(format!("{}x{}", size.width, size.height))),
         ("Scale", written_scale(settings)),
         ("Model", Some(job.model_name())),
@@ -117,6 +118,13 @@ fn stated_mask(settings: &Settings) -> Option<String> {
     settings.mask_padding.then(|| "masked".into())
 }
 
+/// What the prompt's numbers are known by, where they count.
+fn stated_embeds(settings: &Settings) -> Option<String> {
+    let embeds = settings.prompt_embeds.as_ref();
+    let embeds = embeds.filter(|_| settings.guidance > 0.0)?;
+    Some(embeds.digest().to_owned())
+}
+
 /// The scale where it is another than the model's own.
 fn written_scale(settings: &Settings) -> Option<String> {
     let scale = settings.scale;
@@ -157,6 +165,7 @@ pub fn latents_metadata(
         ("noise_level", stated_noise_level(settings)),
         ("noise_type", stated_noise_type(settings)),
         ("padding", stated_mask(settings)),
+        ("prompt_embeds", stated_embeds(settings)),
         ("scale", written_scale(settings)),
         ("model", Some(job.model_name())),
         ("base", job.uses_base().then(|| job.base_name())),

@@ -41,6 +41,18 @@ impl Conditioning {
         })
     }
 
+    /// The same on a placement's device, in its dtype.
+    ///
+    /// # Errors
+    /// candle's own only.
+    pub fn to(&self, placement: &Placement) -> Result<Self> {
+        let moved = |part: &Tensor| part.to_device(&placement.device)?.to_dtype(placement.dtype);
+        Ok(Self {
+            context: moved(&self.context)?,
+            pooled: moved(&self.pooled)?,
+        })
+    }
+
     /// Tokens that the picture attends to.
     ///
     /// # Errors

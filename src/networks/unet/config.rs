@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use super::NOISE_LEVEL_FEATURES;
 use crate::model::{EPS, MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Weights, within};
 
 /// The largest kernel of the first and last convolution.
@@ -85,6 +86,22 @@ impl Default for UNetConfig {
 }
 
 impl UNetConfig {
+    /// The widths of what the text encoder makes of a prompt: of a token, and of the pooled one.
+    ///
+    /// # Errors
+    /// The configuration does not say.
+    pub fn prompt_widths(&self) -> Result<(usize, usize)> {
+        let width = self.cross_attention_dim.get(0, "cross_attention_dim")?;
+        let features = 2 * NOISE_LEVEL_FEATURES;
+        let pooled = self
+            .time_cond_proj_dim
+            .and_then(|dim| dim.checked_sub(features));
+        let pooled = pooled.context(
+            "unet/config.json: time_cond_proj_dim is missing or too small; the latent upscaler's prompt enters there",
+        )?;
+        Ok((width, pooled))
+    }
+
     /// The latents' sides must be multiples of this.
     pub fn side_multiple(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)
