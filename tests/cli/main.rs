@@ -14,6 +14,7 @@ mod environment;
 mod fidelity;
 mod folders;
 mod generate;
+mod grid;
 mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;

@@ -296,6 +296,10 @@ pub struct Args {
     #[arg(long, help_heading = "Files")]
     pub compare: bool,
 
+    /// Also write the outputs of several seeds or guidances into one picture, each under a label
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Files")]
+    pub grid: Option<PathBuf>,
+
     /// Show the steps so far in NAME-preview.EXT, replaced as they pass, removed at the end
     ///
     /// By the decoder where --vae is an AutoencoderTiny, at the result's size; else by a linear map of the latents, a pixel a

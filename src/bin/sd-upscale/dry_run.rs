@@ -43,6 +43,8 @@ pub fn show(job: Arc<Job>, plan: &Plan, devices: &[Device]) -> Result<ExitCode> 
     about.extend(base(&job));
     let configuration = job.configuration.as_ref();
     about.extend(configuration.map(|text| format!("configuration: {text}")));
+    let grid = job.grid.as_ref();
+    about.extend(grid.map(|file| format!("grid: {}", file.display())));
     about.extend(memory(first, &largest));
     let mut stdout = std::io::stdout().lock();
     let mut print = || -> std::io::Result<()> {

@@ -1,7 +1,7 @@
 //! The command line, checked once and turned into a [`Job`]; later code takes that, never the arguments.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use sd_upscale::device::{DeviceChoice, One};
@@ -67,6 +67,8 @@ pub struct Job {
     pub save_low_res: bool,
     pub preview: bool,
     pub compare: bool,
+    /// Where all outputs of several seeds or guidances are shown.
+    pub grid: Option<PathBuf>,
     pub limits: ReadLimits,
     pub json: bool,
     pub verbosity: Verbosity,
@@ -241,6 +243,7 @@ impl TryFrom<Args> for Job {
             // There is nothing beside standard output, which is said.
             preview: args.preview && !to_stdout,
             compare: args.compare && !to_stdout,
+            grid: args.grid,
             limits: ReadLimits {
                 max_pixels: args.max_pixels,
             },

@@ -12,6 +12,7 @@ mod embeds;
 mod existing;
 mod export_tiny;
 mod first_use;
+mod grid;
 mod item;
 mod job;
 mod list_devices;

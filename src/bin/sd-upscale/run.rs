@@ -11,6 +11,7 @@ use sd_upscale::plan::{self, PassedOver, Plan, Reads, Task, UsageError, Variant}
 use sd_upscale::{device, files};
 
 use crate::compute::compute;
+use crate::grid::Grid;
 use crate::job::Job;
 use crate::model::Model;
 use crate::open_files::OpenFiles;
@@ -29,7 +30,8 @@ const AHEAD: usize = 2;
 /// The command line cannot be followed, or the model cannot be had. An input that fails is reported and ends in
 /// exit status 1.
 pub fn run(mut job: Job) -> Result<ExitCode> {
-    let plan = plan::plan(&job.request)?;
+    let mut plan = plan::plan(&job.request)?;
+    let grid = Grid::planned(&job, &mut plan)?;
     if let Some(embeds) = &mut job.embeds {
         embeds.spread(&plan)?;
     }
@@ -89,13 +91,16 @@ pub fn run(mut job: Job) -> Result<ExitCode> {
         reporter.finish(End::Done);
         return Ok(status(&reporter));
     }
+    if let Some(grid) = &grid {
+        grid.try_place()?;
+    }
     sweep(&plan);
     let wires = Wires {
         messages,
         inbox,
         files,
     };
-    work(Arc::new(job), plan, devices, reporter, wires)
+    work(Arc::new(job), plan, devices, reporter, wires, grid)
 }
 
 /// # Errors
@@ -186,6 +191,7 @@ fn work(
     devices: Vec<Device>,
     reporter: Reporter,
     wires: Wires,
+    grid: Option<Grid>,
 ) -> Result<ExitCode> {
     let Wires {
         messages,
@@ -242,6 +248,7 @@ fn work(
         job: &job,
         files: &files,
         writers,
+        grid,
     };
     let status = talk.listen(&inbox);
     if status.is_err() {
@@ -257,9 +264,11 @@ struct Talk<'a> {
     /// All that are to be done, as they are called in messages.
     inputs: Vec<(String, Variant)>,
     job: &'a Job,
-    files: &'a OpenFiles,
+    files: &'a Arc<OpenFiles>,
     /// Writing threads that have not ended.
     writers: usize,
+    /// What the outputs are shown in.
+    grid: Option<Grid>,
 }
 
 impl Talk<'_> {
@@ -278,7 +287,12 @@ impl Talk<'_> {
                     seconds,
                 } => self.reporter.base_step(worker, done, total, seconds),
                 Message::Denoised { worker } => self.reporter.denoised(worker),
-                Message::Done(outcome) => self.reporter.done(&outcome)?,
+                Message::Done(outcome) => {
+                    if let Some(grid) = &mut self.grid {
+                        grid.add(&outcome);
+                    }
+                    self.reporter.done(&outcome)?;
+                }
                 Message::Fatal(error) => {
                     self.give_up(&error)?;
                     return Err(error);
@@ -300,7 +314,11 @@ impl Talk<'_> {
             self.give_up(&error)?;
             return Err(error);
         }
+        let drawn = self.grid.take().map(|grid| grid.write(self.files));
         self.reporter.finish(End::Done);
+        if let Some(file) = drawn.transpose()?.flatten() {
+            self.reporter.info(&format!("grid: {}", file.display()));
+        }
         Ok(status(&self.reporter))
     }
 
@@ -361,8 +379,9 @@ mod tests {
                 ("b.png".into(), Variant::default()),
             ],
             job: &job,
-            files: &OpenFiles::default(),
+            files: &Arc::default(),
             writers: 1,
+            grid: None,
         };
         talk.listen(&inbox)
     }
