@@ -1,7 +1,7 @@
 //! Whether a file that an earlier run wrote is whole.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use super::{FileKind, sniff};
@@ -28,6 +28,7 @@ fn is_whole(bytes: &[u8]) -> bool {
         Ok(FileKind::Image(Format::Bmp)) => structure::bmp_is_whole(bytes),
         Ok(FileKind::Image(Format::Gif)) => structure::map_gif(bytes).whole,
         Ok(FileKind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
-        Ok(FileKind::Npz) | Err(_) => false,
+        Ok(FileKind::Npz) => zip::ZipArchive::new(Cursor::new(bytes)).is_ok(),
+        Err(_) => false,
     }
 }

@@ -19,17 +19,7 @@ pub(super) fn checked(
     let mut conflicts = Vec::new();
     let mut lowercase: HashMap<String, PathBuf> = HashMap::new();
     let mut only_case_differs = Vec::new();
-    let variants = |(found, target): (Found, Target)| {
-        let by = |&variant| Task {
-            source: found.source.clone(),
-            relative: found.relative.clone(),
-            place: found.order,
-            target: target.by(variant),
-            variant,
-        };
-        request.variants.iter().map(by).collect::<Vec<Task>>()
-    };
-    for task in work.into_iter().flat_map(variants) {
+    for task in by_variants(work, request) {
         if let Some(path) = task.target.naming().map(Naming::pattern) {
             let origin = task.origin();
             let twice = match claims.take(&path, &origin) {
@@ -66,6 +56,21 @@ pub(super) fn checked(
         ));
     }
     Ok((tasks, claims))
+}
+
+/// Every input by each of the run's variants.
+pub(super) fn by_variants(work: Vec<(Found, Target)>, request: &Request) -> Vec<Task> {
+    let variants = |(found, target): (Found, Target)| {
+        let by = |&variant| Task {
+            source: found.source.clone(),
+            relative: found.relative.clone(),
+            place: found.order,
+            target: target.by(variant),
+            variant,
+        };
+        request.variants.iter().map(by).collect::<Vec<Task>>()
+    };
+    work.into_iter().flat_map(variants).collect()
 }
 
 fn is_same(a: &Origin, b: &Origin) -> bool {

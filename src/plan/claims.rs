@@ -50,6 +50,17 @@ impl Claims {
         }
     }
 
+    /// Whether an output goes there.
+    pub fn is_output(&mut self, path: &Path) -> bool {
+        let key = self.folders.key(path);
+        self.outputs.contains_key(&key)
+    }
+
+    /// Files that are inputs as well.
+    pub(super) fn add_inputs<'a>(&mut self, inputs: impl Iterator<Item = &'a Source>) {
+        self.inputs.extend(Self::new(inputs).inputs);
+    }
+
     /// Takes `path` for an output of `origin`, or says whose it is. The same origin may take a path again. [`super::plan`]
     /// did this for every path it knew; names with a size or a batch's number are known only when the input was read,
     /// so call this before each write.

@@ -27,8 +27,8 @@ pub use self::task::{Target, Task};
 pub use self::template::Template;
 use self::variant::Several;
 pub use self::variant::Variant;
-use self::walk::Found;
 pub use self::walk::PassedOver;
+use self::walk::{Failed, Found};
 
 /// What is to be done, and what is not.
 #[derive(Debug)]
@@ -60,39 +60,87 @@ pub fn plan(request: &Request) -> Result<Plan, UsageError> {
         let text = "standard input (-) can be read only once: give - once";
         return Err(UsageError(text.into()));
     }
-    let destination = Destination::of(request)?;
-    let template = destination.template(request);
-    let walk::Listing {
-        found,
-        mut passed_over,
-        mut failed,
-        mut warnings,
-    } = walk::list(request, destination.folder())?;
-
-    let with_target = |found: Found| {
-        let target = destination.target(&found, &template, request);
-        (found, target)
-    };
-    let work: Vec<(Found, Target)> = found.into_iter().map(with_target).collect();
-    let work = earlier_run::leave_out(work, &mut passed_over, &mut warnings);
-    let (mut tasks, claims) = check::checked(work, request, &mut passed_over, &mut warnings)?;
-    let inputs = walk::number(&mut tasks, &failed);
-
-    let all = tasks.len() + failed.len();
-    if let Some(shard) = request.shard {
-        tasks.retain(|task| shard.holds(&task.relative));
-        failed.retain(|failed| shard.holds(&failed.relative));
-    }
-    Ok(Plan {
-        in_other_shards: all - tasks.len() - failed.len(),
-        tasks,
+    let mut listed = Listed::of(request, |_| true)?;
+    let Listed {
+        work,
         passed_over,
-        failed: failed
-            .into_iter()
-            .map(|one| (one.path, one.error))
-            .collect(),
-        inputs,
         warnings,
-        claims,
-    })
+        ..
+    } = &mut listed;
+    let work = std::mem::take(work);
+    let (tasks, claims) = check::checked(work, request, passed_over, warnings)?;
+    Ok(listed.planned(tasks, claims, request))
+}
+
+/// The work again, of a run that goes on with files as they appear: those of its inputs that are folders, as they are now, without what
+/// the run wrote itself. New files are inputs from now on. Outputs that fall on each other are found as they are claimed.
+///
+/// # Errors
+/// As [`plan`], but for conflicts.
+pub fn look_again(request: &Request, claims: &mut Claims) -> Result<Plan, UsageError> {
+    let is_input = |found: &Found| match &found.source {
+        Source::Path(path) => !claims.is_output(path),
+        Source::Stdin | Source::Prompt(_) => false,
+    };
+    let mut listed = Listed::of(request, is_input)?;
+    let work = std::mem::take(&mut listed.work);
+    claims.add_inputs(work.iter().map(|(found, _)| &found.source));
+    let tasks = check::by_variants(work, request);
+    Ok(listed.planned(tasks, Claims::default(), request))
+}
+
+/// What the inputs stand for, before the checks.
+struct Listed {
+    work: Vec<(Found, Target)>,
+    passed_over: Vec<(PathBuf, PassedOver)>,
+    failed: Vec<Failed>,
+    warnings: Vec<String>,
+}
+
+impl Listed {
+    fn of(request: &Request, mut takes: impl FnMut(&Found) -> bool) -> Result<Self, UsageError> {
+        let destination = Destination::of(request)?;
+        let template = destination.template(request);
+        let walk::Listing {
+            found,
+            mut passed_over,
+            failed,
+            mut warnings,
+        } = walk::list(request, destination.folder())?;
+        let with_target = |found: Found| {
+            let target = destination.target(&found, &template, request);
+            (found, target)
+        };
+        let taken = found.into_iter().filter(|found| takes(found));
+        let work = taken.map(with_target).collect();
+        Ok(Self {
+            work: earlier_run::leave_out(work, &mut passed_over, &mut warnings),
+            passed_over,
+            failed,
+            warnings,
+        })
+    }
+
+    /// The plan of `tasks`, as far as they are this share's.
+    fn planned(self, mut tasks: Vec<Task>, claims: Claims, request: &Request) -> Plan {
+        let mut failed = self.failed;
+        let inputs = walk::number(&mut tasks, &failed);
+        let all = tasks.len() + failed.len();
+        if let Some(shard) = request.shard {
+            tasks.retain(|task| shard.holds(&task.relative));
+            failed.retain(|failed| shard.holds(&failed.relative));
+        }
+        Plan {
+            in_other_shards: all - tasks.len() - failed.len(),
+            tasks,
+            passed_over: self.passed_over,
+            failed: failed
+                .into_iter()
+                .map(|one| (one.path, one.error))
+                .collect(),
+            inputs,
+            warnings: self.warnings,
+            claims,
+        }
+    }
 }

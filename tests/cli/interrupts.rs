@@ -59,7 +59,7 @@ fn all_are_whole(folder: &Path) {
     }
 }
 
-fn signal(child: &Child, signal: i32) {
+pub(super) fn signal(child: &Child, signal: i32) {
     // SAFETY: a signal to a process of ours that has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }

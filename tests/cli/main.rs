@@ -37,3 +37,5 @@ mod sizes;
 mod spellings;
 mod taesd;
 mod tiny;
+#[cfg(target_os = "linux")]
+mod watch;

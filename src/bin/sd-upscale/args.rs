@@ -260,6 +260,12 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Many files")]
     pub batch: u32,
 
+    /// Go on with files that appear in the input folders, once they are whole, until interrupted
+    ///
+    /// The model stays in memory. A file that is written again is done again.
+    #[arg(long, help_heading = "Many files", conflicts_with_all = ["dry_run", "grid"])]
+    pub watch: bool,
+
     /// Do share I of N of the inputs, I from 0: to spread a folder over machines
     #[arg(long, value_name = "I/N", help_heading = "Many files")]
     pub shard: Option<Shard>,

@@ -46,11 +46,17 @@ impl Embeds {
     ///
     /// # Errors
     /// There are not.
-    pub fn spread(&mut self, plan: &Plan) -> Result<(), UsageError> {
+    pub fn spread(&mut self, plan: &Plan, watches: bool) -> Result<(), UsageError> {
         let (count, inputs) = (self.count(), plan.inputs);
         self.inputs = inputs;
-        if count == 1 || inputs == 1 || count == inputs {
+        if count == 1 || (!watches && (inputs == 1 || count == inputs)) {
             return Ok(());
+        }
+        if watches {
+            return Err(UsageError(format!(
+                "--prompt-embeds {} holds {count} prompts, and --watch cannot tell whose they are: give one for all",
+                self.file.display()
+            )));
         }
         Err(UsageError(format!(
             "--prompt-embeds {} holds {count} prompts, and there are {inputs} inputs: give one for all, or as many",

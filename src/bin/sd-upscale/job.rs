@@ -58,6 +58,8 @@ pub struct Job {
     /// What the work may take of it.
     pub memory: Memory,
     pub skip_existing: bool,
+    /// Whether the run goes on with files that appear.
+    pub watch: bool,
     pub batch: usize,
     pub dry_run: bool,
     pub quality: Option<u8>,
@@ -134,6 +136,9 @@ impl TryFrom<Args> for Job {
         let warnings = without_effect(&args);
         let (inputs, prompts) = inputs(&args)?;
         let embeds = embeds(&args)?;
+        if args.watch {
+            has_something_to_watch(&args)?;
+        }
         let variants = variants(&args);
         let refine = args.refine.filter(|strength| *strength > 0.0);
         if let Some(strength) = refine {
@@ -225,6 +230,7 @@ impl TryFrom<Args> for Job {
                 temp_dir: args.temp_dir,
             },
             skip_existing: args.skip_existing,
+            watch: args.watch,
             batch: if args.sampler.takes_steps() {
                 args.batch as usize
             } else {
@@ -281,6 +287,30 @@ fn inputs(args: &Args) -> Result<(Vec<Source>, Option<Prompts>), UsageError> {
             "--generate makes pictures of prompts: give -p TEXT, or --prompt-file FILE".into(),
         )),
     }
+}
+
+/// # Errors
+/// No folder is watched, or prompts are counted before the files are there.
+fn has_something_to_watch(args: &Args) -> Result<(), UsageError> {
+    let wrong = |what: &str| Err(UsageError(format!("--watch {what}")));
+    if args.generate {
+        let folder = args.prompt_file.as_deref();
+        return match folder.is_some_and(Path::is_dir) {
+            true => Ok(()),
+            false => {
+                wrong("goes on with files of a folder: give --prompt-file a folder of .txt files")
+            }
+        };
+    }
+    if !args.input.iter().any(|input| Path::new(input).is_dir()) {
+        return wrong("goes on with files of a folder, and no input is one");
+    }
+    if args.prompt_file.is_some() {
+        return wrong(
+            "takes no --prompt-file, which is of files that are there: give -p, or --prompt-from sidecar",
+        );
+    }
+    Ok(())
 }
 
 /// # Errors

@@ -32,6 +32,7 @@ mod size;
 mod stated;
 mod threads;
 mod version;
+mod watch;
 mod write;
 
 use std::io::Write;

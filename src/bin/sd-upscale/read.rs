@@ -25,6 +25,7 @@ use crate::prompts::prompt_in;
 use crate::report::{Message, Outcome, Status};
 use crate::stated::written_settings;
 use crate::threads::guarded;
+use crate::watch::Watch;
 
 /// Reads the inputs and hands them on in groups of up to `job.batch` that can be computed together.
 pub fn read(
@@ -46,36 +47,49 @@ pub fn read(
         tried: HashSet::new(),
         messages,
     };
-    let mut group: Vec<Item> = Vec::new();
-    for task in tasks {
-        let start = Instant::now();
-        match guarded(|| reader.items(&task, start)).flatten() {
-            Ok(items) => {
-                for item in items {
-                    let fits = group
-                        .first()
-                        .is_none_or(|first| first.shares_a_batch(&item));
-                    if !fits && groups.send(std::mem::take(&mut group)).is_err() {
-                        return;
-                    }
-                    group.push(item);
-                    // A full group does not wait for the next file, which may be a pipe.
-                    if group.len() >= job.batch && groups.send(std::mem::take(&mut group)).is_err()
-                    {
-                        return;
-                    }
-                }
-            }
-            Err(error) if error.is::<NoModel>() => {
-                reader.say(Message::Fatal(error));
-                return;
-            }
-            Err(error) => reader.failed(&task, start, error),
+    let mut groups = Groups {
+        most: job.batch,
+        group: Vec::new(),
+        sender: groups,
+    };
+    // Where no one is there to take them, or no model is there, the run has ended.
+    let _ = if job.watch {
+        reader.watch(tasks, &mut groups)
+    } else {
+        reader.all(&tasks, &mut groups)
+    };
+}
+
+/// Items that go through the networks together, as they are read.
+struct Groups {
+    most: usize,
+    group: Vec<Item>,
+    sender: SyncSender<Vec<Item>>,
+}
+
+/// Nothing more need be read.
+struct Ended;
+
+impl Groups {
+    fn push(&mut self, item: Item) -> Result<(), Ended> {
+        let first = self.group.first();
+        if first.is_some_and(|first| !first.shares_a_batch(&item)) {
+            self.flush()?;
         }
+        self.group.push(item);
+        // A full group does not wait for the next file, which may be a pipe.
+        if self.group.len() >= self.most {
+            self.flush()?;
+        }
+        Ok(())
     }
-    if !group.is_empty() {
-        // The receivers are gone only where the run has ended.
-        let _ = groups.send(group);
+
+    fn flush(&mut self) -> Result<(), Ended> {
+        let group = std::mem::take(&mut self.group);
+        if group.is_empty() {
+            return Ok(());
+        }
+        self.sender.send(group).map_err(|_| Ended)
     }
 }
 
@@ -95,6 +109,43 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Reads the inputs, and hands on the last of them.
+    fn all(&mut self, tasks: &[Task], groups: &mut Groups) -> Result<(), Ended> {
+        for task in tasks {
+            let start = Instant::now();
+            match guarded(|| self.items(task, start)).flatten() {
+                Ok(items) => items.into_iter().try_for_each(|item| groups.push(item))?,
+                Err(error) if error.is::<NoModel>() => {
+                    self.say(Message::Fatal(error));
+                    return Err(Ended);
+                }
+                Err(error) => self.failed(task, start, error),
+            }
+        }
+        groups.flush()
+    }
+
+    /// The same of what is there, and of what comes, for ever.
+    fn watch(&mut self, mut tasks: Vec<Task>, groups: &mut Groups) -> Result<(), Ended> {
+        let mut watch = Watch::of(self.job);
+        self.say(Message::Info(
+            "watching for new files until interrupted".into(),
+        ));
+        loop {
+            let ready = watch.ready(tasks);
+            if !ready.is_empty() {
+                let named = |task: &Task| (task.source.to_string(), task.variant);
+                self.say(Message::Came(ready.iter().map(named).collect()));
+                self.all(&ready, groups)?;
+            }
+            let look = watch.look(&mut self.claims);
+            for error in look.errors {
+                self.say(Message::Warning(format!("--watch: {error}")));
+            }
+            tasks = look.tasks;
+        }
+    }
+
     fn say(&self, message: Message) {
         let _ = self.messages.send(message);
     }

@@ -123,6 +123,8 @@ pub enum Message {
         worker: usize,
     },
     Done(Outcome),
+    /// Inputs that came while others were done.
+    Came(Vec<(String, Variant)>),
     /// Every result of one writing thread is written.
     AllWritten,
     /// Nothing more can be done: the model cannot be had.
@@ -191,6 +193,8 @@ pub struct Reporter {
     ok: usize,
     skipped: usize,
     inputs: usize,
+    /// Whether there may be more.
+    watches: bool,
     start: Instant,
     first_step: bool,
     /// Of each picture.
@@ -213,6 +217,7 @@ impl Reporter {
         }
         let files = match inputs {
             0 | 1 => ProgressBar::hidden(),
+            _ if job.watch => ProgressBar::hidden(),
             _ => bars.add(ProgressBar::new(inputs as u64)),
         };
         files.set_style(style("files {wide_bar} {pos}/{len} {elapsed} {eta} left"));
@@ -231,6 +236,7 @@ impl Reporter {
             ok: 0,
             skipped: 0,
             inputs,
+            watches: job.watch,
             start: Instant::now(),
             first_step: true,
             passes: job.settings.scale.passes(),
@@ -238,6 +244,15 @@ impl Reporter {
             step_times: vec![Vec::new(); workers],
             told: HashSet::new(),
         }
+    }
+
+    fn are_several(&self) -> bool {
+        self.watches || self.inputs > 1
+    }
+
+    /// There are more to do.
+    pub fn more(&mut self, inputs: usize) {
+        self.inputs += inputs;
     }
 
     /// What a worker begins to do.
@@ -346,7 +361,7 @@ impl Reporter {
                 self.ok += 1;
                 // A single result is no news to a script, but a person wants to know where it is.
                 let person = !self.json && std::io::stderr().is_terminal();
-                if self.inputs > 1 || person || self.verbosity == Verbosity::Verbose {
+                if self.are_several() || person || self.verbosity == Verbosity::Verbose {
                     self.info(&format!(
                         "{} -> {output} ({:.1} s)",
                         outcome.input, outcome.seconds
@@ -396,7 +411,7 @@ impl Reporter {
         {
             self.note(&format!("peak memory {:.2} GB", peak as f64 / 1e9));
         }
-        if self.inputs > 1 || end == End::Interrupted {
+        if self.are_several() || end == End::Interrupted {
             let left = self
                 .inputs
                 .saturating_sub(self.ok + self.skipped + self.failures.len());

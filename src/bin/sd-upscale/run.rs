@@ -33,7 +33,7 @@ pub fn run(mut job: Job) -> Result<ExitCode> {
     let mut plan = plan::plan(&job.request)?;
     let grid = Grid::planned(&job, &mut plan)?;
     if let Some(embeds) = &mut job.embeds {
-        embeds.spread(&plan)?;
+        embeds.spread(&plan, job.watch)?;
     }
     let (devices, note) = device::open(&job.device)?;
     ensure!(
@@ -47,7 +47,9 @@ pub fn run(mut job: Job) -> Result<ExitCode> {
         Some(prompts) => prompts.check(&plan)?,
         None => None,
     };
-    let inputs = plan.tasks.len() + plan.failed.len() * job.request.variants.len();
+    // Of a folder that is watched each is told of as it comes.
+    let planned = if job.watch { 0 } else { plan.tasks.len() };
+    let inputs = planned + plan.failed.len() * job.request.variants.len();
     let mut reporter = Reporter::new(&job, inputs, devices.len());
     let warnings = job.warnings.iter().chain(&plan.warnings);
     for text in warnings.chain(&of_prompts).chain(&note) {
@@ -81,7 +83,7 @@ pub fn run(mut job: Job) -> Result<ExitCode> {
             reporter.done(&failed(&job, input, variant, error))?;
         }
     }
-    if plan.tasks.is_empty() {
+    if plan.tasks.is_empty() && !job.watch {
         if inputs == 0 {
             reporter.warning(match job.request.reads {
                 Reads::Pictures => "there is nothing to do: no image or latents file was found",
@@ -203,9 +205,12 @@ fn work(
     let first = devices.first().cloned().unwrap_or(Device::Cpu);
     let model = Arc::new(Model::new(job.clone(), first));
 
-    let many = plan.tasks.len() > 1;
+    let many = plan.tasks.len() > 1 || job.watch;
     let named = |task: &Task| (task.source.to_string(), task.variant);
-    let inputs: Vec<(String, Variant)> = plan.tasks.iter().map(named).collect();
+    let inputs: Vec<(String, Variant)> = match job.watch {
+        true => Vec::new(),
+        false => plan.tasks.iter().map(named).collect(),
+    };
     {
         let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
         let (tasks, claims) = (plan.tasks, plan.claims);
@@ -292,6 +297,10 @@ impl Talk<'_> {
                         grid.add(&outcome);
                     }
                     self.reporter.done(&outcome)?;
+                }
+                Message::Came(inputs) => {
+                    self.reporter.more(inputs.len());
+                    self.inputs.extend(inputs);
                 }
                 Message::Fatal(error) => {
                     self.give_up(&error)?;
