@@ -116,7 +116,7 @@ pub fn rewritten(picture: &Picture, format: Format, tolerance: f32) -> Picture {
     let flattened = picture.alpha.is_some() && !format.keeps_alpha();
     if format != Format::Jpeg && !flattened {
         let step = match picture.depth {
-            Depth::Sixteen if format.keeps_sixteen_bits() => tolerance / 257.0,
+            Depth::Sixteen if format.keeps_sixteen_bits(picture.alpha.is_some()) => tolerance / 257.0,
             _ => tolerance,
         };
         let far = |(a, b): (&f32, &f32)| (a - b).abs() > 0.51 * step;

@@ -43,6 +43,9 @@ pub fn sniff(head: &[u8]) -> Result<FileKind> {
     if at(0, b"GIF87a") || at(0, b"GIF89a") {
         return image(Format::Gif);
     }
+    if at(0, b"\xFF\x0A") || at(0, b"\0\0\0\x0CJXL \r\n\x87\n") {
+        return image(Format::Jxl);
+    }
     // "BM" alone begins many a text; the length of the second header tells.
     if at(0, b"BM") && at(15, &[0, 0, 0]) && head[14] >= 12 {
         return image(Format::Bmp);
@@ -57,13 +60,17 @@ pub fn sniff(head: &[u8]) -> Result<FileKind> {
     ensure!(!head.is_empty(), "it is empty");
     const CURE: &str = "convert it to PNG first";
     let (what, cure) = if at(4, b"ftypavif") || at(4, b"ftypavis") {
-        ("an AVIF image", CURE)
+        (
+            "an AVIF image",
+            "convert it first: heif-convert IN.avif OUT.png, or magick IN.avif OUT.png",
+        )
     } else if at(4, b"ftyphei") || at(4, b"ftyphev") || at(4, b"ftypmif1") {
-        ("a HEIC image", CURE)
+        (
+            "a HEIC image",
+            "convert it first: heif-convert IN.heic OUT.png, or magick IN.heic OUT.png",
+        )
     } else if at(4, b"ftyp") {
         ("a video", "extract its frames first")
-    } else if at(0, b"\xFF\x0A") || at(4, b"JXL \r\n\x87\n") {
-        ("a JPEG XL image", CURE)
     } else if at(0, b"\0\0\0\x0CjP  ") {
         ("a JPEG 2000 image", CURE)
     } else if at(0, b"v/1\x01") {
@@ -90,7 +97,7 @@ pub fn sniff(head: &[u8]) -> Result<FileKind> {
         ("text", "give an image or latents")
     } else {
         bail!(
-            "its content is no known format (expected PNG, JPEG, WebP, TIFF, BMP or GIF, \
+            "its content is no known format (expected PNG, JPEG, WebP, TIFF, BMP, JPEG XL or GIF, \
              or latents as .safetensors, .latent or .npz)"
         )
     };

@@ -1,4 +1,4 @@
-//! [`Picture`], or its lines as they come -> a PNG, JPEG, WebP, TIFF or BMP file, with the metadata that the format can hold.
+//! [`Picture`], or its lines as they come -> a PNG, JPEG, WebP, TIFF, BMP or JPEG XL file, with the metadata that the format can hold.
 
 use std::io::{BufWriter, Cursor, Seek, Write};
 
@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::rows::{NextLines, Outline};
 use super::{
-    Format, PIECE, Picture, encode_bmp, encode_jpeg, encode_png, encode_tiff, encode_webp,
+    Depth, Format, PIECE, Picture, encode_bmp, encode_jpeg, encode_jxl, encode_png, encode_tiff,
+    encode_webp,
 };
 use crate::metadata::Density;
 use crate::metadata::jpeg::COMMENT;
@@ -47,7 +48,7 @@ pub fn encode(picture: &Picture, format: Format, quality: Option<u8>) -> Result<
 }
 
 /// Encodes a picture whose lines come as they are asked for, into `out` from its beginning: the file that [`encode`] gives. Of
-/// the picture a few lines are in memory at a time; of a WebP all, as 8-bit samples. Gives one warning a thing that the
+/// the picture a few lines are in memory at a time; of a WebP or JPEG XL all, as their samples. Gives one warning a thing that the
 /// format could not keep.
 ///
 /// # Errors
@@ -73,6 +74,9 @@ pub fn encode_lines(
             format.name()
         ));
     }
+    if format == Format::Jxl && outline.alpha.is_some() && outline.depth == Depth::Sixteen {
+        warnings.push("8 bits of 16: JPEG XL is written with 8 where there is transparency".into());
+    }
     let mut out = BufWriter::with_capacity(BUFFER, out);
     let encoded = match format {
         Format::Png => encode_png::encode(outline, next, &mut out),
@@ -84,7 +88,10 @@ pub fn encode_lines(
         Format::WebP => encode_webp::encode(outline, quality, next, &mut out),
         Format::Tiff => encode_tiff::encode(outline, next, &mut out),
         Format::Bmp => encode_bmp::encode(outline, next, &mut out),
-        Format::Gif => bail!("GIF is read, but not written; choose PNG, JPEG, WebP, TIFF or BMP"),
+        Format::Jxl => encode_jxl::encode(outline, next, &mut out),
+        Format::Gif => {
+            bail!("GIF is read, but not written; choose PNG, JPEG, WebP, TIFF, BMP or JPEG XL")
+        }
     };
     encoded
         .and_then(|()| Ok(out.flush()?))
@@ -113,7 +120,7 @@ fn lost_metadata(outline: &Outline, format: Format) -> Option<String> {
     }
     let gray = outline.keeps_gray(format);
     let profile = match format {
-        Format::Bmp => None,
+        Format::Bmp | Format::Jxl => None,
         // PNG has chunks for what is stated without a profile.
         Format::Png => metadata.icc_for(gray).map(Into::into),
         _ => metadata.profile_for(gray),

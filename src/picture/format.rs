@@ -13,18 +13,21 @@ pub enum Format {
     Tiff,
     /// Windows and OS/2 bitmaps.
     Bmp,
+    /// JPEG XL, written without loss.
+    Jxl,
     /// GIF, which is only read.
     Gif,
 }
 
 impl Format {
     /// The formats that can be written.
-    pub const WRITABLE: [Format; 5] = [
+    pub const WRITABLE: [Format; 6] = [
         Format::Png,
         Format::Jpeg,
         Format::WebP,
         Format::Tiff,
         Format::Bmp,
+        Format::Jxl,
     ];
 
     /// The format meant by a file extension or a `--format` value, in any case and without the dot.
@@ -35,6 +38,7 @@ impl Format {
             "webp" => Format::WebP,
             "tif" | "tiff" => Format::Tiff,
             "bmp" | "dib" => Format::Bmp,
+            "jxl" => Format::Jxl,
             "gif" => Format::Gif,
             _ => return None,
         })
@@ -48,6 +52,7 @@ impl Format {
             Format::WebP => "webp",
             Format::Tiff => "tif",
             Format::Bmp => "bmp",
+            Format::Jxl => "jxl",
             Format::Gif => "gif",
         }
     }
@@ -60,6 +65,7 @@ impl Format {
             Format::WebP => "WebP",
             Format::Tiff => "TIFF",
             Format::Bmp => "BMP",
+            Format::Jxl => "JPEG XL",
             Format::Gif => "GIF",
         }
     }
@@ -74,13 +80,18 @@ impl Format {
         match self {
             Format::WebP => 16383,
             Format::Jpeg | Format::Gif => 65535,
+            // 2^30 in the standard.
+            Format::Jxl => 1 << 30,
             Format::Png | Format::Tiff | Format::Bmp => i32::MAX as usize,
         }
     }
 
     /// Whether transparency is written.
     pub fn keeps_alpha(self) -> bool {
-        matches!(self, Format::Png | Format::WebP | Format::Tiff)
+        matches!(
+            self,
+            Format::Png | Format::WebP | Format::Tiff | Format::Jxl
+        )
     }
 
     /// Whether grey is written as one channel: libwebp takes none, and few readers know TIFF's grey with alpha.
@@ -93,7 +104,7 @@ impl Format {
     }
 
     /// Whether channels of 16 bits are written.
-    pub fn keeps_sixteen_bits(self) -> bool {
-        matches!(self, Format::Png | Format::Tiff)
+    pub fn keeps_sixteen_bits(self, with_alpha: bool) -> bool {
+        matches!(self, Format::Png | Format::Tiff) || (self == Format::Jxl && !with_alpha)
     }
 }

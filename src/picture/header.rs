@@ -8,7 +8,7 @@ use image::{ImageDecoder, ImageReader};
 
 use super::decode::TiffStated;
 use super::tiff::{self, Directory};
-use super::{Format, structure};
+use super::{Format, decode_jxl, structure};
 use crate::limits::ReadLimits;
 use crate::metadata::{Metadata, orientation};
 
@@ -42,6 +42,7 @@ impl Header {
             Format::Jpeg => image::ImageFormat::Jpeg,
             Format::WebP => image::ImageFormat::WebP,
             Format::Tiff => return tiff_header(file),
+            Format::Jxl => return jxl_header(file),
             Format::Bmp => image::ImageFormat::Bmp,
             Format::Gif => image::ImageFormat::Gif,
         };
@@ -83,6 +84,14 @@ fn png_header(file: impl BufRead + Seek) -> Result<Header> {
         orientation,
         metadata,
     ))
+}
+
+/// Its boxes may stand in any order.
+fn jxl_header(mut file: impl BufRead + Seek) -> Result<Header> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let (size, metadata) = decode_jxl::header(&bytes)?;
+    Ok(Header::upright(size, Orientation::NoTransforms, metadata))
 }
 
 /// A TIFF's directory may lie anywhere, mostly behind the pixels.

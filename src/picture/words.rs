@@ -46,11 +46,20 @@ pub(crate) fn of_jpeg(error: &DecodeErrors) -> String {
             "its Huffman codes are damaged".into()
         }
         DecodeErrors::DqtError(_) => "its quantization tables are damaged".into(),
+        DecodeErrors::SofError(_) => "the header of its frame is damaged".into(),
         DecodeErrors::SosError(_) => "the header of a scan is damaged".into(),
         DecodeErrors::ZeroError => "its header states a size of 0 pixels".into(),
         DecodeErrors::Unsupported(_) => "it is coded in a way that is not supported".into(),
         other => known(&other.to_string()),
     }
+}
+
+/// What `jxl-oxide` says, which names types of its own.
+pub(crate) fn of_jxl(text: &str) -> String {
+    if text.contains("::") {
+        return "it is damaged (a value that its kind does not have)".into();
+    }
+    known(&text.replace("; ", ", "))
 }
 
 /// What a decoder that panicked is said to have met.

@@ -44,7 +44,7 @@ impl Written {
 
 /// For messages.
 pub(super) const WRITTEN: &str =
-    "png, jpg, webp, tif or bmp for an image, safetensors or latent for latents";
+    "png, jpg, webp, tif, bmp or jxl for an image, safetensors or latent for latents";
 
 /// Whether `extension` is of a file that can be read: an image or latents.
 pub(super) fn is_readable(extension: &str) -> bool {

@@ -110,11 +110,11 @@ fn a_place_that_is_anothers_is_refused_before_the_work() {
         ),
         (
             "in.png -o out.png --seed 1,2 --grid grid.gif",
-            "give png, jpg, webp, tif or bmp",
+            "give png, jpg, webp, tif, bmp or jxl",
         ),
         (
             "in.png -o out.png --seed 1,2 --grid grid",
-            "give png, jpg, webp, tif or bmp",
+            "give png, jpg, webp, tif, bmp or jxl",
         ),
         (
             "in.png -o out.safetensors --seed 1,2 --grid grid.png",

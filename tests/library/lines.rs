@@ -85,7 +85,11 @@ fn pieces<'a>(pixels: &'a Pixels, lines: usize) -> impl FnMut() -> anyhow::Resul
 #[test]
 fn a_file_is_the_same_however_many_lines_come_at_a_time() {
     for (what, picture) in pictures() {
-        for format in Format::WRITABLE {
+        let (width, height) = (picture.pixels.width, picture.pixels.height);
+        // Which JPEG XL's encoder does not take.
+        let narrow = width < 2 || height < 2;
+        let formats = Format::WRITABLE.into_iter();
+        for format in formats.filter(|format| !narrow || *format != Format::Jxl) {
             let whole = encode(&picture, format, None).unwrap();
             for lines in [1, 7, 64] {
                 let mut bytes = Cursor::new(Vec::new());

@@ -14,6 +14,7 @@ mod house;
 mod hub;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
+mod jxl;
 mod latents;
 mod lines;
 mod odd;

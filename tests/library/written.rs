@@ -30,9 +30,16 @@ fn lossless_formats_give_back_what_was_written_in_every_kind() {
         "gray16.png",
     ] {
         let before = picture(name);
-        for format in [Format::Png, Format::Tiff, Format::WebP, Format::Bmp] {
+        for format in [
+            Format::Png,
+            Format::Tiff,
+            Format::WebP,
+            Format::Bmp,
+            Format::Jxl,
+        ] {
             if (before.alpha.is_some() && !format.keeps_alpha())
-                || (before.depth == Depth::Sixteen && !format.keeps_sixteen_bits())
+                || (before.depth == Depth::Sixteen
+                    && !format.keeps_sixteen_bits(before.alpha.is_some()))
             {
                 continue;
             }

@@ -38,7 +38,7 @@ pub struct Args {
 
     /// File, folder, or - for standard output
     ///
-    /// A file for one input, a folder for several or for a folder. The extension picks the format: png, jpg, webp, tif, bmp; .safetensors and .latent write the upscaled
+    /// A file for one input, a folder for several or for a folder. The extension picks the format: png, jpg, webp, tif, bmp, jxl; .safetensors and .latent write the upscaled
     /// latents and decode nothing. Without it, the result goes beside the input as NAME-2x.EXT (of --scale 4,
     /// NAME-4x.EXT).
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
@@ -274,7 +274,7 @@ pub struct Args {
     #[arg(long, help_heading = "Many files")]
     pub dry_run: bool,
 
-    /// Output format where -o does not say: png, jpg, webp, tif, bmp, safetensors, latent
+    /// Output format where -o does not say: png, jpg, webp, tif, bmp, jxl, safetensors, latent
     #[arg(long, value_name = "EXT", add = values_of(values::formats), help_heading = "Files")]
     pub format: Option<String>,
 

@@ -77,7 +77,7 @@ impl Grid {
         let format = Format::from_extension(&extension).filter(|format| format.is_writable());
         let format = format.ok_or_else(|| {
             wrong(format!(
-                "`{extension}` is no format that is written: give png, jpg, webp, tif or bmp"
+                "`{extension}` is no format that is written: give png, jpg, webp, tif, bmp or jxl"
             ))
         })?;
         take(&mut plan.claims, file).map_err(|error| wrong(format!("{error:#}")))?;
