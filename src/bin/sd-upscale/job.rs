@@ -295,12 +295,10 @@ fn has_something_to_watch(args: &Args) -> Result<(), UsageError> {
     let wrong = |what: &str| Err(UsageError(format!("--watch {what}")));
     if args.generate {
         let folder = args.prompt_file.as_deref();
-        return match folder.is_some_and(Path::is_dir) {
-            true => Ok(()),
-            false => {
-                wrong("goes on with files of a folder: give --prompt-file a folder of .txt files")
-            }
-        };
+        if folder.is_some_and(Path::is_dir) {
+            return Ok(());
+        }
+        return wrong("goes on with files of a folder: give --prompt-file a folder of .txt files");
     }
     if !args.input.iter().any(|input| Path::new(input).is_dir()) {
         return wrong("goes on with files of a folder, and no input is one");

@@ -207,9 +207,10 @@ fn work(
 
     let many = plan.tasks.len() > 1 || job.watch;
     let named = |task: &Task| (task.source.to_string(), task.variant);
-    let inputs: Vec<(String, Variant)> = match job.watch {
-        true => Vec::new(),
-        false => plan.tasks.iter().map(named).collect(),
+    let inputs: Vec<(String, Variant)> = if job.watch {
+        Vec::new()
+    } else {
+        plan.tasks.iter().map(named).collect()
     };
     {
         let (job, model, to_say) = (job.clone(), model.clone(), messages.clone());
