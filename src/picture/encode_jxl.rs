@@ -49,11 +49,19 @@ pub(super) fn encode(outline: &Outline, next: NextLines, out: &mut impl Write) -
     put(b"jxlc", &pixels, out)
 }
 
-/// A box, whose length is stated in 64 bits.
+/// A box. Where 32 bits do, its length is stated in these: libjxl 0.7 loses its way behind longer ones.
 fn put(name: &[u8; 4], data: &[u8], out: &mut impl Write) -> Result<()> {
-    out.write_all(&1u32.to_be_bytes())?;
-    out.write_all(name)?;
-    out.write_all(&(16 + data.len() as u64).to_be_bytes())?;
+    match u32::try_from(8 + data.len()) {
+        Ok(length) => {
+            out.write_all(&length.to_be_bytes())?;
+            out.write_all(name)?;
+        }
+        Err(_) => {
+            out.write_all(&1u32.to_be_bytes())?;
+            out.write_all(name)?;
+            out.write_all(&(16 + data.len() as u64).to_be_bytes())?;
+        }
+    }
     Ok(out.write_all(data)?)
 }
 
