@@ -6,7 +6,7 @@
 # its kernels are names (card-nvcc), gcc and Python are all it needs, and nothing is fetched. Either way the CUDA
 # libraries are opened at the first call, so that the one binary also runs where there are none. A machine with a toolkit
 # needs none of this.
-# Needs Python 3.11, gcc and cargo; without --card also pip, and DEST takes 410 MB. CUDA_COMPUTE_CAP (default 80, the
+# Needs Python 3.9, gcc and cargo; without --card also pip, and DEST takes 410 MB. CUDA_COMPUTE_CAP (default 80, the
 # first with bfloat16; with --card 75, so that its tests try both) is the oldest card the kernels are for: the driver
 # compiles them for newer ones at the first use.
 set -euo pipefail
@@ -28,7 +28,7 @@ else
   nvcc=$here/nvcc
   toolkit=("$cuda/lib")
   oldest=80
-  python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check \
     --no-deps --no-compile --upgrade --target "$dest/python" \
     nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
