@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use sd_upscale::limits::ReadLimits;
+
 use super::setup::*;
 use crate::damage;
 
@@ -43,7 +45,13 @@ fn damaged_inputs_end_in_a_message_each_and_spoil_no_other() {
             match line["status"].as_str().unwrap() {
                 "ok" => {
                     let output = line["output"].as_str().unwrap().to_string();
-                    image(folder.path().join(&output));
+                    let path = folder.path().join(&output);
+                    if kind == "jxl" {
+                        // Which `image` does not read.
+                        sd_upscale::files::read_picture(&path, &ReadLimits::default()).unwrap();
+                    } else {
+                        image(path);
+                    }
                     made.insert(output.strip_prefix("out/").unwrap().to_string());
                 }
                 "error" => {
