@@ -46,6 +46,21 @@ pub fn sniff(head: &[u8]) -> Result<FileKind> {
     if at(0, b"\xFF\x0A") || at(0, b"\0\0\0\x0CJXL \r\n\x87\n") {
         return image(Format::Jxl);
     }
+    let heif = [
+        &b"avif"[..],
+        b"avis",
+        b"heic",
+        b"heix",
+        b"hevc",
+        b"heim",
+        b"heis",
+        b"mif1",
+        b"msf1",
+    ];
+    let is_heif = at(4, b"ftyp") && heif.iter().any(|brand| at(8, brand));
+    if is_heif && Format::Heif.is_read_here() {
+        return image(Format::Heif);
+    }
     // "BM" alone begins many a text; the length of the second header tells.
     if at(0, b"BM") && at(15, &[0, 0, 0]) && head[14] >= 12 {
         return image(Format::Bmp);
@@ -59,16 +74,14 @@ pub fn sniff(head: &[u8]) -> Result<FileKind> {
     }
     ensure!(!head.is_empty(), "it is empty");
     const CURE: &str = "convert it to PNG first";
-    let (what, cure) = if at(4, b"ftypavif") || at(4, b"ftypavis") {
-        (
-            "an AVIF image",
-            "convert it first: heif-convert IN.avif OUT.png, or magick IN.avif OUT.png",
-        )
-    } else if at(4, b"ftyphei") || at(4, b"ftyphev") || at(4, b"ftypmif1") {
-        (
-            "a HEIC image",
-            "convert it first: heif-convert IN.heic OUT.png, or magick IN.heic OUT.png",
-        )
+    const HEIF_CURE: &str = "install libheif 1.12 or newer (Debian's package libheif1), which reads it, or convert it first: heif-convert IN OUT.png, or magick IN OUT.png";
+    let (what, cure) = if is_heif {
+        let what = if at(8, b"avi") {
+            "an AVIF image"
+        } else {
+            "a HEIC image"
+        };
+        (what, HEIF_CURE)
     } else if at(4, b"ftyp") {
         ("a video", "extract its frames first")
     } else if at(0, b"\0\0\0\x0CjP  ") {

@@ -5,7 +5,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use super::{FileKind, sniff};
-use crate::picture::{Format, jxl_is_whole, structure};
+use crate::picture::{Format, heif_is_whole, jxl_is_whole, structure};
 
 /// Whether a file at `path` is a whole image or safetensors file, by its structure (no pixel is decoded). Used to skip
 /// what an earlier run finished, whatever killed it.
@@ -27,6 +27,7 @@ fn is_whole(bytes: &[u8]) -> bool {
         Ok(FileKind::Image(Format::Tiff)) => structure::tiff_is_whole(bytes),
         Ok(FileKind::Image(Format::Bmp)) => structure::bmp_is_whole(bytes),
         Ok(FileKind::Image(Format::Jxl)) => jxl_is_whole(bytes),
+        Ok(FileKind::Image(Format::Heif)) => heif_is_whole(bytes),
         Ok(FileKind::Image(Format::Gif)) => structure::map_gif(bytes).whole,
         Ok(FileKind::Safetensors) => safetensors::SafeTensors::deserialize(bytes).is_ok(),
         Ok(FileKind::Npz) => zip::ZipArchive::new(Cursor::new(bytes)).is_ok(),

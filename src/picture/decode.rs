@@ -13,7 +13,8 @@ use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 
 use super::tiff::{self, Directory};
 use super::{
-    Format, Picture, decode_bmp, decode_gif, decode_jpeg, decode_jxl, decode_png, structure, words,
+    Format, Picture, decode_bmp, decode_gif, decode_jpeg, decode_jxl, decode_png, heif, structure,
+    words,
 };
 use crate::limits::ReadLimits;
 use crate::metadata::exif::{self, Exif};
@@ -29,6 +30,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], limits: &ReadLimits) -> Resul
         Format::Tiff => tiff(bytes, limits),
         Format::Bmp => bmp(bytes, limits),
         Format::Jxl => decode_jxl::decode(bytes, limits),
+        Format::Heif => heif::decode(bytes, limits),
         Format::Gif => gif(bytes, limits),
     };
     // A decoder that panics on a damaged file must not take the other files with it. It owns all that it changes.

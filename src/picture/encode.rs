@@ -89,8 +89,11 @@ pub fn encode_lines(
         Format::Tiff => encode_tiff::encode(outline, next, &mut out),
         Format::Bmp => encode_bmp::encode(outline, next, &mut out),
         Format::Jxl => encode_jxl::encode(outline, next, &mut out),
-        Format::Gif => {
-            bail!("GIF is read, but not written; choose PNG, JPEG, WebP, TIFF, BMP or JPEG XL")
+        Format::Gif | Format::Heif => {
+            bail!(
+                "{} is read, but not written; choose PNG, JPEG, WebP, TIFF, BMP or JPEG XL",
+                format.name()
+            )
         }
     };
     encoded

@@ -1,6 +1,8 @@
 //! The file formats by name, and what each can hold.
 
-/// A raster file format that is read; all but GIF are written too.
+use super::heif;
+
+/// A raster file format that is read; all but HEIF and GIF are written too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// PNG, also animated.
@@ -15,6 +17,8 @@ pub enum Format {
     Bmp,
     /// JPEG XL, written without loss.
     Jxl,
+    /// HEIC and AVIF, which are only read, and that by libheif where the machine has it.
+    Heif,
     /// GIF, which is only read.
     Gif,
 }
@@ -39,6 +43,7 @@ impl Format {
             "tif" | "tiff" => Format::Tiff,
             "bmp" | "dib" => Format::Bmp,
             "jxl" => Format::Jxl,
+            "heic" | "heif" | "hif" | "avif" => Format::Heif,
             "gif" => Format::Gif,
             _ => return None,
         })
@@ -53,6 +58,7 @@ impl Format {
             Format::Tiff => "tif",
             Format::Bmp => "bmp",
             Format::Jxl => "jxl",
+            Format::Heif => "heic",
             Format::Gif => "gif",
         }
     }
@@ -66,13 +72,19 @@ impl Format {
             Format::Tiff => "TIFF",
             Format::Bmp => "BMP",
             Format::Jxl => "JPEG XL",
+            Format::Heif => "HEIF",
             Format::Gif => "GIF",
         }
     }
 
     /// Whether [`encode`](super::encode) knows it.
     pub fn is_writable(self) -> bool {
-        self != Format::Gif
+        !matches!(self, Format::Gif | Format::Heif)
+    }
+
+    /// Whether this machine has what reads it.
+    pub fn is_read_here(self) -> bool {
+        self != Format::Heif || heif::is_here()
     }
 
     /// The largest side that the format's header can state, in pixels.
@@ -82,7 +94,7 @@ impl Format {
             Format::Jpeg | Format::Gif => 65535,
             // 2^30 in the standard.
             Format::Jxl => 1 << 30,
-            Format::Png | Format::Tiff | Format::Bmp => i32::MAX as usize,
+            Format::Png | Format::Tiff | Format::Bmp | Format::Heif => i32::MAX as usize,
         }
     }
 

@@ -8,7 +8,7 @@ use image::{ImageDecoder, ImageReader};
 
 use super::decode::TiffStated;
 use super::tiff::{self, Directory};
-use super::{Format, decode_jxl, structure};
+use super::{Format, decode_jxl, heif, structure};
 use crate::limits::ReadLimits;
 use crate::metadata::{Metadata, orientation};
 
@@ -43,6 +43,7 @@ impl Header {
             Format::WebP => image::ImageFormat::WebP,
             Format::Tiff => return tiff_header(file),
             Format::Jxl => return jxl_header(file),
+            Format::Heif => return heif_header(file),
             Format::Bmp => image::ImageFormat::Bmp,
             Format::Gif => image::ImageFormat::Gif,
         };
@@ -91,6 +92,13 @@ fn jxl_header(mut file: impl BufRead + Seek) -> Result<Header> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let (size, metadata) = decode_jxl::header(&bytes)?;
+    Ok(Header::upright(size, Orientation::NoTransforms, metadata))
+}
+
+fn heif_header(mut file: impl BufRead + Seek) -> Result<Header> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let (size, metadata) = heif::header(&bytes)?;
     Ok(Header::upright(size, Orientation::NoTransforms, metadata))
 }
 

@@ -19,6 +19,7 @@ mod encode_tiff;
 mod encode_webp;
 mod format;
 mod header;
+mod heif;
 mod rows;
 pub(crate) mod structure;
 mod tiff;
@@ -34,6 +35,7 @@ pub use self::double::{double, enlarge};
 pub use self::encode::{DEFAULT_JPEG_QUALITY, Encoded, encode, encode_lines};
 pub use self::format::Format;
 pub use self::header::Header;
+pub(crate) use self::heif::is_whole as heif_is_whole;
 pub use self::rows::{Alpha, NextLines, Outline};
 use crate::metadata::Metadata;
 use crate::pixels::Pixels;
@@ -110,8 +112,8 @@ impl Picture {
             other if has_alpha => split(&other.into_rgba32f(), 4, unit_float),
             other => split(&other.into_rgb32f(), 3, unit_float),
         };
-        // BMP and GIF have no grey but as a palette.
-        let palette = matches!(format, Format::Bmp | Format::Gif);
+        // BMP and GIF have no grey but as a palette, and libheif gives grey as colour.
+        let palette = matches!(format, Format::Bmp | Format::Gif | Format::Heif);
         let equal = |p: &[f32]| p[0] == p[1] && p[1] == p[2];
         let gray = channels < 3 || (palette && values.par_chunks_exact(3).all(equal));
         Self {

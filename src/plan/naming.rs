@@ -48,7 +48,7 @@ pub(super) const WRITTEN: &str =
 
 /// Whether `extension` is of a file that can be read: an image or latents.
 pub(super) fn is_readable(extension: &str) -> bool {
-    Format::from_extension(extension).is_some() || is_latents(extension)
+    Format::from_extension(extension).is_some_and(Format::is_read_here) || is_latents(extension)
 }
 
 pub(super) fn is_latents(extension: &str) -> bool {

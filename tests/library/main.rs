@@ -10,6 +10,7 @@ mod damaged;
 mod data;
 mod examples;
 mod exiftool;
+mod heif;
 mod house;
 mod hub;
 #[path = "../common/hub_server.rs"]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow, ensure};
 use candle_core::{DType, Device};
+use sd_upscale::picture::Format;
 use sd_upscale::plan::{self, PassedOver, Plan, Reads, Task, UsageError, Variant};
 use sd_upscale::{device, files};
 
@@ -146,9 +147,16 @@ fn passed_over(plan: &Plan) -> Option<String> {
         ""
     };
     let files = if count == 1 { "file" } else { "files" };
+    let heif =
+        |(extension, _): &(String, usize)| Format::from_extension(extension) == Some(Format::Heif);
+    let cure = if kinds.iter().any(heif) {
+        "; HEIC and AVIF are read where libheif is installed"
+    } else {
+        ""
+    };
     (count > 0).then(|| {
         format!(
-            "passed over {count} {files} of kinds that are not read ({}{more}); -v names them",
+            "passed over {count} {files} of kinds that are not read ({}{more}){cure}; -v names them",
             shown.join(", ")
         )
     })
