@@ -8,7 +8,6 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::types::floats;
 use crate::device::Placement;
 use crate::model::Weights;
 use crate::networks::text::Conditioning;
@@ -166,6 +165,11 @@ fn prompt_and<'a>(
 ) -> impl Iterator<Item = &'a Tensor> {
     let both = [prompt].into_iter().chain(negative);
     both.flat_map(|one| [&one.context, &one.pooled])
+}
+
+/// Of a tensor in float32.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
 fn digest<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<String> {
