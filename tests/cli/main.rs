@@ -20,6 +20,7 @@ mod hub;
 mod hub_server;
 #[cfg(target_os = "linux")]
 mod interrupts;
+mod json_lines;
 mod latents;
 mod memory;
 mod original;

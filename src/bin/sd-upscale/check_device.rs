@@ -10,6 +10,8 @@ use sd_upscale::device::{self, DeviceChoice};
 use sd_upscale::kernels::cpu::Isa;
 use serde_json::json;
 
+use crate::json_lines::SCHEMA;
+
 /// Checks each device of the choice and prints what was found: a table, or with `json` a line of JSON a finding.
 ///
 /// # Errors
@@ -121,6 +123,7 @@ fn rate(finding: &Finding) -> String {
 
 fn in_json(device: &str, finding: &Finding) -> String {
     json!({
+        "schema": SCHEMA,
         "device": device,
         "layer": finding.what,
         "dtype": precision(finding.dtype),

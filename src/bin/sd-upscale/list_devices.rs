@@ -9,6 +9,7 @@ use sd_upscale::device;
 use sd_upscale::kernels::cpu::Isa;
 use serde_json::json;
 
+use crate::json_lines::SCHEMA;
 use crate::version;
 
 /// Prints the devices, the CPU first: two columns, or with `json` a line of JSON each.
@@ -76,6 +77,7 @@ fn memory(device: &Device) -> Option<String> {
 fn in_json(name: &str, device: &Result<Device>, auto: bool) -> String {
     let found = device.as_ref().ok();
     json!({
+        "schema": SCHEMA,
         "device": name,
         "name": found.and_then(device::hardware_name),
         "total_memory": found.and_then(device::total_memory),

@@ -10,6 +10,7 @@ use sd_upscale::plan::Variant;
 use serde::Serialize;
 
 use crate::job::{Job, Verbosity};
+use crate::json_lines::SCHEMA;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +63,7 @@ impl Outcome {
     /// The line of `--json`.
     pub fn json(&self) -> String {
         let line = Line {
+            schema: SCHEMA,
             input: &self.input,
             output: self.output.as_deref(),
             status: self.status,
@@ -151,6 +153,7 @@ pub enum End {
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
+    schema: u32,
     input: &'a str,
     output: Option<&'a str>,
     status: Status,
