@@ -28,6 +28,8 @@ mod original;
 mod outputs;
 mod pipes;
 mod preview;
+#[cfg(target_os = "linux")]
+mod recipes;
 mod reference;
 mod refusals;
 mod samplers;
