@@ -98,12 +98,12 @@ fn lines_of_runs_are_what_the_schema_says() {
     let dry = "a.png bad.png -o new --dry-run --json";
     let lines = all_are("result", &run(dry).ends_in(1));
     assert!(statuses(&lines).contains(&"planned"));
-    let several = "a.png -o several --seed 1,18446744073709551615 -g 0,1.5 -p cat --json";
+    let several = "a.png -o several/ --seed 1,18446744073709551615 -g 0,1.5 -p cat --json";
     assert_eq!(all_are("result", &run(several).ends_in(0)).len(), 4);
     all_are("result", &run("a.png -o a.safetensors --json").ends_in(0));
     let latents = "a.safetensors -o latents --format latent --json";
     all_are("result", &run(latents).ends_in(0));
-    let adaptive = "a.png -o adaptive --sampler dpm-adaptive --tolerance 20 --json";
+    let adaptive = "a.png -o adaptive/ --sampler dpm-adaptive --tolerance 20 --json";
     let lines = all_are("result", &run(adaptive).ends_in(0));
     assert_eq!(lines[0]["steps"], Value::Null);
     let base = data("base/sd1");
