@@ -13,6 +13,7 @@ layer of the UNet a hundredth stronger: the verdict is then to be "fail", which 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -25,12 +26,10 @@ from pathlib import Path
 import numpy as np
 from compare import environment, machine, output_of, parity, versions
 from PIL import Image
+from repository import COMMIT, REPO
 from watch import watch
 
 ROOT = Path(__file__).resolve().parents[1]
-REPO = "stabilityai/sd-x2-latent-upscaler"
-COMMIT = "1f2883b22f62cfb29323770ba9cfdcf601757bd3"  # what the program pins, src/model/hub/mod.rs
-
 ASTRONAUT = ROOT / "assets" / "astronaut.png"
 SMALL = ROOT / "tests" / "data" / "inputs" / "wide-96x64.png"
 ENCODED, RANDOM = "encoded", "random"  # latents: of the astronaut by the model's VAE, or normal noise
@@ -230,12 +229,12 @@ def devices(args):
     return ["cpu", "cuda"] if has_card and torch.cuda.is_available() else ["cpu"]
 
 
-def files(folder):
-    """Size by path, and where it comes from the cache the blob: the Hub's hash of it."""
+def hashes(folder):
+    """SHA-256 of the weights by path."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        blob = path.resolve().name if path.is_symlink() else None
-        found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blob": blob}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
@@ -279,7 +278,7 @@ def run(args, work):
         "program": output_of(args.binary, "--version"),
         "versions": versions(args.binary),
         "machine": machine(args.threads),
-        "files": files(model),
+        "weights": hashes(model),
         "tolerances": TOLERANCES,
         "cases": [],
     }

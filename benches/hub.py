@@ -1,9 +1,10 @@
 """A folder as a model repository of a Hugging Face Hub on loopback, as far as huggingface_hub and sd-upscale ask.
 
-    python benches/hub.py DIR --repo org/model                   prints its address, and serves until interrupted
-    HF_ENDPOINT=http://127.0.0.1:PORT HF_HOME=$(mktemp -d) python benches/accept.py --repo org/model --revision main
+    python benches/hub.py DIR                                    prints its address, and serves until interrupted
+    HF_ENDPOINT=http://127.0.0.1:PORT HF_HOME=$(mktemp -d) python benches/accept.py
 
-What accept.py does with a network is tried so without one: both programs fetch, list and read the cache as they do from the real Hub.
+The folder stands for the published repository at the commit that sd-upscale pins, so that what accept.py does with a network is tried
+without one: diffusers fetches, and both programs read the cache. --repo and --commit make it another.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from repository import COMMIT, REPO
 
 CHUNK = 1 << 20
 
@@ -27,15 +30,12 @@ def digest(path, algorithm, prefix=b""):
 class Repository:
     """The files under a folder, with the hashes that the Hub gives: SHA-256 of weights, git's of all else."""
 
-    def __init__(self, folder, name):
-        self.name, self.files = name, {}
+    def __init__(self, folder, name, commit):
+        self.name, self.commit, self.files = name, commit, {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             size, is_large = path.stat().st_size, path.suffix in (".safetensors", ".bin", ".pth")
             blob = digest(path, "sha256") if is_large else digest(path, "sha1", b"blob %d\0" % size)
             self.files[path.relative_to(folder).as_posix()] = (path, size, blob, is_large)
-        # Like git's, it follows from what the repository holds.
-        contents = "".join(f"{name} {blob}\n" for name, (_, _, blob, _) in self.files.items())
-        self.commit = hashlib.sha1(contents.encode()).hexdigest()
 
     def info(self):
         """What /api/models/REPO/revision/REVISION?blobs=true answers."""
@@ -67,14 +67,15 @@ def handler(repository):
 
         def answer(self, with_body):
             path = unquote(urlsplit(self.path).path)
-            for opening, what in ((f"/api/models/{repository.name}/revision/", repository.info), (f"/api/models/{repository.name}/tree/", repository.tree)):
-                if path.startswith(opening):
-                    return self.as_json(path.removeprefix(opening), what(), with_body)
-            if path == f"/api/models/{repository.name}":
+            about, files = f"/api/models/{repository.name}", f"/{repository.name}/resolve/"
+            if path == about:
                 return self.as_json("main", repository.info(), with_body)
-            revision, _, name = path.removeprefix(f"/{repository.name}/resolve/").partition("/")
-            if not path.startswith(f"/{repository.name}/resolve/"):
+            for kind, value in (("revision", repository.info), ("tree", repository.tree)):
+                if path.startswith(f"{about}/{kind}/"):
+                    return self.as_json(path.removeprefix(f"{about}/{kind}/"), value(), with_body)
+            if not path.startswith(files):
                 return self.missing("RepoNotFound")
+            revision, _, name = path.removeprefix(files).partition("/")
             if revision not in ("main", repository.commit):
                 return self.missing("RevisionNotFound")
             if name not in repository.files:
@@ -128,10 +129,11 @@ def handler(repository):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repo", default="org/model")
+    parser.add_argument("--repo", default=REPO)
+    parser.add_argument("--commit", default=COMMIT)
     parser.add_argument("--port", type=int, default=0, help="any that is free")
     args = parser.parse_args()
-    repository = Repository(args.folder, args.repo)
+    repository = Repository(args.folder, args.repo, args.commit)
     server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(repository))
     print(f"http://127.0.0.1:{server.server_port} serves {args.folder} as {args.repo} at {repository.commit}", flush=True)
     try:

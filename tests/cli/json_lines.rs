@@ -1,11 +1,11 @@
-//! Every kind of line of `--json` is what `assets/json-schema/` says it is.
+//! Every kind of line of `--json` is what `assets/json-schema.json` says it is.
 
 use serde_json::{Value, json};
 
 use super::setup::*;
 
 fn schema() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/json-schema/lines-1.schema.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/json-schema.json");
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -74,7 +74,16 @@ fn all_are(kind: &str, ran: &Ran) -> Vec<Value> {
     assert!(!lines.is_empty(), "no lines: {}", ran.stderr);
     for line in &lines {
         assert_eq!(faults(line, kind), [""; 0], "{line}");
+        let mut others = ["result", "device", "finding"].into_iter();
+        let is_another = others.any(|other| other != kind && faults(line, other).is_empty());
+        assert!(!is_another, "not one kind alone: {line}");
     }
+    let mut texts = ran.text().lines();
+    assert!(
+        texts.all(|text| text.starts_with(r#"{"schema":1,"#)),
+        "a line does not begin with the version: {}",
+        ran.text()
+    );
     lines
 }
 

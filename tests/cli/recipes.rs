@@ -60,7 +60,7 @@ fn find_and_xargs_take_any_name() {
         .open(folder.path().join("in/old.png"))
         .unwrap();
     old.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    let mut command = recipe(folder.path(), "xargs.sh");
+    let mut command = recipe(folder.path(), "find_xargs.sh");
     finish_ok(command.args(["in", "-out"]).args(TINY));
     let mut expected = names.map(str::to_owned).to_vec();
     expected.sort();
@@ -141,7 +141,7 @@ fn comfyui_latents_come_out_as_pictures_and_as_latents() {
     let latent = data("files/marked.latent");
     fs::copy(latent, folder.path().join("in/a.latent")).unwrap();
     for (format, output) in [("png", "a.png"), ("latent", "a.latent")] {
-        let mut command = recipe(folder.path(), "comfyui_latents.sh");
+        let mut command = recipe(folder.path(), "comfy_latents.sh");
         command.env("FORMAT", format);
         let model = data("model");
         command

@@ -1,13 +1,28 @@
 //! What the lines of `--json` have in common, and their description.
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::Value;
 
 /// The version that every line names; [`DESCRIPTION`] is of it.
 pub const SCHEMA: u32 = 1;
 
 /// A JSON Schema of the lines, which the tests hold them to.
-const DESCRIPTION: &str = include_str!("../../../assets/json-schema/lines-1.schema.json");
+const DESCRIPTION: &str = include_str!("../../../assets/json-schema.json");
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    fields: &'a T,
+}
+
+/// A line: the schema's version, and then `fields`, an object of strings and numbers by name.
+pub fn line(fields: &impl Serialize) -> String {
+    let schema = SCHEMA;
+    // Such are always JSON.
+    serde_json::to_string(&Line { schema, fields }).unwrap_or_default()
+}
 
 /// A kind of line: the options that print it, what a line is of, and its fields with what they say.
 pub struct Kind {

@@ -63,7 +63,7 @@ fn json_output() -> Result<Roff> {
     roff.text([roman(format!(
         "Each line of standard output is an object whose field schema is the version of what follows, {SCHEMA}. Within a version \
          fields are only added, so take no notice of those you do not know. The same as a JSON Schema is \
-         assets/json-schema/lines-{SCHEMA}.schema.json in the program's source."
+         assets/json-schema.json in the program's source."
     ))]);
     for kind in kinds()? {
         roff.control("SS", [&*kind.options]);

@@ -10,7 +10,7 @@ use sd_upscale::plan::Variant;
 use serde::Serialize;
 
 use crate::job::{Job, Verbosity};
-use crate::json_lines::SCHEMA;
+use crate::json_lines;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +63,6 @@ impl Outcome {
     /// The line of `--json`.
     pub fn json(&self) -> String {
         let line = Line {
-            schema: SCHEMA,
             input: &self.input,
             output: self.output.as_deref(),
             status: self.status,
@@ -76,8 +75,7 @@ impl Outcome {
             evaluations: self.evaluations,
             seconds: (self.seconds * 1000.0).round() / 1000.0,
         };
-        // Strings and numbers, which are always JSON.
-        serde_json::to_string(&line).unwrap_or_default()
+        json_lines::line(&line)
     }
 
     /// Which of the run's outputs it is of.
@@ -153,7 +151,6 @@ pub enum End {
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
-    schema: u32,
     input: &'a str,
     output: Option<&'a str>,
     status: Status,

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Pictures that `find` finds, whatever their names are: spaces, line breaks and leading dashes are safe.
 #
-#     examples/xargs.sh photos upscaled [OPTIONS OF sd-upscale]
+#     examples/find_xargs.sh photos upscaled [OPTIONS OF sd-upscale]
 #
 # Needs find and xargs with -print0 and -0 (GNU, BSD, busybox). Here: PNG and JPEG files that were changed within a week. xargs starts one process for
 # hundreds of files, so that the model is loaded once, and ends in 123 where one of them failed.
