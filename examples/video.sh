@@ -13,8 +13,8 @@ frames=${FRAMES:-$to.frames}
 begin=$(date +%s)
 mkdir -p -- "$frames/in"
 
-# As a fraction, such as 30000/1001.
-rate=$(ffprobe -v error -select_streams v:0 -show_entries stream=avg_frame_rate -of default=noprint_wrappers=1:nokey=1 "$from")
+# As a fraction, such as 30000/1001; transport streams say it twice.
+rate=$(ffprobe -v error -select_streams v:0 -show_entries stream=avg_frame_rate -of default=noprint_wrappers=1:nokey=1 "$from" | head -n 1)
 if [ ! -e "$frames/in/whole" ]; then
   ffmpeg -v error -nostdin -y -i "$from" -map 0:v:0 -fps_mode passthrough "$frames/in/%06d.png"
   touch "$frames/in/whole"
