@@ -77,7 +77,7 @@ def versions(binary):
         commit += " with changes"
     packages = ("torch", "diffusers", "transformers", "openvino")
     return ", ".join(
-        [f"{output_of(binary, '--version')} (commit {commit}, {output_of('rustc', '--version')})"]
+        [f"{output_of(binary, '-V')} (commit {commit}, {output_of('rustc', '--version')})"]
         + [f"{name} {version(name)}" for name in packages if version(name)]
         + [f"Python {platform.python_version()}"]
     )

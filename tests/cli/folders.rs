@@ -97,6 +97,7 @@ fn a_line_of_json_has_the_fields_that_scripts_rely_on() {
             "height",
             "input",
             "output",
+            "schema",
             "seconds",
             "seed",
             "status",
@@ -105,6 +106,7 @@ fn a_line_of_json_has_the_fields_that_scripts_rely_on() {
         ]
     );
     for (key, value) in [
+        ("schema", 1.into()),
         ("input", "in.png".into()),
         ("output", "out.png".into()),
         ("status", "ok".into()),

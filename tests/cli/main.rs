@@ -20,6 +20,7 @@ mod hub;
 mod hub_server;
 #[cfg(target_os = "linux")]
 mod interrupts;
+mod json_lines;
 mod latents;
 mod memory;
 mod original;
@@ -27,6 +28,8 @@ mod original;
 mod outputs;
 mod pipes;
 mod preview;
+#[cfg(target_os = "linux")]
+mod recipes;
 mod reference;
 mod refusals;
 mod samplers;

@@ -104,6 +104,7 @@ fn the_man_page_has_every_option_with_its_words() {
     for section in [
         "OPTIONS",
         "\"EXIT STATUS\"",
+        "\"JSON OUTPUT\"",
         "ENVIRONMENT",
         "FILES",
         "EXAMPLES",

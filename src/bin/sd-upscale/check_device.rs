@@ -10,6 +10,8 @@ use sd_upscale::device::{self, DeviceChoice};
 use sd_upscale::kernels::cpu::Isa;
 use serde_json::json;
 
+use crate::json_lines;
+
 /// Checks each device of the choice and prints what was found: a table, or with `json` a line of JSON a finding.
 ///
 /// # Errors
@@ -120,7 +122,7 @@ fn rate(finding: &Finding) -> String {
 }
 
 fn in_json(device: &str, finding: &Finding) -> String {
-    json!({
+    json_lines::line(&json!({
         "device": device,
         "layer": finding.what,
         "dtype": precision(finding.dtype),
@@ -132,6 +134,5 @@ fn in_json(device: &str, finding: &Finding) -> String {
         "operations": finding.operations,
         "bytes": finding.bytes,
         "ok": finding.passed(),
-    })
-    .to_string()
+    }))
 }

@@ -9,6 +9,7 @@ use sd_upscale::device;
 use sd_upscale::kernels::cpu::Isa;
 use serde_json::json;
 
+use crate::json_lines;
 use crate::version;
 
 /// Prints the devices, the CPU first: two columns, or with `json` a line of JSON each.
@@ -75,13 +76,12 @@ fn memory(device: &Device) -> Option<String> {
 
 fn in_json(name: &str, device: &Result<Device>, auto: bool) -> String {
     let found = device.as_ref().ok();
-    json!({
+    json_lines::line(&json!({
         "device": name,
         "name": found.and_then(device::hardware_name),
         "total_memory": found.and_then(device::total_memory),
         "free_memory": found.and_then(device::free_memory),
         "auto": auto,
         "error": device.as_ref().err().map(|error| format!("{error:#}")),
-    })
-    .to_string()
+    }))
 }

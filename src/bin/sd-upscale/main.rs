@@ -15,6 +15,7 @@ mod first_use;
 mod grid;
 mod item;
 mod job;
+mod json_lines;
 mod list_devices;
 mod manual;
 mod memory_size;

@@ -7,6 +7,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::args::Args;
+use crate::json_lines::{SCHEMA, kinds};
 use crate::notes::{ENVIRONMENT, EXAMPLES, EXIT_STATUS, FILES};
 
 /// The title, without a date, so that equal programs have equal pages: clap_mangen's leaves no place for it, and the source stands there.
@@ -43,9 +44,10 @@ fn page() -> Result<Vec<u8>> {
     synopsis.to_writer(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
+    section("EXIT STATUS", &EXIT_STATUS).to_writer(&mut page)?;
+    json_output()?.to_writer(&mut page)?;
     for (heading, rows) in [
-        ("EXIT STATUS", &EXIT_STATUS[..]),
-        ("ENVIRONMENT", &ENVIRONMENT),
+        ("ENVIRONMENT", &ENVIRONMENT[..]),
         ("FILES", &FILES),
         ("EXAMPLES", &EXAMPLES),
     ] {
@@ -54,14 +56,37 @@ fn page() -> Result<Vec<u8>> {
     Ok(page)
 }
 
+/// The lines of `--json`: what they have in common, then each kind with its fields.
+fn json_output() -> Result<Roff> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["JSON OUTPUT"]);
+    roff.text([roman(format!(
+        "Each line of standard output is an object whose field schema is the version of what follows, {SCHEMA}. Within a version \
+         fields are only added, so take no notice of those you do not know. The same as a JSON Schema is \
+         assets/json-schema.json in the program's source."
+    ))]);
+    for kind in kinds()? {
+        roff.control("SS", [&*kind.options]);
+        roff.text([roman(kind.what)]);
+        for (field, what) in &kind.fields {
+            row(&mut roff, field, what);
+        }
+    }
+    Ok(roff)
+}
+
 /// A term and what it is, under a heading.
 fn section(heading: &str, rows: &[(&str, &str)]) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", [heading]);
     for (term, what) in rows {
-        roff.control("TP", []);
-        roff.text([bold(*term)]);
-        roff.text([roman(*what)]);
+        row(&mut roff, term, what);
     }
     roff
+}
+
+fn row(roff: &mut Roff, term: &str, what: &str) {
+    roff.control("TP", []);
+    roff.text([bold(term)]);
+    roff.text([roman(what)]);
 }

@@ -10,6 +10,7 @@ use sd_upscale::plan::Variant;
 use serde::Serialize;
 
 use crate::job::{Job, Verbosity};
+use crate::json_lines;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -74,8 +75,7 @@ impl Outcome {
             evaluations: self.evaluations,
             seconds: (self.seconds * 1000.0).round() / 1000.0,
         };
-        // Strings and numbers, which are always JSON.
-        serde_json::to_string(&line).unwrap_or_default()
+        json_lines::line(&line)
     }
 
     /// Which of the run's outputs it is of.
