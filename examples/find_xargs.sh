@@ -12,4 +12,4 @@ shift 2
 mkdir -p -- "$to"
 # Options come first: behind -- everything is a file.
 find "$from" -type f \( -iname '*.png' -o -iname '*.jpg' \) -mtime -7 -print0 |
-  xargs -0 -r sd-upscale -o "$to" "$@" --
+  xargs -0 -r sd-upscale --output="$to" "$@" --
