@@ -39,16 +39,16 @@ LONG = PORTRAIT + ", sharp focus, studio light, film grain, 85mm lens, the space
 
 # How far apart float32 results may be, and why.
 #
-# latents: the largest difference over the largest value. Both programs add up the same products in another order: up to 1e-5 was seen
-# with random weights of the published size. Trained weights, 20 steps and guidance may amplify that, hence ten times as much. A
-# real fault is far above: one layer of the small model a hundredth too strong changes them by 1e-3 and more (`--plant weight`).
-# A card's libraries choose algorithms by themselves (Winograd's transforms, split sums), which lose two to three digits more.
+# latents: the largest difference over the largest value. Both programs add up the same products in another order: 2e-6 to 2.5e-5 were seen
+# with random weights of the published size, most with guidance 4. Trained weights may amplify that otherwise: eight times as much is
+# allowed. A real fault is above: one layer of the small model a hundredth too strong changes them by 1.1e-3 to 2.9e-3 (`--plant weight`).
+# A card's libraries choose algorithms by themselves (Winograd's transforms, split sums), which lose a digit more.
 #
-# levels: of 255. At 1e-4 the decoder's output is off by about a hundredth of a level, so that one value in fifty rounds the other way,
-# which makes a difference of 1 there, 0.02 in the mean; 2 leave room for a pixel whose neighbourhood the decoder amplifies.
+# levels: of 255. A value between two levels is rounded either way: 1 at most and 0.0023 in the mean were seen. 2 leave room for a pixel whose
+# neighbourhood the decoder amplifies, 0.02 in the mean for one value in fifty that falls so; the same weak fault gives 0.019 and more.
 TOLERANCES = {
-    "cpu": {"latents": 1e-4, "levels_largest": 2, "levels_mean": 0.02},
-    "cuda": {"latents": 1e-3, "levels_largest": 6, "levels_mean": 0.2},
+    "cpu": {"latents": 2e-4, "levels_largest": 2, "levels_mean": 0.02},
+    "cuda": {"latents": 2e-3, "levels_largest": 6, "levels_mean": 0.2},
 }
 
 
@@ -211,7 +211,7 @@ HEAD = "| case | device | input | steps | guidance | latents | levels, most | me
 def row(line, steps):
     what = [line["name"], line["device"], f"{line['width']}x{line['height']}", steps, line["guidance"]]
     if "error" in line:
-        return "| " + " | ".join(map(str, what)) + f" | | | | | | fail: {line['error']} |"
+        return "| " + " | ".join(map(str, what)) + f" | | | | | | fail: {' '.join(line['error'].split())} |"
     verdict = line["verdict"] + (f": {', '.join(line['beyond'])}" if line["beyond"] else "")
     figures = [f"{line['latents']:.1e}", line["levels_largest"], f"{line['levels_mean']:.4f}"]
     times = [f"{line['seconds']:.1f}", f"{line['seconds_of_diffusers']:.1f}", verdict]
@@ -257,7 +257,11 @@ def snapshot(args):
         return args.weights
     from diffusers import StableDiffusionLatentUpscalePipeline
 
-    return Path(StableDiffusionLatentUpscalePipeline.download(args.repo, revision=args.revision))
+    try:
+        return Path(StableDiffusionLatentUpscalePipeline.download(args.repo, revision=args.revision))
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        sys.exit(f"{args.repo} at {args.revision} cannot be had: {first}; it takes a network, or a folder of the model by --weights")
 
 
 def run(args, work):
