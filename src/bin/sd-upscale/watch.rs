@@ -142,8 +142,8 @@ impl Stamp {
 
 /// Whether a file that nobody writes to any more has all that it needs.
 fn is_whole(job: &Job, path: &Path) -> bool {
-    let needs_sidecar =
-        job.prompt_from == PromptFrom::Sidecar && job.prompt.is_none() && !job.generate;
+    let is_given = job.prompt.is_some() || job.embeds.is_some() || job.generate;
+    let needs_sidecar = job.prompt_from == PromptFrom::Sidecar && !is_given;
     if needs_sidecar && !path.with_extension("txt").is_file() {
         return false;
     }
@@ -259,5 +259,17 @@ mod tests {
         assert!(!watch.takes(&path, stamp(1), start + 5 * PAUSE));
         fs::write(folder.path().join("a.txt"), "a cat").unwrap();
         assert!(watch.takes(&path, stamp(1), start + 6 * PAUSE));
+        // Not where it is given, in words or in numbers.
+        fs::remove_file(folder.path().join("a.txt")).unwrap();
+        let numbers = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/data/reference/embeds.safetensors"
+        );
+        for given in ["-p cat".to_owned(), format!("--prompt-embeds {numbers}")] {
+            let job = self::job(&format!("--prompt-from sidecar {given}"), folder.path());
+            let mut watch = Watch::of(&job);
+            assert!(!watch.takes(&path, stamp(1), start));
+            assert!(watch.takes(&path, stamp(1), start + PAUSE), "{given}");
+        }
     }
 }
